@@ -1,0 +1,5 @@
+"""``python -m anomalyclip``."""
+
+from anomalyclip.cli import main
+
+main()

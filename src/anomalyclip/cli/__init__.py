@@ -1,0 +1,33 @@
+"""The command line: one short module a command, each of which parses, calls the library and prints.
+
+Nothing heavy is imported before a command runs, so that ``anomalyclip --help`` is instant.
+"""
+
+import sys
+
+import typer
+
+from anomalyclip.cli.console import fail
+from anomalyclip.errors import AnomalyCLIPError
+
+app = typer.Typer(
+    name="anomalyclip",
+    help="Find what is wrong in images of things for which there is no training data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Find what is wrong in images of things for which there is no training data."""
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one message and exit code 2, not a traceback."""
+    try:
+        app()
+    except AnomalyCLIPError as error:
+        fail(str(error))
+        sys.exit(2)

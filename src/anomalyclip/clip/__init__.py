@@ -1,0 +1,1 @@
+"""The frozen CLIP: model, weights in every published form, named backbones, tokenizer."""

@@ -1,0 +1,1 @@
+"""Exact detection metrics: arrays in, numbers out."""
