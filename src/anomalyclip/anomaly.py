@@ -1,0 +1,115 @@
+"""Features to similarities to maps and scores: pure functions of tensors.
+
+Shapes: B images, N = g * g patches on a square grid, E embedding, S image side.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEMPERATURE = 0.07
+"""Divides every cosine before the softmax (the published ``/ 0.07``)."""
+
+
+def probabilities(features: Tensor, text_features: Tensor) -> Tensor:
+    """Return how normal and how anomalous features are: softmax of their cosines with the two texts over 0.07.
+
+    Parameters
+    ----------
+    features : Tensor
+        (..., E) float, of images or patches; normalised here.
+    text_features : Tensor
+        (2, E) float, normalised; normal, then abnormal.
+
+    Returns
+    -------
+    Tensor
+        (..., 2) float32 within [0, 1], normal then abnormal.
+
+    Examples
+    --------
+    >>> texts = torch.eye(2)
+    >>> probabilities(torch.tensor([[3.0, 3.0], [0.0, 5.0]]), texts)[:, 1].round(decimals=3)
+    tensor([0.5000, 1.0000])
+    """
+    cosines = F.normalize(features.float(), dim=-1) @ text_features.float().T
+    return (cosines / TEMPERATURE).softmax(dim=-1)
+
+
+def patch_probabilities(patches: Mapping[int, Tensor], text_features: Tensor) -> Tensor:
+    """Return how anomalous each patch is, the mean over feature layers.
+
+    The published map is (P_abnormal + 1 - P_normal) / 2, which is P_abnormal, *summed* over layers; the mean keeps it
+    within [0, 1].
+
+    Parameters
+    ----------
+    patches : mapping of int to Tensor
+        Block number to (B, 1 + N, E) features, CLS first.
+    text_features : Tensor
+        (2, E) float, normalised.
+
+    Returns
+    -------
+    Tensor
+        (B, g, g) float32 within [0, 1].
+    """
+    layers = [probabilities(features[:, 1:], text_features)[..., 1] for features in patches.values()]
+    mean = torch.stack(layers).mean(dim=0)  # B N
+    side = math.isqrt(mean.shape[1])
+    return mean.unflatten(1, (side, side))
+
+
+def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:
+    """Upsample maps bilinearly to S x S and smooth them with a Gaussian, both at once.
+
+    Both operations are linear and separable, so that a map is ``A @ grid @ A.T`` for one constant matrix A: two small
+    matrix products instead of an interpolation and two convolutions at full size.
+
+    Parameters
+    ----------
+    grids : Tensor
+        (..., g, g) float.
+    size : int
+        The side S.
+    sigma : float
+        Standard deviation of the Gaussian in pixels; 0 does not smooth. Reflecting edges and truncation at 4 sigma,
+        as `scipy.ndimage.gaussian_filter` does by default.
+
+    Returns
+    -------
+    Tensor
+        (..., S, S) float.
+
+    Examples
+    --------
+    >>> enlarge(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 4)[0]
+    tensor([0.0000, 0.2500, 0.7500, 1.0000])
+    """
+    matrix = _enlarging_matrix(grids.shape[-1], size, float(sigma)).to(grids)
+    return matrix @ grids @ matrix.T
+
+
+@lru_cache(maxsize=16)
+def _enlarging_matrix(grid: int, size: int, sigma: float) -> Tensor:
+    """Return A, (S, g) float32: its rows are convex combinations, so maps keep their range."""
+    with torch.inference_mode(False):  # a cached constant must be usable in training too
+        identity = torch.eye(grid, dtype=torch.float64)[None]  # 1 g g
+        upsample = F.interpolate(identity, size, mode="linear", align_corners=False)[0].T  # S g
+        return (_gaussian_matrix(size, sigma) @ upsample).float() if sigma > 0 else upsample.float()
+
+
+def _gaussian_matrix(size: int, sigma: float) -> Tensor:
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    weights /= weights.sum()
+    # d c b a | a b c d | d c b a: positions repeat with period 2 S, the second half of which is mirrored.
+    source = (torch.arange(size)[:, None] + offsets) % (2 * size)
+    source = torch.where(source < size, source, 2 * size - 1 - source)  # S 2r+1
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, source, weights.expand(size, -1).contiguous())

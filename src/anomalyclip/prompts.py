@@ -1,0 +1,272 @@
+"""The learned prompts: a frozen value to detect with, a module to train, and both checkpoint formats.
+
+A prompt is ``[V_1]..[V_n] object.`` (normal) or ``[W_1]..[W_n] damaged object.`` (abnormal): learned vectors in place
+of the placeholder tokens "X" after the start token, and deep tokens that overwrite the positions after the start token
+before the text blocks 2, 3, ...
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalyclip.clip.model import CLIP
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing
+
+FORMAT = "anomalyclip-prompts-1"
+"""Name of the safetensors form, in its header."""
+
+_PROJECTION_ROWS = 896
+"""Rows of the published checkpoint's ``compound_prompt_projections``, which are stored and never used."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Two object-agnostic prompts, as tensors.
+
+    Attributes
+    ----------
+    normal, abnormal : Tensor
+        (n, D) float32, the learned vectors; n may be zero (hand-written prompts).
+    deep_tokens : tuple of Tensor
+        The i-th, (k, D) float32, overwrites the positions 1..k before text block i + 2.
+    token_ids : Tensor
+        (2, L) int64, normal then abnormal: start, n placeholders, the fixed words, end, zeros.
+    info : mapping of str to str
+        What is known of their making (``trained_on``, ...).
+    """
+
+    normal: Tensor
+    abnormal: Tensor
+    deep_tokens: tuple[Tensor, ...]
+    token_ids: Tensor
+    info: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Number of learned vectors in each prompt."""
+        return len(self.normal)
+
+    @property
+    def width(self) -> int:
+        """Width of the text transformer that the prompts are for."""
+        return self.normal.shape[-1]
+
+    @classmethod
+    def initial(
+        cls,
+        token_ids: Tensor,
+        *,
+        width: int,
+        length: int = 12,
+        depth: int = 9,
+        deep_length: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> "Prompts":
+        """Return untrained prompts: every learned number from N(0, 0.02), as published.
+
+        Parameters
+        ----------
+        token_ids : Tensor
+            (2, L) int64 with `length` placeholders after the start token.
+        width : int
+            Width of the text transformer.
+        length : int
+            Learned vectors in each prompt.
+        depth : int
+            Text blocks that see learned tokens: ``depth - 1`` sets of deep tokens.
+        deep_length : int
+            Tokens in each of these sets.
+        generator : torch.Generator, optional
+            Where the random numbers come from.
+        """
+
+        def draw(rows: int) -> Tensor:
+            return 0.02 * torch.randn(rows, width, generator=generator)
+
+        deep = tuple(draw(deep_length) for _ in range(depth - 1))
+        return cls(draw(length), draw(length), deep, token_ids)
+
+    @classmethod
+    def handwritten(cls, token_ids: Tensor, *, width: int) -> "Prompts":
+        """Return prompts of plain words, nothing learned: (2, L) token ids, normal then abnormal."""
+        none = torch.zeros(0, width)
+        return cls(none, none, (), token_ids)
+
+    def text_features(self, clip: CLIP) -> Tensor:
+        """Return the (2, E) float32 normalised text features, normal then abnormal.
+
+        The texts are cut after the longer one's end token. Gradients flow to the prompts' tensors.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The prompts are for a text transformer of another width or with fewer blocks.
+        """
+        self._check_fits(clip)
+        ids = self.token_ids.to(clip.token_embedding.weight.device)
+        end = ids.argmax(dim=-1)  # the end token has the largest id
+        fixed = clip.token_embedding(ids[:, : int(end.max()) + 1])  # 2 N D
+        contexts = torch.stack([self.normal, self.abnormal]).to(fixed)  # 2 n D
+        embeddings = torch.cat([fixed[:, :1], contexts, fixed[:, 1 + self.length :]], dim=1)  # 2 N D
+        deep = [tokens.to(fixed) for tokens in self.deep_tokens]
+        return F.normalize(clip.encode_text(embeddings, end, deep_tokens=deep), dim=-1)
+
+    def _check_fits(self, clip: CLIP) -> None:
+        config = clip.config
+        needed = f"text width {self.width}, at least {len(self.deep_tokens) + 1} text blocks"
+        has = f"text width {config.text_width}, {config.text_layers} text blocks"
+        fits = self.width == config.text_width and len(self.deep_tokens) < config.text_layers
+        if not fits or int(self.token_ids.max()) >= config.vocab_size:
+            raise AnomalyCLIPError(
+                f"these prompts were made for another backbone: they need {needed}, a vocabulary above "
+                f"{int(self.token_ids.max())}; the backbone has {has}, a vocabulary of {config.vocab_size}"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the safetensors form: the tensors, and format and `info` in the header."""
+        from safetensors.torch import save
+
+        tensors = {"normal": self.normal, "abnormal": self.abnormal, "token_ids": self.token_ids}
+        tensors |= {f"deep_tokens.{i}": tokens for i, tokens in enumerate(self.deep_tokens)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header = {"format": FORMAT, "info": json.dumps(dict(self.info), sort_keys=True)}
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata=header))
+
+    def save_published(self, path: str | os.PathLike[str], clip: CLIP) -> None:
+        """Write the published ``.pth`` form, which the published code loads.
+
+        That form repeats the fixed tokens' embeddings (taken from `clip`) and holds projections that nothing uses
+        (zeros).
+        """
+        with torch.no_grad():
+            fixed = clip.token_embedding(self.token_ids.to(clip.token_embedding.weight.device)).cpu()
+        state: dict[str, Tensor] = {}
+        for index, (name, context) in enumerate((("pos", self.normal), ("neg", self.abnormal))):
+            state[f"ctx_{name}"] = context.detach().cpu()[None, None].clone()
+            state[f"token_prefix_{name}"] = fixed[None, None, index, :1].clone()
+            state[f"token_suffix_{name}"] = fixed[None, None, index, 1 + self.length :].clone()
+            state[f"tokenized_prompts_{name}"] = self.token_ids[None, None, index].int()
+        for i, tokens in enumerate(self.deep_tokens):
+            state[f"compound_prompts_text.{i}"] = tokens.detach().cpu().clone()
+            state[f"compound_prompt_projections.{i}.weight"] = torch.zeros(_PROJECTION_ROWS, self.width)
+            state[f"compound_prompt_projections.{i}.bias"] = torch.zeros(_PROJECTION_ROWS)
+        with replacing(path) as temporary:
+            torch.save({"prompt_learner": state}, temporary)
+
+
+class PromptLearner(nn.Module):
+    """The prompts as trainable parameters.
+
+    Parameters
+    ----------
+    start : Prompts
+        The values to start from; they are copied.
+    """
+
+    def __init__(self, start: Prompts) -> None:
+        super().__init__()
+        self.normal = nn.Parameter(start.normal.clone())
+        self.abnormal = nn.Parameter(start.abnormal.clone())
+        self.deep_tokens = nn.ParameterList(nn.Parameter(tokens.clone()) for tokens in start.deep_tokens)
+        self.token_ids: Tensor
+        self.register_buffer("token_ids", start.token_ids, persistent=False)
+
+    def forward(self, clip: CLIP) -> Tensor:
+        """Return the (2, E) normalised text features, with gradients to the parameters."""
+        prompts = Prompts(self.normal, self.abnormal, tuple(self.deep_tokens), self.token_ids)
+        return prompts.text_features(clip)
+
+    def value(self, info: Mapping[str, str] | None = None) -> Prompts:
+        """Return the present values as frozen prompts on the CPU."""
+        normal, abnormal, *deep = (p.detach().cpu().clone() for p in self._tensors())
+        return Prompts(normal, abnormal, tuple(deep), self.token_ids.cpu(), info or {})
+
+    def _tensors(self) -> Iterable[Tensor]:
+        return (self.normal, self.abnormal, *self.deep_tokens)
+
+
+def load_prompts(path: str | os.PathLike[str]) -> Prompts:
+    """Read prompts in either form; length, depth and deep-token count come from the tensors.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The file is missing or is no prompts checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AnomalyCLIPError(f"{path}: no such prompts file; expected prompts.safetensors or a published .pth")
+    prompts = _read_published(path) if _is_torch_file(path) else _read_safetensors(path)
+    _check_consistent(prompts, path)
+    return prompts
+
+
+def _is_torch_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start in (b"PK", b"\x80\x02")  # a zip archive, or a pickle (the form before torch 1.6)
+
+
+def _read_safetensors(path: Path) -> Prompts:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AnomalyCLIPError(
+            f"{path}: neither prompts in safetensors form nor a published .pth ({error})"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise AnomalyCLIPError(
+            f"{path}: a safetensors file, but not prompts: its header says format {header.get('format')!r}, "
+            f"expected {FORMAT!r}"
+        )
+    deep = _numbered(tensors, "deep_tokens.")
+    return Prompts(
+        tensors["normal"], tensors["abnormal"], deep, tensors["token_ids"], json.loads(header.get("info", "{}"))
+    )
+
+
+def _read_published(path: Path) -> Prompts:
+    expected = '{"prompt_learner": {"ctx_pos", "ctx_neg", "tokenized_prompts_pos", ...}}'
+    try:
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise AnomalyCLIPError(
+            f"{path}: not a readable checkpoint of tensors ({type(error).__name__}); expected {expected}"
+        ) from None
+    state = checkpoint.get("prompt_learner") if isinstance(checkpoint, dict) else None
+    names = ("ctx_pos", "ctx_neg", "tokenized_prompts_pos", "tokenized_prompts_neg")
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), Tensor) for name in names):
+        raise AnomalyCLIPError(f"{path}: not a prompts checkpoint; expected {expected}")
+    normal, abnormal = (state[name].float().flatten(0, -2) for name in names[:2])
+    ids = torch.stack([state[name].flatten() for name in names[2:]]).long()
+    deep = tuple(tokens.float() for tokens in _numbered(state, "compound_prompts_text."))
+    return Prompts(normal, abnormal, deep, ids, {})
+
+
+def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, ...]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return tuple(tensors[name] for name in sorted(names, key=lambda name: int(name.removeprefix(prefix))))
+
+
+def _check_consistent(prompts: Prompts, path: Path) -> None:
+    shapes = [tuple(t.shape) for t in (prompts.normal, prompts.abnormal, *prompts.deep_tokens)]
+    flat = all(len(shape) == 2 and shape[1] == prompts.width for shape in shapes)
+    ends = prompts.token_ids.argmax(dim=-1)
+    room = bool((ends > prompts.length).all())
+    if not flat or shapes[0] != shapes[1] or not room:
+        raise AnomalyCLIPError(
+            f"{path}: the prompts' tensors do not fit together: shapes {shapes}, end tokens at {ends.tolist()}"
+        )
