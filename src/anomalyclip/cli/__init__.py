@@ -7,7 +7,9 @@ import sys
 
 import typer
 
+from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.console import fail
+from anomalyclip.cli.predict import predict
 from anomalyclip.errors import AnomalyCLIPError
 
 app = typer.Typer(
@@ -22,6 +24,10 @@ app = typer.Typer(
 @app.callback()
 def _root() -> None:
     """Find what is wrong in images of things for which there is no training data."""
+
+
+app.command()(predict)
+app.command()(benchmark)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """What the commands print with: results go to standard output, everything else to standard error."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -31,3 +33,22 @@ def warn(message: str) -> None:
 def fail(message: str) -> None:
     """Print an error to standard error."""
     err().print(f"error: {message}", style="red", markup=False)
+
+
+@contextmanager
+def track(what: str, *, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal, nothing in a pipe; give a function that counts one more.
+
+    Parameters
+    ----------
+    what : str
+        What is going on.
+    total : int, optional
+        How many there will be; None: unknown.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,211 @@
+"""How long each stage of a prediction takes, and how far the encoder is from this machine's own limit.
+
+The limit is the rate of a plain float32 matrix product measured in the same process: absolute times say little on
+shared machines, the ratio to that floor does.
+"""
+
+import io
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anomalyclip.anomaly import enlarge
+from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.images import squash
+from anomalyclip.prompts import Prompts
+from anomalyclip.scorer import TorchScorer
+
+ARCHITECTURES = {
+    "ViT-L-14-336": CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408),
+    "ViT-L-14": CLIPConfig(768, 224, 14, 1024, 24, 16, 768, 12, 12, 77, 49408),
+    "ViT-B-16": CLIPConfig(512, 224, 16, 768, 12, 12, 512, 12, 8, 77, 49408),
+    "ViT-B-32": CLIPConfig(512, 224, 32, 768, 12, 12, 512, 12, 8, 77, 49408),
+}
+"""Shapes that can be timed without their weights: speed does not depend on the weights' values."""
+
+MATRIX = 4096
+"""Side of the float32 matrices whose product gives the machine's rate."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Result of `run`; times in seconds, the best of the repetitions.
+
+    Attributes
+    ----------
+    gflop : float
+        Multiplications and additions of the encoder's matrix products, in 1e9, for one image.
+    gflops : float
+        This machine's rate of a float32 product, 1e9 a second: the best one of those before and after.
+    floor : float
+        ``gflop / gflops``: what one image cannot be faster than.
+    stages : dict of str to float
+        Seconds an image: decode, resize, encode, score, smooth.
+    ratio : float
+        ``encode / floor``.
+    peak_memory : float
+        Peak resident memory of the process in MB; nan where the system does not tell.
+    """
+
+    architecture: str
+    image_size: int
+    batch_size: int
+    gflop: float
+    gflops: float
+    floor: float
+    stages: dict[str, float]
+    ratio: float
+    peak_memory: float
+    machine: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, JSON-ready."""
+        return asdict(self)
+
+
+def encoder_gflop(config: CLIPConfig, *, image_size: int, dpam_layers: int) -> float:
+    """Return the 1e9 operations of the blocks' matrix products for one image (a product of sums counts two).
+
+    Counted: projections, MLP and attention of every block, the local path where it runs, and of the last block's
+    original path what CLS needs.
+
+    Examples
+    --------
+    >>> round(encoder_gflop(ARCHITECTURES["ViT-L-14-336"], image_size=518, dpam_layers=19))
+    1176
+    """
+    tokens = (image_size // config.patch_size) ** 2 + 1
+    width, depth = config.vision_width, config.vision_layers
+    linear, attention = 2 * tokens * width**2, 4 * tokens**2 * width
+    original = (depth - 1) * (12 * linear + attention) + 2 * linear  # the last block: keys and values
+    local = dpam_layers * (linear + attention)
+    return (original + local) / 1e9
+
+
+def run(
+    architecture: str = "ViT-L-14-336",
+    *,
+    image_size: int | None = None,
+    batch_size: int = 1,
+    repeats: int = 3,
+    device: str = "auto",
+    precision: str = "fp32",
+    seed: int = 0,
+) -> Timing:
+    """Time one architecture with random weights on a generated image.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An unknown architecture, or options that it cannot have.
+    """
+    if architecture not in ARCHITECTURES:
+        raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
+    scorer = _random_scorer(ARCHITECTURES[architecture], image_size, device, precision, seed)
+    before = matrix_rate(scorer.device)
+    stages = _time_stages(scorer, batch_size=batch_size, repeats=repeats)
+    rate = max(before, matrix_rate(scorer.device))
+    gflop = encoder_gflop(scorer.config, image_size=scorer.image_size, dpam_layers=scorer.dpam_layers)
+    return Timing(
+        architecture=architecture,
+        image_size=scorer.image_size,
+        batch_size=batch_size,
+        gflop=gflop,
+        gflops=rate,
+        floor=gflop / rate,
+        stages=stages,
+        ratio=stages["encode"] * rate / gflop,
+        peak_memory=peak_memory(),
+        machine=machine(scorer),
+    )
+
+
+def matrix_rate(device: torch.device, *, repeats: int = 4) -> float:
+    """Return this machine's rate of a 4096 x 4096 x 4096 float32 product in 1e9 operations a second, at best."""
+    a, b = torch.randn(2, MATRIX, MATRIX, device=device).unbind()
+    return 2e-9 * MATRIX**3 / best_time(lambda: a @ b, repeats=repeats, device=device)
+
+
+def best_time(work: Callable[[], object], *, repeats: int, device: torch.device | None = None) -> float:
+    """Return the shortest of several runs in seconds, waiting for a GPU to finish."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak_memory() -> float:
+    """Return the peak resident memory of this process in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def machine(scorer: TorchScorer) -> dict[str, Any]:
+    """Return what a figure must be read with."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": str(scorer.device),
+        "precision": scorer.precision,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _random_scorer(
+    config: CLIPConfig, image_size: int | None, device: str, precision: str, seed: int
+) -> TorchScorer:
+    torch.manual_seed(seed)
+    clip = CLIP(config).requires_grad_(False).eval()
+    ids = torch.tensor([[49406, *[343] * 12, 14115, 269, 49407, 0], [49406, *[343] * 12, 13568, 14115, 269, 49407]])
+    prompts = Prompts.initial(ids, width=config.text_width)
+    return TorchScorer(clip, prompts, image_size=image_size, device=device, precision=precision)
+
+
+def _time_stages(scorer: TorchScorer, *, batch_size: int, repeats: int) -> dict[str, float]:
+    """Return seconds an image of each stage on a generated 1024 x 768 JPEG."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((1024, 768)).save(buffer, "JPEG")
+    image = Image.open(buffer).convert("RGB")
+    pixels = np.stack([squash(image, scorer.image_size)] * batch_size)
+
+    def timed(work: Callable[[], object], images: int) -> float:
+        return best_time(work, repeats=repeats, device=scorer.device) / images
+
+    with torch.inference_mode():
+        normal = scorer.normalise(torch.from_numpy(pixels).to(scorer.device))
+        features = scorer.features(normal)
+        _, grids = scorer.score(features)
+        return {
+            "decode": timed(lambda: Image.open(buffer).load(), 1),
+            "resize": timed(lambda: squash(image, scorer.image_size), 1),
+            "encode": timed(lambda: scorer.features(normal), batch_size),
+            "score": timed(lambda: scorer.score(features), batch_size),
+            "smooth": timed(lambda: enlarge(grids, scorer.image_size, sigma=scorer.sigma), batch_size),
+        }

@@ -1,0 +1,229 @@
+"""``anomalyclip predict``: score images and draw where they are anomalous."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anomalyclip.cli import options
+from anomalyclip.cli.console import fail, out, track
+from anomalyclip.errors import AnomalyCLIPError, InputError
+
+if TYPE_CHECKING:
+    from anomalyclip.detector import Detector
+    from anomalyclip.inputs import ImageFile
+    from anomalyclip.writers import PredictionWriter
+
+_SHOWN = 20
+_DRAWING = "Drawing"
+
+
+class Saved(str, Enum):
+    """What is kept of an image besides its line in predictions.jsonl."""
+
+    map = "map"
+    heatmap = "heatmap"
+    mask = "mask"
+
+
+class ColorMap(str, Enum):
+    """Colours of the heat maps."""
+
+    inferno = "inferno"
+    turbo = "turbo"
+    gray = "gray"
+
+
+def predict(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Images, folders (searched recursively) or patterns; - reads paths from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option(help="File with one image path a line.", show_default=False, dir_okay=False)
+    ] = None,
+    output: options.Output = None,
+    save: Annotated[
+        list[Saved] | None,
+        typer.Option(
+            help="Also keep: map (float32 .npy), heatmap (overlay, .png), mask (.png, needs --threshold); repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: options.Threshold = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in --output, skipping what is done.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in --output.")] = False,
+    batch_size: options.BatchSize = 1,
+    backbone: options.Backbone = "ViT-L-14-336",
+    prompts: options.Prompts = None,
+    image_size: options.ImageSize = None,
+    layers: options.Layers = None,
+    dpam_layers: options.DpamLayers = None,
+    sigma: options.Sigma = 4.0,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    colormap: Annotated[
+        ColorMap, typer.Option(help="Colours of the heat maps.", rich_help_panel=_DRAWING)
+    ] = ColorMap.inferno,
+    alpha: Annotated[
+        float, typer.Option(help="How much the colour covers at most.", min=0, max=1, rich_help_panel=_DRAWING)
+    ] = 0.7,
+    scale: Annotated[
+        tuple[float, float],
+        typer.Option(help="Map values of the first and last colour.", rich_help_panel=_DRAWING),
+    ] = (0.0, 1.0),
+) -> None:
+    """Score images and draw where they are anomalous.
+
+    Every image gets a score from 0 (normal) to 1 (anomalous), printed and kept in OUTPUT/predictions.jsonl;
+    --save keeps maps, heat maps and masks too. Images that cannot be used are named and the rest is scored.
+    """
+    from functools import partial
+
+    from anomalyclip.detector import Detector
+    from anomalyclip.runs import keep_settings, new_folder
+    from anomalyclip.visualize import overlay
+    from anomalyclip.writers import PredictionWriter
+
+    images = _images(paths or [], from_file)
+    kinds = [kind.value for kind in save or []]
+    _check(kinds, threshold=threshold, output=output, resume=resume)
+    detector = Detector.from_pretrained(
+        backbone,
+        prompts=prompts,
+        image_size=image_size,
+        layers=layers,
+        dpam_layers=dpam_layers,
+        sigma=sigma,
+        threshold=threshold,
+        device=device,
+        precision=precision,
+    )
+    folder = output or new_folder("predict")
+    draw = partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale)
+    with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
+        keep_settings(folder, _settings(detector, backbone=backbone, prompts=prompts), resume=resume)
+        summary = _run(detector, images, writer, batch_size=batch_size)
+    summary.show(folder)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | Iterator[ImageFile]":
+    """Return the images: a list where all can be known beforehand, or a stream from standard input."""
+    from anomalyclip.inputs import find_images, read_list
+
+    if "-" in paths or (from_file is not None and str(from_file) == "-"):
+        if len(paths) + (from_file is not None) > 1:
+            raise AnomalyCLIPError("- (standard input) cannot be combined with other inputs")
+        return read_list(sys.stdin)
+    images = list(find_images(paths))
+    if from_file is not None:
+        try:
+            images += read_list(from_file.read_text().splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise AnomalyCLIPError(f"{from_file}: not a readable list of image paths ({error})") from None
+    if not images:
+        raise AnomalyCLIPError("no images given: name files, folders or patterns, --from-file LIST, or - for stdin")
+    return images
+
+
+def _check(kinds: Sequence[str], *, threshold: str | None, output: Path | None, resume: bool) -> None:
+    if "mask" in kinds and threshold is None:
+        raise AnomalyCLIPError("--save mask needs a threshold: give --threshold 0.5 or a threshold file")
+    if resume and output is None:
+        raise AnomalyCLIPError("--resume needs the folder to go on in: give --output FOLDER")
+
+
+def _settings(detector: "Detector", *, backbone: str, prompts: str | None) -> dict[str, Any]:
+    """Return what changes the results; the device changes only the last digits."""
+    settings = {key: value for key, value in detector.scorer.settings().items() if key != "device"}
+    threshold = detector.threshold
+    limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
+    return {"backbone": backbone, "prompts": prompts, **settings, "threshold": limits}
+
+
+def _run(
+    detector: "Detector", images: "Iterable[ImageFile]", writer: "PredictionWriter", *, batch_size: int
+) -> "_Summary":
+    summary = _Summary()
+    names: dict[str, str] = {}
+    total = len(images) if isinstance(images, Sequence) else None
+    with track("Scoring", total=total) as advance:
+
+        def wanted() -> Iterator[str]:
+            for image in images:
+                if image.path in writer.done:
+                    summary.skipped += 1
+                    advance()
+                    continue
+                names[image.path] = image.name
+                yield image.path
+
+        def on_error(image: Any, error: InputError) -> None:
+            fail(str(error))
+            writer.write_error(image, error)
+            summary.failed += 1
+            advance()
+
+        try:
+            for prediction in detector.stream(wanted(), batch_size=batch_size, on_error=on_error):
+                assert prediction.image_path is not None
+                record = writer.write(prediction, name=names.pop(prediction.image_path, None))
+                summary.add(record)
+                advance()
+        except KeyboardInterrupt:
+            fail(f"stopped after {summary.scored} images; --output {writer.output_dir} --resume goes on")
+            raise typer.Exit(130) from None
+    return summary
+
+
+class _Summary:
+    """What is printed at the end: counts, and the most anomalous images."""
+
+    def __init__(self) -> None:
+        self.scored = self.skipped = self.failed = self.anomalous = 0
+        self.judged = False
+        self.top: list[dict[str, Any]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.scored += 1
+        self.judged |= record["pred_label"] is not None
+        self.anomalous += bool(record["pred_label"])
+        self.top.append(record)
+        if len(self.top) > 10 * _SHOWN:
+            self._trim()
+
+    def _trim(self) -> None:
+        self.top = sorted(self.top, key=lambda record: -record["pred_score"])[:_SHOWN]
+
+    def show(self, folder: Path) -> None:
+        from rich.table import Table
+
+        self._trim()
+        if self.top:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            table.add_column("score", justify="right")
+            if self.judged:
+                table.add_column("verdict")
+            table.add_column("image", overflow="fold")
+            for record in self.top:
+                verdict = ["[red]anomalous[/]" if record["pred_label"] else "[green]normal[/]"] if self.judged else []
+                table.add_row(f"{record['pred_score']:.4f}", *verdict, record["image_path"])
+            out().print(table)
+            if self.scored > len(self.top):
+                out().print(f"... the {len(self.top)} most anomalous of {self.scored}; all are in predictions.jsonl")
+        counts = [f"{self.scored} scored"]
+        if self.judged:
+            counts.append(f"{self.anomalous} anomalous")
+        if self.skipped:
+            counts.append(f"{self.skipped} done before")
+        if self.failed:
+            counts.append(f"{self.failed} failed (errors.jsonl)")
+        out().print(f"{', '.join(counts)}; results in {folder}")

@@ -1,0 +1,237 @@
+"""`Detector`: images in, predictions out. It decodes ahead of the model and knows nothing of PyTorch itself."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.images import as_image, squash
+from anomalyclip.prediction import Prediction, Threshold
+
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+"""A path, a PIL image, or an H x W x 3 uint8 array."""
+
+OnError = Callable[[ImageLike, InputError], None]
+
+
+class Scorer(Protocol):
+    """A model made ready: (B, S, S, 3) uint8 RGB to scores (B,) and maps (B, S, S), float32 within [0, 1]."""
+
+    image_size: int
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return what determines the scores besides weights and prompts, JSON-ready."""
+        ...
+
+
+class _Decoded:
+    """An image as the model takes it, and what the prediction says of the original."""
+
+    def __init__(self, source: ImageLike, image_size: int) -> None:
+        image = as_image(source)
+        self.path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        self.original_size = image.size
+        self.pixels = squash(image, image_size)
+
+
+class Detector:
+    """Zero-shot anomaly detector.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The model; usually made by `from_pretrained`.
+    threshold : Threshold, optional
+        With one, predictions have a verdict, a mask and regions.
+
+    Examples
+    --------
+    >>> detector = Detector.from_pretrained("micro", threshold=0.5)
+    >>> prediction = detector.predict(np.full((64, 64, 3), 200, dtype=np.uint8))
+    >>> prediction.anomaly_map.dtype, 0 <= prediction.pred_score <= 1
+    (dtype('float32'), True)
+    """
+
+    def __init__(self, scorer: Scorer, *, threshold: Threshold | None = None) -> None:
+        self.scorer = scorer
+        self.threshold = threshold
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        backbone: str | os.PathLike[str] = "ViT-L-14-336",
+        *,
+        prompts: str | os.PathLike[str] | None = None,
+        image_size: int | None = None,
+        layers: Sequence[int] | None = None,
+        dpam_layers: int | None = None,
+        sigma: float = 4.0,
+        threshold: float | Threshold | str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> "Detector":
+        """Load a backbone and prompts.
+
+        Parameters
+        ----------
+        backbone : str or path
+            A name (``ViT-L-14-336``, ``micro``, ...) or a file or folder in any published form of CLIP weights.
+        prompts : str or path, optional
+            ``mvtec``, ``visa`` (named by what they were trained on) or a checkpoint. None: the backbone's own.
+        image_size : int, optional
+            Side S in pixels to which images are squashed, a multiple of the patch size. None: the backbone's own, 518
+            for ViT-L/14@336.
+        layers : sequence of int, optional
+            Blocks, counted from 1, whose patch features make the map. None: the last.
+        dpam_layers : int, optional
+            How many final blocks have the local path. None: 19 of 24, other depths in proportion.
+        sigma : float
+            Gaussian smoothing of the map in pixels at S x S.
+        threshold : float, Threshold or path, optional
+            One number for scores and pixels both, or a file that ``anomalyclip calibrate`` wrote.
+        device : str
+            ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        precision : {"fp32", "bf16", "fp16", "auto"}
+            Of the image tower's matrix products.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            Weights, prompts or an option cannot be used; the message says which, and what would do.
+        """
+        from anomalyclip.loading import load_clip, load_prompts_for
+        from anomalyclip.scorer import TorchScorer
+
+        ready = as_threshold(threshold)
+        clip = load_clip(backbone)
+        scorer = TorchScorer(
+            clip,
+            load_prompts_for(clip, backbone, prompts),
+            image_size=image_size,
+            layers=layers,
+            dpam_layers=dpam_layers,
+            sigma=sigma,
+            device=device,
+            precision=precision,
+        )
+        return cls(scorer, threshold=ready)
+
+    @overload
+    def predict(self, images: ImageLike) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Sequence[ImageLike]) -> list[Prediction]: ...
+
+    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
+        """Score one image, or a list of them one by one.
+
+        Parameters
+        ----------
+        images : path, PIL image or (H, W, 3) uint8 array, or a list of these
+
+        Returns
+        -------
+        Prediction or list of Prediction
+
+        Raises
+        ------
+        InputError
+            An image cannot be used.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images))
+        return next(self.stream([images]))  # type: ignore[list-item]
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = 1,
+        workers: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[Prediction]:
+        """Score any number of images in bounded memory, in their order.
+
+        Threads decode ahead of the model, at most two batches.
+
+        Parameters
+        ----------
+        images : iterable of path, PIL image or (H, W, 3) uint8 array
+            May be endless; it is read only as far as it is needed.
+        batch_size : int
+            Images that go through the model at once; does not change the results.
+        workers : int, optional
+            Decoding threads. None: one for each core, at most four.
+        on_error : callable, optional
+            Called with an image that cannot be used and the error, and the rest goes on. None: the error is raised.
+
+        Yields
+        ------
+        Prediction
+        """
+        if batch_size < 1:
+            raise AnomalyCLIPError(f"batch size {batch_size}: expected 1 or more")
+        decoded = self._decode_ahead(images, depth=2 * batch_size, workers=workers, on_error=on_error)
+        while batch := list(islice(decoded, batch_size)):
+            scores, maps = self.scorer(np.stack([item.pixels for item in batch]))
+            for item, score, anomaly_map in zip(batch, scores, maps, strict=True):
+                yield Prediction(
+                    image_path=item.path,
+                    pred_score=float(score),
+                    anomaly_map=anomaly_map,
+                    image_size=item.original_size,
+                ).with_threshold(self.threshold)
+
+    def _decode_ahead(
+        self, images: Iterable[ImageLike], *, depth: int, workers: int | None, on_error: OnError | None
+    ) -> Iterator[_Decoded]:
+        pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+        source = iter(images)
+        waiting: deque[tuple[ImageLike, Future[_Decoded]]] = deque()
+
+        def fill() -> None:
+            for image in islice(source, depth - len(waiting)):
+                waiting.append((image, pool.submit(_Decoded, image, self.scorer.image_size)))
+
+        try:
+            fill()
+            while waiting:
+                image, future = waiting.popleft()
+                try:
+                    item = future.result()
+                except InputError as error:
+                    if on_error is None:
+                        raise
+                    on_error(image, error)
+                    fill()
+                else:
+                    fill()
+                    yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def as_threshold(value: float | Threshold | str | os.PathLike[str] | None) -> Threshold | None:
+    """Return a number (for scores and pixels both), a threshold file or a `Threshold` as a `Threshold`."""
+    if value is None or isinstance(value, Threshold):
+        return value
+    if isinstance(value, int | float):
+        return Threshold(score=float(value), pixel=float(value))
+    text = os.fspath(value)
+    try:
+        number = float(text)
+    except ValueError:
+        return Threshold.from_file(Path(text))
+    return Threshold(score=number, pixel=number)

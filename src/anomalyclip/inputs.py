@@ -1,0 +1,101 @@
+"""What a user points at (files, folders, patterns, lists) to image files and the names of their results."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.images import SUFFIXES
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file and the relative path under which its results are kept."""
+
+    path: str
+    name: str
+
+
+def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
+    """List images: files as they are, folders recursively, patterns (``parts/*.png``) that match something.
+
+    Results are named by the path below what was pointed at: below the folder if it is one folder, else below the
+    folder that all of them have in common.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A path does not exist, a pattern matches nothing, or a folder holds no image.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / "line 1").mkdir()
+    ...     for name in ("b.PNG", "line 1/a.jpg", "notes.txt", ".hidden.png"):
+    ...         Path(folder, name).touch()
+    ...     [image.name for image in find_images([folder])]
+    ['b.PNG', 'line 1/a.jpg']
+    """
+    roots = [Path(match) for path in paths for match in _matches(os.fspath(path))]
+    base = _common_folder(roots)
+    for root in roots:
+        if root.is_dir():
+            yield from _named(_walk(root), base)
+        else:
+            yield from _named([os.fspath(root)], base)
+
+
+def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
+    """Take image paths from lines, one a line, as they come; empty lines are skipped.
+
+    Results are named by the path relative to the working folder.
+
+    Examples
+    --------
+    >>> [image.path for image in read_list(["a.png\\n", "\\n", "parts/b c.png\\n"])]
+    ['a.png', 'parts/b c.png']
+    """
+    for line in lines:
+        if path := line.rstrip("\r\n"):
+            yield ImageFile(path, _relative(path, os.getcwd()))
+
+
+def _matches(path: str) -> list[str]:
+    if os.path.exists(path):
+        return [path]
+    matches = sorted(glob.glob(path, recursive=True))
+    if not matches:
+        what = "nothing matches this pattern" if glob.has_magic(path) else "no such file or folder"
+        raise AnomalyCLIPError(f"{path}: {what}")
+    return matches
+
+
+def _common_folder(roots: Sequence[Path]) -> str:
+    folders = [os.path.abspath(root if root.is_dir() else root.parent) for root in roots]
+    return os.path.commonpath(folders) if folders else os.getcwd()
+
+
+def _named(paths: Iterable[str], base: str) -> Iterator[ImageFile]:
+    for path in paths:
+        yield ImageFile(path, _relative(path, base))
+
+
+def _relative(path: str, base: str) -> str:
+    return Path(os.path.relpath(os.path.abspath(path), base)).as_posix()
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the image files below a folder in a stable order; hidden ones are left out."""
+    found = False
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+                found = True
+                yield os.path.join(folder, name)
+    if not found:
+        endings = " ".join(sorted(SUFFIXES))
+        raise AnomalyCLIPError(f"{root}: no image in this folder or below (looked for {endings})")
