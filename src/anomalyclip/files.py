@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from anomalyclip.errors import AnomalyCLIPError
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -30,3 +32,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an `OSError` (full disk, no permission, ...) of the block into one message that names `path`.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Instead of the `OSError`.
+
+    Examples
+    --------
+    >>> with writing("map.npy"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    anomalyclip.errors.AnomalyCLIPError: map.npy cannot be written: No space left on device. ...
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AnomalyCLIPError(
+            f"{path} cannot be written: {error.strerror or error}. "
+            "Free some space, or choose a folder that can be written to."
+        ) from error

@@ -1,0 +1,331 @@
+"""What the detector says about one image: score, map, and, once there is a threshold, verdict and regions."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing, writing
+
+# float32 softmax and Gaussian filter overshoot 1 by a few units in the last place.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which score on an image, and from which map value on a pixel, is called anomalous.
+
+    Parameters
+    ----------
+    score : float, optional
+        Threshold of the image score, in [0, 1]; None: images get no verdict.
+    pixel : float, optional
+        Threshold of the anomaly map, in [0, 1]; None: there is no mask.
+    info : mapping, optional
+        Anything JSON-ready that tells where the thresholds come from (calibration set, false-alarm rate,
+        ...).
+
+    Raises
+    ------
+    AnomalyCLIPError
+        If a threshold is outside [0, 1].
+
+    Examples
+    --------
+    >>> Threshold(score=0.6, pixel=0.4)
+    Threshold(score=0.6, pixel=0.4, info={})
+    """
+
+    score: float | None = None
+    pixel: float | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("score", self.score), ("pixel", self.pixel)):
+            if value is not None and not _is_probability(value):
+                raise AnomalyCLIPError(f"the {name} threshold is {value!r}; it must be a number from 0 to 1.")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Threshold":
+        """Read a threshold file, as written by `to_file`.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            If the file cannot be read or is not a threshold file.
+        """
+        try:
+            content = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise AnomalyCLIPError(f"threshold file {path} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise AnomalyCLIPError(f"threshold file {path} is not valid JSON: {error}.") from error
+        expected = 'expected an object like {"score": 0.6, "pixel": 0.4, "info": {}}'
+        if not isinstance(content, dict) or not {"score", "pixel"} <= content.keys() <= {
+            "score",
+            "pixel",
+            "info",
+        }:
+            raise AnomalyCLIPError(f"{path} is not a threshold file: {expected}.")
+        if not isinstance(content.get("info", {}), dict):
+            raise AnomalyCLIPError(f"{path} is not a threshold file: info is no object; {expected}.")
+        try:
+            return cls(**content)
+        except AnomalyCLIPError as error:
+            raise AnomalyCLIPError(f"threshold file {path}: {error}") from error
+
+    def to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the thresholds as a small JSON file, whole or not at all.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "threshold.json"
+        >>> Threshold(score=0.6, info={"images": 20}).to_file(path)
+        >>> Threshold.from_file(path)
+        Threshold(score=0.6, pixel=None, info={'images': 20})
+        """
+        content = {"score": self.score, "pixel": self.pixel, "info": dict(self.info)}
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        with writing(path), replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected anomalous area, in pixels of the original image.
+
+    Parameters
+    ----------
+    box : tuple of int
+        (x0, y0, x1, y1): the smallest rectangle around it; x1 and y1 are one past the last pixel.
+    area : int
+        Number of pixels, at least 1.
+    peak_score : float
+        Largest value of the anomaly map within, in [0, 1].
+    peak_position : tuple of int
+        (x, y) of that value.
+    """
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak_score: float
+    peak_position: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the region as JSON-ready values, in a fixed order."""
+        return {
+            "box": list(self.box),
+            "area": self.area,
+            "peak_score": self.peak_score,
+            "peak_position": list(self.peak_position),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prediction:
+    """Score and anomaly map of one image.
+
+    Parameters
+    ----------
+    pred_score : float
+        How likely the image is anomalous, in [0, 1].
+    anomaly_map : ndarray of float32, shape (S, S)
+        How likely each pixel of the model's square input is anomalous, in [0, 1]. Kept read-only.
+    image_size : tuple of int
+        (width, height) of the original image, upright (after its EXIF orientation).
+    image_path : str or path, optional
+        Where the image came from; kept as a string. None for an image in memory.
+    threshold : float, optional
+        From this image score on the image is anomalous. See `with_threshold`.
+    pixel_threshold : float, optional
+        From this map value on a pixel is anomalous.
+
+    Raises
+    ------
+    ValueError
+        If the map is not square and float32, holds values outside [0, 1] or NaN, or the score or size is
+        impossible.
+    AnomalyCLIPError
+        If a threshold is outside [0, 1].
+
+    Examples
+    --------
+    >>> anomaly_map = np.zeros((4, 4), np.float32)
+    >>> anomaly_map[0, 1:3] = 0.75
+    >>> prediction = Prediction(pred_score=0.8, anomaly_map=anomaly_map, image_size=(40, 20))
+    >>> print(prediction.pred_label, prediction.pred_mask)
+    None None
+    >>> prediction = prediction.with_threshold(0.5)
+    >>> prediction.pred_label
+    True
+    >>> prediction.regions
+    (Region(box=(10, 0, 30, 5), area=100, peak_score=0.75, peak_position=(15, 2)),)
+    """
+
+    pred_score: float
+    anomaly_map: NDArray[np.float32]
+    image_size: tuple[int, int]
+    image_path: str | None = None
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        Threshold(score=self.threshold, pixel=self.pixel_threshold)
+        if not _is_probability(self.pred_score):
+            raise ValueError(f"pred_score is {self.pred_score!r}, not a number within [0, 1]")
+        width, height = self.image_size
+        if width < 1 or height < 1:
+            raise ValueError(f"image_size is {self.image_size}, not (width, height) in pixels")
+        if self.image_path is not None:
+            object.__setattr__(self, "image_path", os.fspath(self.image_path))
+        object.__setattr__(self, "pred_score", float(self.pred_score))
+        object.__setattr__(self, "image_size", (int(width), int(height)))
+        object.__setattr__(self, "anomaly_map", _checked_map(self.anomaly_map))
+
+    @property
+    def pred_label(self) -> bool | None:
+        """Whether the image is anomalous; None without a threshold."""
+        return None if self.threshold is None else self.pred_score >= self.threshold
+
+    @cached_property
+    def pred_mask(self) -> NDArray[np.bool_] | None:
+        """Bool array (S, S) of the anomalous pixels of the model's input; None without a pixel threshold."""
+        return None if self.pixel_threshold is None else self.anomaly_map >= self.pixel_threshold
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The 8-connected regions of `pred_mask`, highest peak first; empty without a pixel threshold.
+
+        They are found on the (S, S) map and scaled to the original image: boxes are rounded outwards, areas
+        to the nearest pixel.
+        """
+        return (
+            () if self.pred_mask is None else _find_regions(self.anomaly_map, self.pred_mask, self.image_size)
+        )
+
+    def with_threshold(self, threshold: Threshold | float | None) -> "Prediction":
+        """Return the same prediction judged by `threshold`.
+
+        Parameters
+        ----------
+        threshold : Threshold, float or None
+            A plain number stands for image score and map alike, as both are probabilities of "anomalous";
+            None takes thresholds away.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            If a threshold is outside [0, 1].
+        """
+        if not isinstance(threshold, Threshold):
+            threshold = Threshold(score=threshold, pixel=threshold)
+        return replace(self, threshold=threshold.score, pixel_threshold=threshold.pixel)
+
+    def map_at(self, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """Return the anomaly map at another size, bilinear (antialiased where it shrinks).
+
+        Parameters
+        ----------
+        size : tuple of int, optional
+            (width, height); default: the original image's.
+
+        Returns
+        -------
+        ndarray of float32, shape (height, width)
+            Values in [0, 1].
+        """
+        image = Image.fromarray(self.anomaly_map).resize(size or self.image_size, Image.Resampling.BILINEAR)
+        return np.asarray(image).clip(0, 1)
+
+    def mask_at(self, size: tuple[int, int] | None = None) -> NDArray[np.bool_] | None:
+        """Return the mask at another size: `map_at` from the pixel threshold on; None without one.
+
+        Parameters
+        ----------
+        size : tuple of int, optional
+            (width, height); default: the original image's.
+
+        Returns
+        -------
+        ndarray of bool, shape (height, width), or None
+        """
+        return None if self.pixel_threshold is None else self.map_at(size) >= self.pixel_threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the map and mask as JSON-ready values, in a fixed order.
+
+        Examples
+        --------
+        >>> Prediction(pred_score=0.25, anomaly_map=np.zeros((2, 2), np.float32), image_size=(8, 6)).to_dict()
+        {'image_path': None, 'pred_score': 0.25, 'pred_label': None, 'threshold': None,
+         'pixel_threshold': None, 'image_size': [8, 6], 'regions': []}
+        """
+        return {
+            "image_path": self.image_path,
+            "pred_score": self.pred_score,
+            "pred_label": self.pred_label,
+            "threshold": self.threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "image_size": list(self.image_size),
+            "regions": [region.to_dict() for region in self.regions],
+        }
+
+
+def _is_probability(value: object) -> bool:
+    # A bool is an int to Python; as a threshold it is a mistake.
+    return (
+        isinstance(value, (int, float, np.floating))
+        and not isinstance(value, bool)
+        and 0 <= float(value) <= 1
+    )
+
+
+def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a read-only view (a copy where rounding overshot [0, 1]), or raise ValueError."""
+    if anomaly_map.dtype != np.float32 or anomaly_map.ndim != 2 or len(set(anomaly_map.shape)) != 1:
+        raise ValueError(f"anomaly_map is {anomaly_map.dtype} {anomaly_map.shape}, not float32 (S, S)")
+    low, high = float(anomaly_map.min()), float(anomaly_map.max())
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        raise ValueError(f"anomaly_map holds values from {low} to {high}, not within [0, 1]")
+    checked = anomaly_map.view() if low >= 0 and high <= 1 else anomaly_map.clip(0, 1)
+    checked.flags.writeable = False
+    return checked
+
+
+def _find_regions(
+    anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_], image_size: tuple[int, int]
+) -> tuple[Region, ...]:
+    # Whole numbers throughout: 518 * (384 / 518) is not 384 in floating point.
+    (width, height), side = image_size, len(mask)
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    regions = []
+    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        inside = labels[rows, columns] == label
+        values = np.where(inside, anomaly_map[rows, columns], -1)
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        box = (
+            columns.start * width // side,
+            rows.start * height // side,
+            -(-columns.stop * width // side),
+            -(-rows.stop * height // side),
+        )
+        area = round(np.count_nonzero(inside) * width * height / side**2)
+        peak_x = (2 * (columns.start + int(column)) + 1) * width // (2 * side)
+        peak_y = (2 * (rows.start + int(row)) + 1) * height // (2 * side)
+        regions.append(Region(box, max(1, area), float(values[row, column]), (peak_x, peak_y)))
+    return tuple(sorted(regions, key=lambda region: (-region.peak_score, -region.area, region.box)))

@@ -1,0 +1,263 @@
+"""Where predictions are kept: one line of JSON an image, and maps, heat maps and masks as files.
+
+```
+OUTPUT/predictions.jsonl      one object an image, in the order of the images
+OUTPUT/errors.jsonl           image_path and error of each image that could not be scored, if there are any
+OUTPUT/maps/NAME.npy          float32 (S, S): the anomaly map as the model made it
+OUTPUT/heatmaps/NAME.png      the photograph with the map laid over it, at its own size
+OUTPUT/masks/NAME.png         0 and 255, at the photograph's size
+```
+
+NAME is the image's relative path with its extension: `a.png` and `a.jpg` become `a.png.npy` and `a.jpg.npy`.
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing, writing
+from anomalyclip.images import open_image
+from anomalyclip.prediction import Prediction
+from anomalyclip.visualize import overlay
+
+_FOLDERS = {"map": ("maps", ".npy"), "heatmap": ("heatmaps", ".png"), "mask": ("masks", ".png")}
+SAVEABLE = tuple(_FOLDERS)
+
+
+class PredictionWriter:
+    """Writes predictions into a folder, one by one, so that a run that is killed can be taken up again.
+
+    A line enters `predictions.jsonl` once the image's files are complete. Images that failed are not among
+    `done`: a resumed run tries them again, and their results then follow at the end.
+
+    Parameters
+    ----------
+    output_dir : str or path
+        Folder to write to; made if missing.
+    save : collection of {"map", "heatmap", "mask"}
+        Which files to write for each image; "mask" needs predictions with a pixel threshold.
+    resume : bool
+        Whether to go on after the predictions that are there. What a kill tore off is dropped.
+    overwrite : bool
+        Whether to start anew where predictions are there. Files of images that do not come again stay.
+    draw : callable, optional
+        (image, prediction) -> PIL.Image.Image, for "heatmap"; default `anomalyclip.visualize.overlay`. Colour
+        map and the like: `functools.partial(overlay, colormap="turbo")`.
+
+    Attributes
+    ----------
+    done : set of str
+        `image_path` of every image with a prediction in the file.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        If `save` names something else, predictions are there and neither `resume` nor `overwrite` is set,
+        they were written without a file that is now wanted, they are damaged, or the folder cannot be written
+        to.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> prediction = Prediction(
+    ...     image_path="line 1/a.png",
+    ...     pred_score=0.25,
+    ...     anomaly_map=np.zeros((2, 2), np.float32),
+    ...     image_size=(8, 6),
+    ... )
+    >>> with PredictionWriter(tempfile.mkdtemp(), save=["map"]) as writer:
+    ...     record = writer.write(prediction)
+    >>> record["pred_score"], record["files"]
+    (0.25, {'map': 'maps/line 1/a.png.npy'})
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        *,
+        save: Collection[str] = (),
+        resume: bool = False,
+        overwrite: bool = False,
+        draw: Callable[[Image.Image, Prediction], Image.Image] = overlay,
+    ) -> None:
+        unknown = set(save) - set(SAVEABLE)
+        if unknown:
+            raise AnomalyCLIPError(f"cannot save {sorted(unknown)}; choose from {', '.join(SAVEABLE)}.")
+        if resume and overwrite:
+            raise AnomalyCLIPError("resume and overwrite exclude each other; choose one.")
+        self.output_dir = Path(output_dir)
+        self.save = tuple(kind for kind in SAVEABLE if kind in save)
+        self.draw = draw
+        self.done: set[str] = set()
+        self._names: set[str] = set()
+        self._predictions = self.output_dir / "predictions.jsonl"
+        self._errors = self.output_dir / "errors.jsonl"
+        with writing(self._predictions):
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if self._predictions.exists() and not overwrite:
+                if not resume:
+                    raise AnomalyCLIPError(
+                        f"{self._predictions} exists; resume it, overwrite it, or choose another folder."
+                    )
+                self._take_up()
+            # Unbuffered: a line is with the operating system, safe from a kill of this process, once it is
+            # written.
+            self._file = io.FileIO(self._predictions, "w" if overwrite else "a")
+            # What failed is tried again, so that earlier errors say nothing any more.
+            self._errors.unlink(missing_ok=True)
+
+    def __enter__(self) -> "PredictionWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing can be written afterwards."""
+        self._file.close()
+
+    def write(
+        self, prediction: Prediction, *, name: str | None = None, image: Image.Image | None = None
+    ) -> dict[str, Any]:
+        """Write one prediction: first its files, then its line.
+
+        Parameters
+        ----------
+        prediction : Prediction
+            With its `image_path`.
+        name : str, optional
+            Path below the folders, usually the image's path relative to the folder that was asked for;
+            default: its `image_path`. It never leads out of the output folder: a root is dropped, `..`
+            becomes `_`. A name that another image has taken gets a number (`a.png`, `a.png~2`).
+        image : PIL.Image.Image, optional
+            The photograph, for "heatmap"; default: read from `image_path`.
+
+        Returns
+        -------
+        dict
+            What the line holds: `Prediction.to_dict()` and "files", from kind to path relative to the output
+            folder.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            If a file cannot be written, or "mask" is wanted of a prediction without a pixel threshold.
+        InputError
+            If the photograph cannot be read.
+        """
+        if prediction.image_path is None:
+            raise AnomalyCLIPError("a prediction without image_path cannot be written; give it one.")
+        if "heatmap" in self.save and image is None:
+            image = open_image(prediction.image_path)
+        files = {}
+        name = self._free_name(name or prediction.image_path)
+        for kind in self.save:
+            folder, extension = _FOLDERS[kind]
+            files[kind] = f"{folder}/{name}{extension}"
+            content = self._content(kind, prediction, image)
+            path = self.output_dir / files[kind]
+            with writing(path), replacing(path) as temporary:
+                temporary.write_bytes(content)
+        record = {**prediction.to_dict(), "files": files}
+        with writing(self._predictions):
+            _write_line(self._file, record)
+        self.done.add(prediction.image_path)
+        self._names.add(_key(name))
+        return record
+
+    def write_error(self, image_path: str | os.PathLike[str], error: BaseException | str) -> None:
+        """Record in `errors.jsonl` that an image could not be scored, and why.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            If the file cannot be written.
+        """
+        with writing(self._errors), io.FileIO(self._errors, "a") as file:
+            _write_line(file, {"image_path": os.fspath(image_path), "error": str(error)})
+
+    def _take_up(self) -> None:
+        """Cut off a torn last line, and learn from the others what is done and which names are taken."""
+        content = self._predictions.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                path, files = record["image_path"], record["files"]
+                self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise AnomalyCLIPError(
+                    f"{self._predictions}, line {number} is damaged ({error}); delete it, or start anew."
+                ) from error
+            missing = [kind for kind in self.save if kind not in files]
+            if missing:
+                raise AnomalyCLIPError(
+                    f"{self._predictions} was written without {', '.join(missing)} files; "
+                    "resume with what was saved then, or start anew."
+                )
+            self.done.add(path)
+        os.truncate(self._predictions, len(whole))
+        for folder, _ in _FOLDERS.values():  # what a kill left half-written
+            for stray in (self.output_dir / folder).rglob(".*.tmp"):
+                stray.unlink()
+
+    def _free_name(self, path: str) -> str:
+        name = wanted = safe_name(path)
+        number = 1
+        while _key(name) in self._names:
+            number += 1
+            name = f"{wanted}~{number}"
+        return name
+
+    def _content(self, kind: str, prediction: Prediction, image: Image.Image | None) -> bytes:
+        buffer = io.BytesIO()
+        if kind == "map":
+            np.save(buffer, prediction.anomaly_map)
+        elif kind == "mask":
+            mask = prediction.mask_at()
+            if mask is None:
+                raise AnomalyCLIPError("masks need a threshold; set one, or do not save masks.")
+            Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, "png")
+        elif image is not None:
+            self.draw(image, prediction).save(buffer, "png")
+        return buffer.getvalue()
+
+
+def safe_name(path: str | os.PathLike[str]) -> str:
+    """Return `path` as a relative path with forward slashes that does not lead upwards.
+
+    Examples
+    --------
+    >>> safe_name("line 1/./a.png"), safe_name("/data/b/../a.png"), safe_name("../a.png")
+    ('line 1/a.png', 'data/a.png', '_/a.png')
+    """
+    pure = PurePath(os.path.normpath(path))
+    parts = ["_" if part == ".." else part for part in pure.parts if part != pure.anchor]
+    return "/".join(parts) or "_"
+
+
+def _key(name: str) -> str:
+    """Return what must differ between two names: some file systems do not tell A.png from a.png."""
+    return name.casefold()
+
+
+def _inner_name(kind: str, file: str) -> str:
+    folder, extension = _FOLDERS[kind]
+    return file.removeprefix(folder + "/").removesuffix(extension)
+
+
+def _write_line(file: io.RawIOBase, record: dict[str, Any]) -> None:
+    """Write all of a line; an unbuffered file may take a part, and then says why at the next try."""
+    rest = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
+    while rest:
+        rest = rest[file.write(rest) :]

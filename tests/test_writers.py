@@ -1,0 +1,236 @@
+"""Predictions on disk: one line each, files beside them, and nothing lost or left half-done by a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.prediction import Prediction
+from anomalyclip.visualize import overlay
+from anomalyclip.writers import PredictionWriter
+
+RAMP = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (8, 1))
+
+
+def predicted(path, **fields):
+    fields = {"pred_score": 0.25, "anomaly_map": RAMP, "image_size": (40, 20), **fields}
+    return Prediction(image_path=str(path), **fields).with_threshold(0.5)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def paths(folder):
+    return [record["image_path"] for record in records(folder)]
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_line_is_there_as_soon_as_it_is_written_and_in_the_order_of_the_images(tmp_path):
+    with PredictionWriter(tmp_path / "out") as writer:
+        for name in ("b.png", "a.png", "ü\n.png"):
+            writer.write(predicted(name))
+            assert paths(tmp_path / "out")[-1] == name
+    assert paths(tmp_path / "out") == ["b.png", "a.png", "ü\n.png"]
+    assert records(tmp_path / "out")[0] == {**predicted("b.png").to_dict(), "files": {}}
+
+
+def test_maps_heat_maps_and_masks_lie_under_the_relative_path(tmp_path):
+    photograph = tmp_path / "in" / "line 1" / "a.png"
+    photograph.parent.mkdir(parents=True)
+    Image.new("RGB", (40, 20), "tan").save(photograph)
+    out = tmp_path / "out"
+    prediction = predicted(photograph)
+    with PredictionWriter(out, save=("mask", "map", "heatmap")) as writer:
+        record = writer.write(prediction, name="line 1/a.png")
+    assert record["files"] == {
+        "map": "maps/line 1/a.png.npy",
+        "heatmap": "heatmaps/line 1/a.png.png",
+        "mask": "masks/line 1/a.png.png",
+    }
+    assert files(out) == sorted([*record["files"].values(), "predictions.jsonl"])
+    anomaly_map = np.load(out / record["files"]["map"])
+    assert anomaly_map.dtype == np.float32
+    assert (anomaly_map == RAMP).all()
+    mask = np.asarray(Image.open(out / record["files"]["mask"]))
+    assert (mask.dtype, mask.shape) == (np.uint8, (20, 40))
+    assert (mask == np.where(np.arange(40) < 20, 0, 255)).all()
+    heat = Image.open(out / record["files"]["heatmap"])
+    assert heat.tobytes() == overlay(Image.open(photograph), prediction).tobytes()
+
+
+def test_the_drawing_of_heat_maps_can_be_chosen(tmp_path):
+    image = Image.new("RGB", (40, 20), "tan")
+    draw = partial(overlay, alpha=0.0, contour=False)
+    with PredictionWriter(tmp_path, save=["heatmap"], draw=draw) as writer:
+        record = writer.write(predicted("memory.png"), image=image)
+    assert Image.open(tmp_path / record["files"]["heatmap"]).tobytes() == image.tobytes()
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path):
+    with PredictionWriter(tmp_path, save=["map"]) as writer:
+        names = {
+            path: writer.write(predicted(path), name=name)["files"]["map"]
+            for path, name in [("a.png", None), ("a.jpg", None), ("x/a.png", "a.png"), ("A.png", None)]
+        }
+    assert names == {
+        "a.png": "maps/a.png.npy",
+        "a.jpg": "maps/a.jpg.npy",
+        "x/a.png": "maps/a.png~2.npy",
+        "A.png": "maps/A.png~3.npy",
+    }
+    with PredictionWriter(tmp_path, save=["map"], resume=True) as writer:
+        assert writer.write(predicted("y/a.png"), name="a.png")["files"]["map"] == "maps/a.png~4.npy"
+
+
+@pytest.mark.parametrize("path", ["../../x.png", "/x.png", "a/../../../x.png", "..", "/"])
+def test_no_file_is_written_outside_the_output_folder(tmp_path, path):
+    out = tmp_path / "deep" / "out"
+    with PredictionWriter(out, save=["map"]) as writer:
+        record = writer.write(predicted(path))
+    assert (out / record["files"]["map"]).resolve().is_relative_to(out.resolve() / "maps")
+    assert len(files(tmp_path)) == len(files(out)) == 2
+
+
+def test_predictions_that_are_there_are_not_touched_unless_asked_for(tmp_path):
+    with PredictionWriter(tmp_path) as writer:
+        writer.write(predicted("a.png"))
+    with pytest.raises(AnomalyCLIPError, match="resume it, overwrite it"):
+        PredictionWriter(tmp_path)
+    assert paths(tmp_path) == ["a.png"]
+    with PredictionWriter(tmp_path, overwrite=True) as writer:
+        assert writer.done == set()
+        writer.write(predicted("b.png"))
+    assert paths(tmp_path) == ["b.png"]
+
+
+def test_a_resumed_run_goes_on_after_what_is_done_and_tries_failed_images_again(tmp_path):
+    with PredictionWriter(tmp_path) as writer:
+        writer.write(predicted("a.png"))
+        writer.write_error("b.png", InputError("b.png: damaged"))
+    assert json.loads((tmp_path / "errors.jsonl").read_text()) == {
+        "image_path": "b.png",
+        "error": "b.png: damaged",
+    }
+    with PredictionWriter(tmp_path, resume=True) as writer:
+        assert writer.done == {"a.png"}
+        writer.write(predicted("b.png"))
+    assert paths(tmp_path) == ["a.png", "b.png"]
+    assert not (tmp_path / "errors.jsonl").exists()
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    with PredictionWriter(tmp_path) as writer:
+        writer.write(predicted("a.png"))
+        writer.write(predicted("b.png"))
+    whole = (tmp_path / "predictions.jsonl").read_bytes()
+    (tmp_path / "predictions.jsonl").write_bytes(whole[:-1])  # all but the line's end
+    with PredictionWriter(tmp_path, resume=True) as writer:
+        assert writer.done == {"a.png"}
+        writer.write(predicted("b.png"))
+    assert (tmp_path / "predictions.jsonl").read_bytes() == whole
+
+
+KILLED = """
+import sys
+import numpy as np
+from anomalyclip.prediction import Prediction
+from anomalyclip.writers import PredictionWriter
+
+anomaly_map = np.zeros((64, 64), np.float32)
+with PredictionWriter(sys.argv[1], save=["map"]) as writer:
+    for i in range(10**9):
+        fields = {"pred_score": 0.5, "anomaly_map": anomaly_map, "image_size": (9, 9)}
+        writer.write(Prediction(image_path=f"{i}.png", **fields))
+        print(i, flush=True)
+"""
+
+
+def test_a_killed_run_keeps_every_line_that_was_written_and_can_be_resumed(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        while int(process.stdout.readline()) < 50:
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        written = 51 + len(process.stdout.read().splitlines())
+    stray = tmp_path / "maps" / ".x.npy.1-0.tmp"  # as a kill may leave one
+    stray.write_bytes(b"half")
+    with PredictionWriter(tmp_path, save=["map"], resume=True) as writer:
+        done = len(writer.done)
+        assert written <= done <= written + 1
+        writer.write(predicted("last.png"))
+    assert paths(tmp_path) == [*(f"{i}.png" for i in range(done)), "last.png"]
+    assert not stray.exists()
+    assert all(np.load(tmp_path / record["files"]["map"]).ndim == 2 for record in records(tmp_path))
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "predictions.jsonl").write_text('{"image_path": "a.png", "files": {}}\n{"ima\n{}\n')
+    with pytest.raises(AnomalyCLIPError, match=r"predictions\.jsonl, line 2 is damaged"):
+        PredictionWriter(tmp_path, resume=True)
+
+
+def test_a_run_is_not_resumed_with_files_that_the_first_part_lacks(tmp_path):
+    with PredictionWriter(tmp_path, save=["map"]) as writer:
+        writer.write(predicted("a.png"))
+    with pytest.raises(AnomalyCLIPError, match="without mask files"):
+        PredictionWriter(tmp_path, save=["map", "mask"], resume=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    (tmp_path / "predictions.jsonl").symlink_to("/dev/full")
+    with (
+        PredictionWriter(tmp_path, overwrite=True) as writer,
+        pytest.raises(
+            AnomalyCLIPError, match=r"predictions\.jsonl cannot be written: No space left on device"
+        ),
+    ):
+        writer.write(predicted("a.png"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AnomalyCLIPError, match=r"file/out/predictions\.jsonl cannot be written"):
+        PredictionWriter(tmp_path / "file" / "out")
+    (tmp_path / "maps").write_text("")
+    with (
+        PredictionWriter(tmp_path, save=["map"]) as writer,
+        pytest.raises(AnomalyCLIPError, match=r"maps/a\.png\.npy cannot be written"),
+    ):
+        writer.write(predicted("a.png"))
+    assert records(tmp_path) == []  # no line without its files
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save": ["maps"]}, "maps.*choose from map, heatmap, mask"),
+        ({"resume": True, "overwrite": True}, "exclude"),
+    ],
+)
+def test_unusable_options_are_named(tmp_path, options, message):
+    with pytest.raises(AnomalyCLIPError, match=message):
+        PredictionWriter(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+    with PredictionWriter(tmp_path, save=["mask"]) as writer:
+        with pytest.raises(AnomalyCLIPError, match="masks need a threshold"):
+            writer.write(predicted("a.png").with_threshold(None))
+        with pytest.raises(AnomalyCLIPError, match="without image_path"):
+            writer.write(Prediction(pred_score=0.5, anomaly_map=RAMP, image_size=(4, 4)))
