@@ -68,6 +68,12 @@ def test_a_region_that_fills_the_map_fills_the_image_exactly(size):
     assert region.area == size[0] * size[1]
 
 
+def test_boxes_are_rounded_outwards():
+    (region,) = predict(spots(4, r1c2=1), image_size=(10, 10)).with_threshold(0.5).regions
+    assert region.box == (5, 2, 8, 5)  # of 5, 2.5, 7.5, 5
+    assert region.area == 6  # of 6.25
+
+
 def test_a_region_smaller_than_a_pixel_of_the_original_is_still_one():
     (region,) = predict(spots(100, r99c99=1), image_size=(10, 10)).with_threshold(0.5).regions
     assert region == Region(box=(9, 9, 10, 10), area=1, peak_score=1.0, peak_position=(9, 9))
