@@ -20,7 +20,7 @@ _HOMES = {
     "Prediction": "anomalyclip.prediction",
 }
 
-__all__ = ["AnomalyCLIPError", "Detector", "Prediction", "__version__"]  # noqa: F822 (resolved lazily)
+__all__ = ["AnomalyCLIPError", "Detector", "Prediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -61,7 +61,7 @@ def patch_probabilities(patches: Mapping[int, Tensor], text_features: Tensor) ->
     layers = [probabilities(features[:, 1:], text_features)[..., 1] for features in patches.values()]
     mean = torch.stack(layers).mean(dim=0)  # B N
     side = math.isqrt(mean.shape[1])
-    return mean.unflatten(1, (side, side))
+    return mean.view(-1, side, side)
 
 
 def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:

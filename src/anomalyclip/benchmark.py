@@ -182,7 +182,9 @@ def _random_scorer(
 ) -> TorchScorer:
     torch.manual_seed(seed)
     clip = CLIP(config).requires_grad_(False).eval()
-    ids = torch.tensor([[49406, *[343] * 12, 14115, 269, 49407, 0], [49406, *[343] * 12, 13568, 14115, 269, 49407]])
+    ids = torch.tensor(
+        [[49406, *[343] * 12, 14115, 269, 49407, 0], [49406, *[343] * 12, 13568, 14115, 269, 49407]]
+    )
     prompts = Prompts.initial(ids, width=config.text_width)
     return TorchScorer(clip, prompts, image_size=image_size, device=device, precision=precision)
 

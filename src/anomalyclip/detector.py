@@ -129,7 +129,7 @@ class Detector:
         return cls(scorer, threshold=ready)
 
     @overload
-    def predict(self, images: ImageLike) -> Prediction: ...
+    def predict(self, images: ImageLike) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too
 
     @overload
     def predict(self, images: Sequence[ImageLike]) -> list[Prediction]: ...

@@ -20,7 +20,9 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 """Per-channel standard deviation, likewise."""
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+)
 """File name endings (lower case) that are taken for images when a folder is listed."""
 
 # Pillow warns from its limit on and refuses from twice that on (179 megapixels); the refusal is the one that matters.
@@ -77,9 +79,13 @@ def _read(path: str | os.PathLike[str]) -> Image.Image:
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; expected an image file") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image that Pillow can read (PNG, JPEG, BMP, TIFF, WebP, ...)") from None
+        raise InputError(
+            f"{path}: not an image that Pillow can read (PNG, JPEG, BMP, TIFF, WebP, ...)"
+        ) from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: refused as too large: {error}; scale it down or cut it into parts") from None
+        raise InputError(
+            f"{path}: refused as too large: {error}; scale it down or cut it into parts"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise InputError(f"{path}: damaged image: {error or type(error).__name__}") from None
 

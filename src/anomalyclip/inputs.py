@@ -49,13 +49,13 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
-    """Take image paths from lines, one a line, as they come; empty lines are skipped.
+    r"""Take image paths from lines, one a line, as they come; empty lines are skipped.
 
     Results are named by the path relative to the working folder.
 
     Examples
     --------
-    >>> [image.path for image in read_list(["a.png\\n", "\\n", "parts/b c.png\\n"])]
+    >>> [image.path for image in read_list(["a.png\n", "\n", "parts/b c.png\n"])]
     ['a.png', 'parts/b c.png']
     """
     for line in lines:

@@ -3,7 +3,7 @@
 import os
 
 from anomalyclip.clip.model import CLIP, CLIPConfig
-from anomalyclip.clip.registry import BACKBONES, DEFAULT_BACKBONE, PROMPTS, resolve_backbone, resolve_prompts
+from anomalyclip.clip.registry import DEFAULT_BACKBONE, resolve_backbone, resolve_prompts
 from anomalyclip.clip.weights import read_weights
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prompts import Prompts, load_prompts

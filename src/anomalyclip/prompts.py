@@ -204,7 +204,9 @@ def load_prompts(path: str | os.PathLike[str]) -> Prompts:
     """
     path = Path(path)
     if not path.is_file():
-        raise AnomalyCLIPError(f"{path}: no such prompts file; expected prompts.safetensors or a published .pth")
+        raise AnomalyCLIPError(
+            f"{path}: no such prompts file; expected prompts.safetensors or a published .pth"
+        )
     prompts = _read_published(path) if _is_torch_file(path) else _read_safetensors(path)
     _check_consistent(prompts, path)
     return prompts
@@ -234,7 +236,11 @@ def _read_safetensors(path: Path) -> Prompts:
         )
     deep = _numbered(tensors, "deep_tokens.")
     return Prompts(
-        tensors["normal"], tensors["abnormal"], deep, tensors["token_ids"], json.loads(header.get("info", "{}"))
+        tensors["normal"],
+        tensors["abnormal"],
+        deep,
+        tensors["token_ids"],
+        json.loads(header.get("info", "{}")),
     )
 
 

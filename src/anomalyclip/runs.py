@@ -30,41 +30,38 @@ def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise AnomalyCLIPError(f"{folder}: cannot be made ({error.strerror}); give --output FOLDER") from None
+            raise AnomalyCLIPError(
+                f"{folder}: cannot be made ({error.strerror}); give --output FOLDER"
+            ) from None
         else:
             return folder
 
 
-def keep_settings(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
-    """Write a run's settings into its folder, or, when it is resumed, check that they are the same.
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what changes the results, and nothing else, into a run's folder."""
+    with replacing(folder / SETTINGS) as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
 
-    Parameters
-    ----------
-    folder : Path
-        The run folder.
-    settings : mapping
-        JSON-ready; what changes the results, and nothing else.
-    resume : bool
-        Whether the folder's earlier results are to be continued.
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Check that a run which is to be resumed began with the same settings.
 
     Raises
     ------
     AnomalyCLIPError
-        The run began with other settings; the message says which differ.
+        It did not; the message says which differ.
     """
     path = folder / SETTINGS
-    if resume and path.is_file():
-        try:
-            before = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            raise AnomalyCLIPError(f"{path}: damaged; begin anew in another folder") from None
-        now = json.loads(json.dumps(settings))
-        differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        if differ:
-            changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differ)
-            raise AnomalyCLIPError(
-                f"{folder} began with other settings ({changes}): resume with the same, or choose another folder"
-            )
+    if not path.is_file():
         return
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n")
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise AnomalyCLIPError(f"{path}: damaged; begin anew in another folder") from None
+    now = json.loads(json.dumps(settings))
+    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if differ:
+        changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differ)
+        raise AnomalyCLIPError(
+            f"{folder} began with other settings ({changes}): resume with the same, or choose another folder"
+        )

@@ -82,9 +82,13 @@ class TorchScorer:
         depth = config.vision_layers
         for layer in self.layers:
             if not 1 <= layer <= depth:
-                raise AnomalyCLIPError(f"layer {layer} does not exist: the backbone's blocks are 1 to {depth}")
+                raise AnomalyCLIPError(
+                    f"layer {layer} does not exist: the backbone's blocks are 1 to {depth}"
+                )
         if not 0 <= self.dpam_layers <= depth:
-            raise AnomalyCLIPError(f"{self.dpam_layers} DPAM layers: expected 0 to {depth}, the backbone's blocks")
+            raise AnomalyCLIPError(
+                f"{self.dpam_layers} DPAM layers: expected 0 to {depth}, the backbone's blocks"
+            )
         if not (math.isfinite(self.sigma) and self.sigma >= 0):
             raise AnomalyCLIPError(f"sigma {self.sigma}: expected 0 or more pixels")
 
@@ -104,7 +108,9 @@ class TorchScorer:
             (B, S, S) within [0, 1].
         """
         with torch.inference_mode():
-            scores, grids = self.score(self.features(self.normalise(torch.from_numpy(pixels).to(self.device))))
+            scores, grids = self.score(
+                self.features(self.normalise(torch.from_numpy(pixels).to(self.device)))
+            )
             maps = enlarge(grids, self.image_size, sigma=self.sigma).clamp_(0, 1)
         return scores.cpu().numpy(), maps.cpu().numpy()
 

@@ -45,7 +45,9 @@ DpamLayers = Annotated[
         show_default=False,
     ),
 ]
-Sigma = Annotated[float, typer.Option(help="Gaussian smoothing of the map in pixels.", rich_help_panel=_MODEL)]
+Sigma = Annotated[
+    float, typer.Option(help="Gaussian smoothing of the map in pixels.", rich_help_panel=_MODEL)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_MODEL)]
 Precision = Annotated[
     str, typer.Option(help="Of the image encoder: fp32, bf16, fp16 or auto.", rich_help_panel=_MODEL)

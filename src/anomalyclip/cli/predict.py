@@ -57,7 +57,9 @@ def predict(
         ),
     ] = None,
     threshold: options.Threshold = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in --output, skipping what is done.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in --output, skipping what is done.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in --output.")] = False,
     batch_size: options.BatchSize = 1,
     backbone: options.Backbone = "ViT-L-14-336",
@@ -72,7 +74,8 @@ def predict(
         ColorMap, typer.Option(help="Colours of the heat maps.", rich_help_panel=_DRAWING)
     ] = ColorMap.inferno,
     alpha: Annotated[
-        float, typer.Option(help="How much the colour covers at most.", min=0, max=1, rich_help_panel=_DRAWING)
+        float,
+        typer.Option(help="How much the colour covers at most.", min=0, max=1, rich_help_panel=_DRAWING),
     ] = 0.7,
     scale: Annotated[
         tuple[float, float],
@@ -87,7 +90,7 @@ def predict(
     from functools import partial
 
     from anomalyclip.detector import Detector
-    from anomalyclip.runs import keep_settings, new_folder
+    from anomalyclip.runs import check_settings, new_folder, write_settings
     from anomalyclip.visualize import overlay
     from anomalyclip.writers import PredictionWriter
 
@@ -106,9 +109,12 @@ def predict(
         precision=precision,
     )
     folder = output or new_folder("predict")
+    settings = _settings(detector, backbone=backbone, prompts=prompts)
+    if resume:
+        check_settings(folder, settings)
     draw = partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale)
     with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
-        keep_settings(folder, _settings(detector, backbone=backbone, prompts=prompts), resume=resume)
+        write_settings(folder, settings)
         summary = _run(detector, images, writer, batch_size=batch_size)
     summary.show(folder)
     if summary.failed:
@@ -130,7 +136,9 @@ def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | 
         except (OSError, UnicodeDecodeError) as error:
             raise AnomalyCLIPError(f"{from_file}: not a readable list of image paths ({error})") from None
     if not images:
-        raise AnomalyCLIPError("no images given: name files, folders or patterns, --from-file LIST, or - for stdin")
+        raise AnomalyCLIPError(
+            "no images given: name files, folders or patterns, --from-file LIST, or - for stdin"
+        )
     return images
 
 
@@ -174,10 +182,15 @@ def _run(
 
         try:
             for prediction in detector.stream(wanted(), batch_size=batch_size, on_error=on_error):
-                assert prediction.image_path is not None
-                record = writer.write(prediction, name=names.pop(prediction.image_path, None))
-                summary.add(record)
-                advance()
+                path = prediction.image_path
+                assert path is not None
+                try:
+                    record = writer.write(prediction, name=names.pop(path, None))
+                except InputError as error:  # the photograph went away while it was scored
+                    on_error(path, error)
+                else:
+                    summary.add(record)
+                    advance()
         except KeyboardInterrupt:
             fail(f"stopped after {summary.scored} images; --output {writer.output_dir} --resume goes on")
             raise typer.Exit(130) from None
@@ -214,11 +227,17 @@ class _Summary:
                 table.add_column("verdict")
             table.add_column("image", overflow="fold")
             for record in self.top:
-                verdict = ["[red]anomalous[/]" if record["pred_label"] else "[green]normal[/]"] if self.judged else []
+                verdict = (
+                    ["[red]anomalous[/]" if record["pred_label"] else "[green]normal[/]"]
+                    if self.judged
+                    else []
+                )
                 table.add_row(f"{record['pred_score']:.4f}", *verdict, record["image_path"])
             out().print(table)
             if self.scored > len(self.top):
-                out().print(f"... the {len(self.top)} most anomalous of {self.scored}; all are in predictions.jsonl")
+                out().print(
+                    f"... the {len(self.top)} most anomalous of {self.scored}; all are in predictions.jsonl"
+                )
         counts = [f"{self.scored} scored"]
         if self.judged:
             counts.append(f"{self.anomalous} anomalous")

@@ -79,7 +79,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (B, H, N, D / H), of tokens (B, N, D)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # B N 3D
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 x B H N D/H
+        q, k, v = qkv.view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x B H N D/H
         return q, k, v
 
     def project_cls(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,8 +88,8 @@ class Attention(nn.Module):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         q = F.linear(x[:, :1], weight[:width], bias[:width])  # B 1 D
         kv = F.linear(x, weight[width:], bias[width:])  # B N 2D
-        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x B H N D/H
-        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2), k, v
+        k, v = kv.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # 2 x B H N D/H
+        return q.view(len(q), 1, self.heads, -1).transpose(1, 2), k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return the attended and projected tokens (B, N, D); the N x N matrix is never held in memory."""
@@ -314,7 +314,8 @@ class CLIP(nn.Module):
                 x = overwrite(x, deep_tokens[index - 1])
             x = block(x, causal=True)
         x = self.ln_final(x[torch.arange(len(x), device=x.device), end])  # B D
-        return x @ self.text_projection  # B E
+        features: Tensor = x @ self.text_projection  # B E
+        return features
 
 
 def overwrite(x: Tensor, tokens: Tensor) -> Tensor:

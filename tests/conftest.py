@@ -1,0 +1,84 @@
+"""What several tests share: the golden cases and the small CLIP that they were computed with."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.prompts import Prompts, load_prompts
+
+torch.set_num_threads(1)  # small tensors: more threads only get into each other's way
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = CLIPConfig(32, 56, 14, 64, 24, 1, 64, 12, 1, 77, 49408)
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """What the published code computed of a batch of two images, with the settings it was given."""
+
+    name: str
+    settings: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    prompts: Prompts
+    images: list[Path]
+
+    @property
+    def image_size(self) -> int:
+        return int(self.settings["image_size"])
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.settings["features_list"])
+
+    @property
+    def dpam_layers(self) -> int:
+        return int(self.settings["dpam"]) - 1  # the published option counts one more than it replaces
+
+    def published_map(self, name: str) -> np.ndarray:
+        return self.arrays[name] / len(self.layers)  # the published map is a sum over layers, ours the mean
+
+
+def golden_case(name: str) -> GoldenCase:
+    return GoldenCase(
+        name=name,
+        settings=json.loads((GOLDEN / f"{name}.json").read_text()),
+        arrays=dict(np.load(GOLDEN / f"{name}.npz")),
+        prompts=load_prompts(GOLDEN / f"{name}_prompts.safetensors"),
+        images=[GOLDEN / f"{name}_{i}.png" for i in range(2)],
+    )
+
+
+@pytest.fixture(params=["paper", "multilayer", "native_size"])
+def golden(request: pytest.FixtureRequest) -> GoldenCase:
+    return golden_case(request.param)
+
+
+@pytest.fixture(scope="session")
+def paper_case() -> GoldenCase:
+    return golden_case("paper")
+
+
+@pytest.fixture(scope="session")
+def tiny_state() -> dict[str, torch.Tensor]:
+    """The weights of the golden cases, in half precision under OpenAI's names."""
+    with np.load(GOLDEN / "tiny_clip.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_state: dict[str, torch.Tensor]) -> CLIP:
+    return CLIP.frozen(TINY, tiny_state)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as a file of OpenAI's form, for the command line."""
+    path = tmp_path_factory.mktemp("backbone") / "tiny.pt"
+    torch.save(tiny_state, path)
+    return path

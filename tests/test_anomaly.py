@@ -1,0 +1,61 @@
+"""Similarities, maps and scores as pure functions."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from anomalyclip.anomaly import enlarge, patch_probabilities, probabilities
+
+
+def features(golden):
+    patches = {layer: torch.from_numpy(golden.arrays[f"patch_features_{layer}"]) for layer in golden.layers}
+    return patches, torch.from_numpy(golden.arrays["text_features"])
+
+
+def test_scores_equal_the_published_ones(golden):
+    image = torch.from_numpy(golden.arrays["image_features"])
+    scores = probabilities(image, torch.from_numpy(golden.arrays["text_features"]))[:, 1]
+    np.testing.assert_allclose(scores.numpy(), golden.arrays["score"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("sigma", "name"), [(0, "anomaly_map_unsmoothed"), (4, "anomaly_map")])
+def test_maps_equal_the_published_ones(golden, sigma, name):
+    grids = patch_probabilities(*features(golden))
+    maps = enlarge(grids, golden.image_size, sigma=sigma)
+    np.testing.assert_allclose(maps.numpy(), golden.published_map(name), atol=1e-5)
+
+
+def test_the_probability_is_a_softmax_of_cosines_over_seven_hundredths():
+    texts = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    normal, abnormal = probabilities(torch.tensor([5.0, 0.0]), texts)
+    assert abnormal == pytest.approx(1 / (1 + np.exp((1 - 0.6) / 0.07)))
+    assert normal + abnormal == pytest.approx(1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    grid=st.integers(1, 9),
+    size=st.integers(1, 60),
+    sigma=st.sampled_from([0.0, 0.4, 1.0, 4.0, 20.0]),
+    seed=st.integers(0, 9),
+)
+def test_enlarging_is_bilinear_upsampling_and_then_scipys_gaussian_filter(grid, size, sigma, seed):
+    grids = torch.rand(2, grid, grid, generator=torch.Generator().manual_seed(seed))
+    upsampled = F.interpolate(grids[None], (size, size), mode="bilinear", align_corners=False)[0].numpy()
+    expected = [gaussian_filter(m.astype(np.float64), sigma) if sigma else m for m in upsampled]
+    enlarged = enlarge(grids, size, sigma=sigma).numpy()
+    np.testing.assert_allclose(enlarged, expected, atol=1e-5)
+    assert enlarged.min() >= grids.min() - 1e-5
+    assert enlarged.max() <= grids.max() + 1e-5
+
+
+def test_maps_can_be_trained_through_even_after_inference_used_the_same_size():
+    with torch.inference_mode():
+        enlarge(torch.rand(1, 3, 3), 12)
+    grids = torch.rand(1, 3, 3, requires_grad=True)
+    enlarge(grids, 12).sum().backward()
+    assert grids.grad.sum() == pytest.approx(144, rel=1e-5)
