@@ -1,0 +1,42 @@
+"""Run folders and the settings that a resumed run must share."""
+
+import pytest
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing
+from anomalyclip.runs import check_settings, new_folder, write_settings
+
+
+def test_run_folders_never_overwrite_each_other(tmp_path):
+    first = new_folder("predict", parent=tmp_path)
+    (first / "kept").touch()
+    assert new_folder("predict", parent=tmp_path).name == "predict-2"
+    assert (first / "kept").exists()
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(tmp_path):
+    write_settings(tmp_path, {"sigma": 4.0, "layers": (24,)})
+    check_settings(tmp_path, {"sigma": 4.0, "layers": [24]})
+    with pytest.raises(AnomalyCLIPError, match="sigma was 4.0, is 2.0"):
+        check_settings(tmp_path, {"sigma": 2.0, "layers": [24]})
+
+
+def test_damaged_settings_are_named(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(AnomalyCLIPError, match="settings.json: damaged"):
+        check_settings(tmp_path, {})
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("before")
+
+    def stopped_half_way():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        stopped_half_way()
+    assert [file.name for file in tmp_path.iterdir()] == ["result.txt"]
+    assert path.read_text() == "before"
