@@ -202,7 +202,7 @@ def fetch(
                 part.unlink()
                 raise DownloadError(
                     f"{remote.url}: the download is not the published file (expected {remote.digest}, "
-                    f"got {got}); it was removed. Try again; if it stays so, a proxy may be sending something else."
+                    f"got {got}); it was removed. Try again; if it stays so, a proxy may be in the way."
                 )
             part.replace(path)
     except OSError as error:

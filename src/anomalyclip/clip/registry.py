@@ -305,11 +305,11 @@ def _from_hub(repository: str) -> Path:
 
 def _converted(archive: RemoteFile, folder: Path) -> Path | None:
     """Return the safetensors form of an archive if it is there and whole."""
-    from anomalyclip.clip.weights import read_weights
-
     path = _converted_path(archive, folder)
     if not path.is_file():
         return None
+    from anomalyclip.clip.weights import read_weights  # imports torch
+
     try:
         read_weights(path)  # memory-mapped: checks header, size, names and shapes, and reads no content
     except AnomalyCLIPError:

@@ -23,9 +23,9 @@ _DTYPES = {
 def read_torchscript(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
     """Return every tensor that a module and its children hold.
 
-    The archive is a pickle (``data.pkl``) of nested objects, whose classes are in ``code/``, and one record of
-    bytes for each storage (``data/<key>``). Here each class is an empty one, and the pickle may call nothing but
-    what makes tensors and lists.
+    The archive is a pickle (``data.pkl``) of nested objects, whose classes are in ``code/``, and one record
+    of bytes for each storage (``data/<key>``). Here each class is an empty one, and the pickle may call
+    nothing but what makes tensors and lists.
 
     Parameters
     ----------
