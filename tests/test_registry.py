@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import clip_forms as forms
 from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch, file_digest
@@ -217,10 +218,9 @@ except DownloadError as error:
 """
 
 
-@pytest.fixture
-def archive(tmp_path: Path) -> bytes:
-    with pytest.warns(DeprecationWarning):
-        return forms.archive(forms.tiny(), tmp_path).read_bytes()
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return forms.archive(forms.tiny(), tmp_path_factory.mktemp("archive")).read_bytes()
 
 
 def test_a_backbone_comes_from_the_hub_and_is_then_had_offline(files: Files, tmp_path: Path) -> None:
@@ -245,26 +245,23 @@ def test_a_backbone_comes_from_the_hub_and_is_then_had_offline(files: Files, tmp
 
 
 def test_without_the_hub_openais_archive_is_fetched_and_converted(
-    files: Files, archive: bytes, tmp_path: Path
+    files: Files, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = remote(files, archive)
-    arguments = (REPOSITORY, wanted.url, wanted.digest, str(tmp_path / "cache"))
-    environment = {"HF_ENDPOINT": closed_port(), "HF_HOME": str(tmp_path / "hf")}
+    monkeypatch.setattr(constants, "ENDPOINT", closed_port())  # as HF_ENDPOINT, which is read at import
+    entry = Backbone(REPOSITORY, remote(files, archive))
 
-    first = run(FETCH, *arguments, **environment)
-    assert first.returncode == 0, first.stderr
+    path = fetch_backbone("tiny", entry, tmp_path)
 
-    path = Path(first.stdout.strip())
-    assert path == tmp_path / "cache" / f"{wanted.digest.removeprefix('sha256:')}.safetensors"
+    assert path == tmp_path / f"{entry.archive.digest.removeprefix('sha256:')}.safetensors"
     weights = read_weights(path)
     assert weights.config == forms.CONFIG
     assert all(torch.equal(weights.state_dict[name], tensor) for name, tensor in forms.tiny().items())
-    assert run(FETCH, *arguments, **environment).stdout == first.stdout
-    assert len(files.requests) == 1
+    assert fetch_backbone("tiny", entry, tmp_path) == path
+    assert len(files.requests) == 1  # the conversion needs no network
 
 
 def test_a_converted_file_that_was_damaged_is_made_again_from_the_archive(
-    files: Files, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Files, archive: bytes, tmp_path: Path
 ) -> None:
     wanted = remote(files, archive)
     fetch(wanted, tmp_path / "cache")
@@ -308,17 +305,14 @@ def test_when_nothing_can_be_reached_the_message_says_what_to_do(tmp_path: Path)
     assert f"curl -L -O {nowhere}/ViT.pt" in offline
 
 
-def test_hub_content_that_is_not_what_the_hub_states_gives_way_to_openais(
-    files: Files, archive: bytes, tmp_path: Path
-) -> None:
-    from safetensors.torch import save
-
-    files.content[HUB_PATH] = save(forms.tiny())
+def test_hub_content_that_is_not_what_the_hub_states_is_removed(files: Files, tmp_path: Path) -> None:
+    files.content[HUB_PATH] = b"other content"
     files.etag = "0" * 64
-    wanted = remote(files, archive)
-    arguments = (REPOSITORY, wanted.url, wanted.digest, str(tmp_path / "cache"))
+    arguments = (REPOSITORY, f"{files.url}/none.pt", "sha256:00", str(tmp_path / "cache"))
     got = run(FETCH, *arguments, HF_ENDPOINT=files.url, HF_HOME=str(tmp_path / "hf"))
-    assert got.stdout.strip().startswith(str(tmp_path / "cache"))
+    assert "damaged on its way (expected sha256:0000" in got.stderr
+    assert hashlib.sha256(b"other content").hexdigest() in got.stderr
+    assert "none.pt: the server answers HTTP 404" in got.stderr
     assert not list((tmp_path / "hf").rglob("open_clip_model.safetensors"))
 
 
@@ -338,9 +332,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 
 def test_prompts_of_another_backbone_are_refused() -> None:
-    with pytest.raises(
-        AnomalyCLIPError, match=r"'mvtec' were learned for the backbone ViT-L-14-336 and mean"
-    ):
+    with pytest.raises(AnomalyCLIPError, match=r"'mvtec' were learned for the backbone ViT-L-14-336"):
         resolve_prompts("mvtec", backbone="micro")
 
 
@@ -366,9 +358,7 @@ def test_what_is_published_is_pinned() -> None:
             sha256 = entry.archive.digest.removeprefix("sha256:")
             assert len(sha256) == 64
             assert f"/{sha256}/" in entry.archive.url  # OpenAI's addresses hold the digest
-    published = {
-        name: entry.source for name, entry in PROMPTS.items() if isinstance(entry.source, RemoteFile)
-    }
+    published = {name: PROMPTS[name].source for name in ("visa", "mvtec")}
     assert published["visa"].digest == "git:c90f1d9d92d158b436a8fc193f984d4cec8b1fc8"
     assert published["mvtec"].digest == "git:72adc786e031b49ea288ba5f815f0d38cf158708"
     assert "multiscale_visa/" in published["mvtec"].url  # the published names read the wrong way round
