@@ -1,0 +1,291 @@
+"""Downloads of single files over HTTP: cached, resumed, checked against a published digest."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+from anomalyclip.errors import AnomalyCLIPError
+
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 1 << 20
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that are there and those that there will be (None if the server does not say)."""
+
+
+class DownloadError(AnomalyCLIPError):
+    """A file could not be had from where it is published; the message says which, from where, and why."""
+
+
+class _Interrupted(Exception):
+    """The connection broke, or the server asked to come back later: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the web and what its content must be.
+
+    Parameters
+    ----------
+    url : str
+        Where it is; the last part of the path is its name in the cache.
+    digest : str
+        ``sha256:<64 hex digits>``, or ``git:<40 hex digits>`` for a git blob id.
+    """
+
+    url: str
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """File name in the cache: the first digits of the digest keep files of equal names apart."""
+        return f"{self.digest.partition(':')[2][:12]}-{self.url.rsplit('/', 1)[-1]}"
+
+
+def cache_folder() -> Path:
+    """Folder of what is downloaded or converted.
+
+    ``ANOMALYCLIP_CACHE``, else ``anomalyclip`` in ``XDG_CACHE_HOME``, else ``~/.cache/anomalyclip``.
+
+    Returns
+    -------
+    Path
+        The folder, which may not exist yet.
+    """
+    if folder := os.environ.get("ANOMALYCLIP_CACHE"):
+        return Path(folder).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "anomalyclip"
+
+
+def file_digest(path: Path, kind: str) -> str:
+    """Digest of a file's content.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : {"sha256", "git"}
+        SHA-256, or git's blob id: SHA-1 over ``blob <size>``, a zero byte, and the content.
+
+    Returns
+    -------
+    str
+        ``<kind>:<hex digits>``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> empty = Path(tempfile.mkstemp()[1])
+    >>> file_digest(empty, "git")  # the id that git gives every empty file
+    'git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    >>> empty.unlink()
+    """
+    if kind == "git":
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    else:
+        digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return f"{kind}:{digest.hexdigest()}"
+
+
+def _is_right(path: Path, remote: RemoteFile) -> bool:
+    return path.is_file() and file_digest(path, remote.digest.partition(":")[0]) == remote.digest
+
+
+def cached(remote: RemoteFile, folder: Path) -> Path | None:
+    """Return the file if the cache holds it whole, without touching the network.
+
+    Parameters
+    ----------
+    remote : RemoteFile
+        What is wanted.
+    folder : Path
+        The cache.
+
+    Returns
+    -------
+    Path or None
+        The checked file; None when it is not there or its digest is another.
+    """
+    path = folder / remote.name
+    return path if _is_right(path, remote) else None
+
+
+def unreachable(url: str) -> str | None:
+    """Say why no connection to a server can be made.
+
+    Parameters
+    ----------
+    url : str
+        Any address on the server; what it answers does not matter.
+
+    Returns
+    -------
+    str or None
+        The reason, None when the server answers.
+    """
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    return None
+
+
+def fetch(
+    remote: RemoteFile,
+    folder: Path,
+    *,
+    attempts: int = 4,
+    pause: float = 1.0,
+    progress: Progress | None = None,
+) -> Path:
+    """Return a local copy of a remote file, downloading what is missing of it.
+
+    Bytes arrive in ``<name>.part``, which later calls continue (HTTP ``Range``); only a file whose digest is
+    right gets its name. A lock keeps processes that want the same file apart: the second waits, and finds it
+    done.
+
+    Parameters
+    ----------
+    remote : RemoteFile
+        What to fetch.
+    folder : Path
+        The cache; made when missing.
+    attempts : int
+        Connections to make in a row when they break half way.
+    pause : float
+        Seconds before the second attempt; each further pause is twice as long.
+    progress : callable, optional
+        Told of progress; by default a bar on standard error if that is a terminal.
+
+    Returns
+    -------
+    Path
+        The checked file in `folder`.
+
+    Raises
+    ------
+    DownloadError
+        If the server cannot be reached, refuses, keeps breaking off, or sends other content; or if the cache
+        cannot be written.
+    """
+    if path := cached(remote, folder):
+        return path
+    path = folder / remote.name
+    part = path.with_name(path.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if _is_right(path, remote):  # another process was faster
+                return path
+            with contextlib.nullcontext(progress) if progress else _bar(remote.name) as report:
+                _download(remote.url, part, attempts, pause, report)
+            if not _is_right(part, remote):
+                got = file_digest(part, remote.digest.partition(":")[0])
+                part.unlink()
+                raise DownloadError(
+                    f"{remote.url}: the download is not the published file (expected {remote.digest}, "
+                    f"got {got}); it was removed. Try again; if it stays so, a proxy may be in the way."
+                )
+            part.replace(path)
+    except OSError as error:
+        raise DownloadError(
+            f"{remote.url}: cannot be stored in {folder} ({error}); "
+            "set ANOMALYCLIP_CACHE to a folder that can be written"
+        ) from error
+    return path
+
+
+def _download(url: str, part: Path, attempts: int, pause: float, report: Progress) -> None:
+    for attempt in range(1, attempts + 1):
+        try:
+            return _continue(url, part, report)
+        except _Interrupted as error:
+            if attempt == attempts:
+                raise DownloadError(
+                    f"{url}: the connection broke {attempts} times ({error}); {_size(part)} bytes are kept "
+                    f"in {part}, and the next try continues there"
+                ) from error
+            time.sleep(pause * 2 ** (attempt - 1))
+
+
+def _continue(url: str, part: Path, report: Progress) -> None:
+    """Ask for what `part` lacks, and append it."""
+    start = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if (
+            error.code == 416
+        ):  # nothing after `start`: all of it is there, or what is there is wrong; the digest tells
+            return
+        if error.code == 429 or error.code >= 500:
+            raise _Interrupted(f"HTTP {error.code} {error.reason}") from error
+        raise DownloadError(f"{url}: the server answers HTTP {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise DownloadError(f"{url}: no connection ({error.reason})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(str(error)) from error
+    with response:
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(
+            f"bytes {start}-"
+        )
+        if not resumed:  # the server does not do ranges: from the beginning
+            start = 0
+        with part.open("ab" if resumed else "wb") as file:
+            _copy(response, file, start, report)
+
+
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], start: int, report: Progress) -> None:
+    length = response.headers.get("Content-Length")
+    total = start + int(length) if length else None
+    done = start
+    report(done, total)
+    while True:
+        try:
+            chunk = response.read(CHUNK)
+        except (OSError, http.client.HTTPException) as error:
+            raise _Interrupted(str(error)) from error
+        if not chunk:
+            break
+        file.write(chunk)
+        done += len(chunk)
+        report(done, total)
+    if total is not None and done < total:  # a closed connection reads like the end of the file
+        raise _Interrupted(f"closed after {done} of {total} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Progress]:
+    """Progress bar on standard error; nothing when that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"downloading {name}", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

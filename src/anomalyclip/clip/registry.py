@@ -1,0 +1,352 @@
+"""Names of backbones and prompts: where each is published, and what its content must be."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalyclip.clip.download import (
+    DownloadError,
+    RemoteFile,
+    cache_folder,
+    cached,
+    fetch,
+    file_digest,
+    unreachable,
+)
+from anomalyclip.errors import AnomalyCLIPError
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+"""What is embedded in the package."""
+
+_HUB_FILE = "open_clip_model.safetensors"
+_OPENAI = "https://openaipublic.azureedge.net/clip/models"
+_ANOMALYCLIP = "https://raw.githubusercontent.com/zqhang/AnomalyCLIP/45ed4dd35c05797d854294b5e8d585c545920089/checkpoints"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A published CLIP: one set of weights at two places.
+
+    Parameters
+    ----------
+    hub : str
+        Repository on the Hugging Face hub that has the weights as ``open_clip_model.safetensors``.
+    archive : RemoteFile
+        OpenAI's TorchScript archive.
+    """
+
+    hub: str
+    archive: RemoteFile
+
+
+@dataclass(frozen=True)
+class LearnedPrompts:
+    """A published prompt checkpoint.
+
+    Parameters
+    ----------
+    source : RemoteFile or Path
+        The checkpoint.
+    backbone : str
+        Name of the backbone for which they were learned; they mean nothing to another one.
+    """
+
+    source: RemoteFile | Path
+    backbone: str
+
+
+def _openai(hub: str, sha256: str, name: str) -> Backbone:
+    return Backbone(hub, RemoteFile(f"{_OPENAI}/{sha256}/{name}.pt", f"sha256:{sha256}"))
+
+
+DEFAULT_BACKBONE = "ViT-L-14-336"
+
+# The digests are part of OpenAI's addresses (openai/CLIP, clip/clip.py).
+BACKBONES: dict[str, Backbone | Path] = {
+    DEFAULT_BACKBONE: _openai(
+        "timm/vit_large_patch14_clip_336.openai",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        "ViT-L-14-336px",
+    ),
+    "ViT-L-14": _openai(
+        "timm/vit_large_patch14_clip_224.openai",
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        "ViT-L-14",
+    ),
+    "ViT-B-16": _openai(
+        "timm/vit_base_patch16_clip_224.openai",
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        "ViT-B-16",
+    ),
+    "ViT-B-32": _openai(
+        "timm/vit_base_patch32_clip_224.openai",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        "ViT-B-32",
+    ),
+    "micro": ASSETS / "micro",
+}
+"""Known backbones; a `Path` is embedded in the package."""
+
+# Named by what they were trained on; the names of the published folders read the wrong way round.
+PROMPTS: dict[str, LearnedPrompts] = {
+    "visa": LearnedPrompts(
+        RemoteFile(
+            f"{_ANOMALYCLIP}/9_12_4_multiscale/epoch_15.pth", "git:c90f1d9d92d158b436a8fc193f984d4cec8b1fc8"
+        ),
+        DEFAULT_BACKBONE,
+    ),
+    "mvtec": LearnedPrompts(
+        RemoteFile(
+            f"{_ANOMALYCLIP}/9_12_4_multiscale_visa/epoch_15.pth",
+            "git:72adc786e031b49ea288ba5f815f0d38cf158708",
+        ),
+        DEFAULT_BACKBONE,
+    ),
+    "micro": LearnedPrompts(ASSETS / "micro" / "prompts.safetensors", "micro"),
+}
+"""Known prompts; a `Path` is embedded in the package."""
+
+
+def resolve_backbone(name_or_path: str | Path) -> Path:
+    """Return the local file or folder of a backbone, downloading a named one on its first use.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A name in `BACKBONES`, or a file or folder of weights. A name wins over a path of the same spelling.
+
+    Returns
+    -------
+    Path
+        What `anomalyclip.clip.weights.read_weights` reads.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        If it is neither a known name nor an existing path, or if it cannot be downloaded.
+
+    Examples
+    --------
+    >>> resolve_backbone("ViT-L-41")
+    Traceback (most recent call last):
+    ...
+    anomalyclip.errors.AnomalyCLIPError: backbone 'ViT-L-41' is neither a known name
+    (ViT-L-14-336, ViT-L-14, ViT-B-16, ViT-B-32, micro) nor an existing file or folder
+    """
+    entry = BACKBONES.get(str(name_or_path))
+    if entry is None:
+        return _existing("backbone", name_or_path, BACKBONES)
+    if isinstance(entry, Path):
+        return _embedded(entry)
+    return fetch_backbone(str(name_or_path), entry, cache_folder())
+
+
+def resolve_prompts(name_or_path: str | Path, *, backbone: str | Path | None = None) -> Path:
+    """Return the local file of learned prompts, downloading named ones on their first use.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A name in `PROMPTS`, or a file. A name wins over a path of the same spelling.
+    backbone : str or Path, optional
+        The backbone that they are for. If it is a name too, it must be the one for which they were learned.
+
+    Returns
+    -------
+    Path
+        A prompt checkpoint.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        If it is neither a known name nor an existing path, belongs to another backbone, or cannot be
+        downloaded.
+
+    Examples
+    --------
+    >>> resolve_prompts("visa", backbone="ViT-B-32")
+    Traceback (most recent call last):
+    ...
+    anomalyclip.errors.AnomalyCLIPError: prompts 'visa' were learned for the backbone ViT-L-14-336 and mean
+    nothing to ViT-B-32; use --backbone ViT-L-14-336, or learn prompts for ViT-B-32 with `anomalyclip train`
+    """
+    entry = PROMPTS.get(str(name_or_path))
+    if entry is None:
+        return _existing("prompts", name_or_path, PROMPTS)
+    if str(backbone) in BACKBONES and str(backbone) != entry.backbone:
+        raise AnomalyCLIPError(
+            f"prompts {str(name_or_path)!r} were learned for the backbone {entry.backbone} and mean nothing "
+            f"to {backbone}; use --backbone {entry.backbone}, or learn prompts for {backbone} with "
+            "`anomalyclip train`"
+        )
+    if isinstance(entry.source, Path):
+        return _embedded(entry.source)
+    return fetch_prompts(str(name_or_path), entry.source, cache_folder())
+
+
+def fetch_backbone(name: str, entry: Backbone, folder: Path) -> Path:
+    """Return a published backbone: from the caches, else from the hub, else from OpenAI.
+
+    Nothing that is cached touches the network. ``HF_HUB_OFFLINE`` forbids every download, OpenAI's too.
+
+    Parameters
+    ----------
+    name : str
+        What to call it in messages.
+    entry : Backbone
+        Where it is published.
+    folder : Path
+        Cache of OpenAI's archive and of its conversion to safetensors; the hub has its own (``HF_HOME``).
+
+    Returns
+    -------
+    Path
+        A safetensors file; OpenAI's archive itself if `folder` cannot be written.
+
+    Raises
+    ------
+    DownloadError
+        If it is neither cached nor to be had; the message says how to get it by hand.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    hit = try_to_load_from_cache(entry.hub, _HUB_FILE)
+    if isinstance(hit, str):
+        return Path(hit)
+    if converted := _converted(entry.archive, folder):
+        return converted
+    if archive := cached(entry.archive, folder):
+        return _convert(archive, entry.archive, folder)
+    if constants.HF_HUB_OFFLINE:
+        failures = ["it is not cached, and HF_HUB_OFFLINE forbids downloads"]
+    else:
+        try:
+            return _from_hub(entry.hub)
+        except DownloadError as hub_error:
+            failures = [str(hub_error)]
+        try:
+            return _convert(fetch(entry.archive, folder), entry.archive, folder)
+        except DownloadError as openai_error:
+            failures.append(str(openai_error))
+    raise DownloadError(
+        _by_hand(f"backbone {name!r}", failures, entry.archive.url, "--backbone")
+        + "\nTo try the program without any download: --backbone micro"
+    )
+
+
+def fetch_prompts(name: str, source: RemoteFile, folder: Path) -> Path:
+    """Return published prompts: from the cache, else from where they are published.
+
+    Parameters
+    ----------
+    name : str
+        What to call them in messages.
+    source : RemoteFile
+        Where they are published.
+    folder : Path
+        The cache.
+
+    Returns
+    -------
+    Path
+        The checked file.
+
+    Raises
+    ------
+    DownloadError
+        If they are neither cached nor to be had; the message says how to get them by hand.
+    """
+    from huggingface_hub import constants
+
+    if path := cached(source, folder):
+        return path
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise DownloadError("they are not cached, and HF_HUB_OFFLINE forbids downloads")
+        return fetch(source, folder)
+    except DownloadError as error:
+        raise DownloadError(_by_hand(f"prompts {name!r}", [str(error)], source.url, "--prompts")) from error
+
+
+def _by_hand(what: str, failures: list[str], url: str, option: str) -> str:
+    name = url.rsplit("/", 1)[-1]
+    tried = "".join(f"\n  - {failure}" for failure in failures)
+    return (
+        f"{what} cannot be had:{tried}\n"
+        f"To get it by hand, on any machine with a connection: curl -L -O {url}\n"
+        f"then: {option} {name}"
+    )
+
+
+def _from_hub(repository: str) -> Path:
+    """Download the weights from the hub, and check them against the SHA-256 that the hub states."""
+    from huggingface_hub import constants, hf_hub_download
+
+    where = f"{constants.ENDPOINT}/{repository} ({_HUB_FILE})"
+    # The hub's client spends 23 s on retries when there is no network; this finds out at once.
+    if reason := unreachable(constants.ENDPOINT):
+        raise DownloadError(f"{where}: no connection ({reason})")
+    try:
+        path = Path(hf_hub_download(repository, _HUB_FILE))
+    except Exception as error:  # whatever the client raises (it differs by version), the other source is next
+        raise DownloadError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+    blob = path.resolve()  # the hub's cache names a large file by its SHA-256
+    if (
+        re.fullmatch("[0-9a-f]{64}", blob.name)
+        and (got := file_digest(blob, "sha256")) != f"sha256:{blob.name}"
+    ):
+        path.unlink()
+        blob.unlink()
+        raise DownloadError(
+            f"{where}: damaged on its way (expected sha256:{blob.name}, got {got}); it was removed"
+        )
+    return path
+
+
+def _converted(archive: RemoteFile, folder: Path) -> Path | None:
+    """Return the safetensors form of an archive if it is there and whole."""
+    path = _converted_path(archive, folder)
+    if not path.is_file():
+        return None
+    from anomalyclip.clip.weights import read_weights  # imports torch
+
+    try:
+        read_weights(path)  # memory-mapped: checks header, size, names and shapes, and reads no content
+    except AnomalyCLIPError:
+        return None
+    return path
+
+
+def _convert(path: Path, archive: RemoteFile, folder: Path) -> Path:
+    """Write the safetensors form of an archive, for later starts to map; a read-only cache does without."""
+    from anomalyclip.clip.weights import read_weights, save_weights
+
+    weights = read_weights(path)
+    try:
+        return save_weights(weights, _converted_path(archive, folder))
+    except AnomalyCLIPError:
+        return path
+
+
+def _converted_path(archive: RemoteFile, folder: Path) -> Path:
+    return folder / f"{archive.digest.partition(':')[2]}.safetensors"
+
+
+def _existing(
+    kind: str, name_or_path: str | Path, known: "dict[str, Backbone | Path] | dict[str, LearnedPrompts]"
+) -> Path:
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        raise AnomalyCLIPError(
+            f"{kind} {str(name_or_path)!r} is neither a known name ({', '.join(known)}) "
+            "nor an existing file or folder"
+        )
+    return path
+
+
+def _embedded(path: Path) -> Path:
+    if not path.exists():
+        raise AnomalyCLIPError(
+            f"{path}: missing from this installation of anomalyclip; install the package again"
+        )
+    return path

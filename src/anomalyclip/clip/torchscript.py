@@ -1,0 +1,100 @@
+"""Reads the tensors of a TorchScript archive without running, or even compiling, the code in it."""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+}
+
+
+def read_torchscript(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
+    """Return every tensor that a module and its children hold.
+
+    The archive is a pickle (``data.pkl``) of nested objects, whose classes are in ``code/``, and one record
+    of bytes for each storage (``data/<key>``). Here each class is an empty one, and the pickle may call
+    nothing but what makes tensors and lists.
+
+    Parameters
+    ----------
+    archive : ZipFile
+        What ``torch.jit.save`` wrote.
+    root : str
+        The folder in it, with a slash at its end.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By dotted names, as in the module's state dict.
+
+    Raises
+    ------
+    pickle.UnpicklingError
+        If the pickle refers to anything but tensors. A damaged archive can raise anything else.
+    """
+    with archive.open(f"{root}data.pkl") as stream:
+        return dict(_tensors_of(_Reader(stream, archive, root).load(), ""))
+
+
+class _Module:
+    """Stands for every class of the archive: attributes, no behaviour."""
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, stream: IO[bytes], archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(stream)
+        self._archive = archive
+        self._root = root
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Resolve the few names that a module of tensors needs."""
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
+            return _untagged
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return list  # of numbers
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, as no CLIP of OpenAI does")
+
+    def persistent_load(self, reference: Any) -> Tensor:
+        """Return a storage as a flat tensor."""
+        _, dtype, key, _, count = reference
+        if key not in self._storages:
+            data = bytearray(self._archive.read(f"{self._root}data/{key}"))
+            self._storages[key] = torch.frombuffer(data, dtype=dtype, count=count)
+        return self._storages[key]
+
+
+def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    return storage.as_strided(shape, stride, offset)
+
+
+def _untagged(value: object, tag: str) -> object:
+    return value
+
+
+def _tensors_of(module: object, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _Module):
+            yield from _tensors_of(value, f"{prefix}{name}.")
