@@ -35,7 +35,7 @@ def load_prompts_for(
         No prompts are known for this backbone, or they cannot be had or read.
     """
     if prompts is not None:
-        return load_prompts(resolve_prompts(prompts))
+        return load_prompts(resolve_prompts(prompts, backbone=backbone))
     beside = resolve_backbone(backbone) / "prompts.safetensors"
     if beside.is_file():
         return load_prompts(beside)

@@ -1,5 +1,6 @@
 """Names of backbones and prompts: where each is published, and what its content must be."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ PROMPTS: dict[str, LearnedPrompts] = {
 """Known prompts; a `Path` is embedded in the package."""
 
 
-def resolve_backbone(name_or_path: str | Path) -> Path:
+def resolve_backbone(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the local file or folder of a backbone, downloading a named one on its first use.
 
     Parameters
@@ -141,7 +142,9 @@ def resolve_backbone(name_or_path: str | Path) -> Path:
     return fetch_backbone(str(name_or_path), entry, cache_folder())
 
 
-def resolve_prompts(name_or_path: str | Path, *, backbone: str | Path | None = None) -> Path:
+def resolve_prompts(
+    name_or_path: str | os.PathLike[str], *, backbone: str | os.PathLike[str] | None = None
+) -> Path:
     """Return the local file of learned prompts, downloading named ones on their first use.
 
     Parameters
@@ -333,7 +336,9 @@ def _converted_path(archive: RemoteFile, folder: Path) -> Path:
 
 
 def _existing(
-    kind: str, name_or_path: str | Path, known: "dict[str, Backbone | Path] | dict[str, LearnedPrompts]"
+    kind: str,
+    name_or_path: str | os.PathLike[str],
+    known: "dict[str, Backbone | Path] | dict[str, LearnedPrompts]",
 ) -> Path:
     path = Path(name_or_path).expanduser()
     if not path.exists():

@@ -1,5 +1,6 @@
 """Texts to token ids, and the ids of the few words that prompts are made of."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Tokenizer:
         If the file is not such a vocabulary.
     """
 
-    def __init__(self, file: str | Path, *, context_length: int = 77) -> None:
+    def __init__(self, file: str | os.PathLike[str], *, context_length: int = 77) -> None:
         from tokenizers import Tokenizer as Vocabulary
 
         self.file = Path(file)

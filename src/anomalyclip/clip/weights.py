@@ -75,7 +75,7 @@ class _Unusable(Exception):
     """Why a file is refused, without its name."""
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read CLIP weights in any published form.
 
     No code of a file is ever run: TorchScript archives are read for their tensors alone, pickles with
@@ -126,7 +126,7 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(config=config, state_dict=tensors, source=path)
 
 
-def save_weights(weights: Weights, path: str | Path) -> Path:
+def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
     """Write weights as safetensors: one file, or a folder with ``config.json`` and ``model.safetensors``.
 
     Each file appears whole or not at all.
