@@ -1,6 +1,8 @@
 """What several tests share: the golden cases and the small CLIP that they were computed with."""
 
+import io
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,3 +84,32 @@ def tiny_backbone(tiny_state: dict[str, torch.Tensor], tmp_path_factory: pytest.
     path = tmp_path_factory.mktemp("backbone") / "tiny.pt"
     torch.save(tiny_state, path)
     return path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run of the command line left on the screen."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process, as `anomalyclip ARGS` would run."""
+
+    def run(*args: object, stdin: str = "") -> Finished:
+        from anomalyclip.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["anomalyclip", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return run

@@ -1,0 +1,243 @@
+"""`anomalyclip predict`: what it leaves behind, what it says, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+
+@pytest.fixture
+def model(paper_case, tiny_backbone, tmp_path):
+    """The options that make the golden case's detector."""
+    paper_case.prompts.save(tmp_path / "prompts.safetensors")
+    return ["--backbone", tiny_backbone, "--prompts", tmp_path / "prompts.safetensors", "--image-size", 70]
+
+
+@pytest.fixture
+def photographs(tmp_path, paper_case):
+    """A folder with the two golden images and a broken one between them."""
+    folder = tmp_path / "parts"
+    (folder / "line 2").mkdir(parents=True)
+    (folder / "a.png").write_bytes(paper_case.images[0].read_bytes())
+    (folder / "line 2" / "c.png").write_bytes(paper_case.images[1].read_bytes())
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_the_golden_scores_and_maps_come_out_of_the_command_line(
+    cli, model, photographs, paper_case, tmp_path
+):
+    done = cli("predict", photographs, *model, "--output", tmp_path / "out", "--save", "map")
+    assert done.code == 0, done.err
+    records = lines(tmp_path / "out")
+    assert [record["image_path"] for record in records] == [
+        f"{photographs}/a.png",
+        f"{photographs}/line 2/c.png",
+    ]
+    for i, (record, name) in enumerate(zip(records, ["a.png", "line 2/c.png"], strict=True)):
+        assert record["pred_score"] == pytest.approx(paper_case.arrays["score"][i], abs=1e-5)
+        assert record["pred_label"] is None
+        saved = np.load(tmp_path / "out" / "maps" / f"{name}.npy")
+        np.testing.assert_allclose(saved, paper_case.published_map("anomaly_map")[i], atol=1e-5)
+    assert "0.5997" in done.out
+    assert "2 scored" in done.out
+
+
+def test_a_threshold_brings_verdicts_masks_and_regions(cli, model, photographs, tmp_path):
+    done = cli(
+        *("predict", photographs, *model, "--threshold", 0.5, "--output", tmp_path / "out"),
+        *("--save", "mask", "--save", "heatmap"),
+    )
+    first, second = lines(tmp_path / "out")
+    assert (first["pred_label"], second["pred_label"]) == (True, False)
+    assert first["regions"][0]["peak_score"] > 0.5
+    mask = Image.open(tmp_path / "out" / "masks" / "a.png.png")
+    assert mask.size == Image.open(photographs / "a.png").size
+    assert set(np.unique(np.asarray(mask))) <= {0, 255}
+    assert Image.open(tmp_path / "out" / "heatmaps" / "a.png.png").size == mask.size
+    assert "anomalous" in done.out
+    assert "normal" in done.out
+
+
+def test_a_broken_image_is_named_the_rest_is_scored_and_the_exit_code_is_one(
+    cli, model, photographs, tmp_path
+):
+    (photographs / "b.png").write_bytes(b"torn")
+    done = cli("predict", photographs, *model, "--output", tmp_path / "out")
+    assert done.code == 1
+    assert len(lines(tmp_path / "out")) == 2
+    assert done.err.count("error: ") == 1
+    assert "parts/b.png: not an image" in done.err
+    assert "1 failed" in done.out
+    assert "b.png" in (tmp_path / "out" / "errors.jsonl").read_text()
+
+
+def test_a_resumed_run_skips_what_is_done_and_tries_again_what_failed(
+    cli, model, photographs, tmp_path, paper_case
+):
+    (photographs / "b.png").write_bytes(b"torn")
+    options = ["predict", photographs, *model, "--output", tmp_path / "out"]
+    assert cli(*options).code == 1
+    (photographs / "b.png").write_bytes(paper_case.images[0].read_bytes())
+    done = cli(*options, "--resume")
+    assert done.code == 0
+    assert "1 scored" in done.out
+    assert "2 done before" in done.out
+    assert sorted(record["image_path"] for record in lines(tmp_path / "out")) == [
+        str(photographs / name) for name in ("a.png", "b.png", "line 2/c.png")
+    ]
+
+
+def test_a_run_is_not_resumed_with_other_settings_nor_overwritten_unasked(cli, model, photographs, tmp_path):
+    options = ["predict", photographs, *model, "--output", tmp_path / "out"]
+    assert cli(*options).code == 0
+    before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    other = cli(*options, "--resume", "--sigma", 2)
+    assert other.code == 2
+    assert "sigma was 4.0, is 2.0" in other.err
+    again = cli(*options)
+    assert again.code == 2
+    assert "resume" in again.err
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
+    assert cli(*options, "--overwrite").code == 0
+
+
+def test_images_come_from_patterns_lists_and_standard_input(cli, model, photographs, tmp_path):
+    wanted = [str(photographs / "a.png"), str(photographs / "line 2" / "c.png")]
+    (tmp_path / "list.txt").write_text("\n".join(wanted))
+    runs = {
+        "pattern": (["predict", f"{photographs}/**/*.png"], ""),
+        "list": (["predict", "--from-file", tmp_path / "list.txt"], ""),
+        "stdin": (["predict", "-"], "\n".join(wanted)),
+    }
+    for name, (arguments, stdin) in runs.items():
+        done = cli(*arguments, *model, "--output", tmp_path / name, stdin=stdin)
+        assert done.code == 0, done.err
+        assert sorted(record["image_path"] for record in lines(tmp_path / name)) == wanted
+
+
+def test_without_an_output_folder_each_run_gets_its_own(cli, model, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        done = cli("predict", photographs / "a.png", *model)
+        assert f"results in runs/predict-{number}" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "no images given"),
+        (["nowhere.png"], "nowhere.png: no such file or folder"),
+        (["-", "a.png"], "cannot be combined"),
+        (["--from-file", "nowhere.txt"], "nowhere.txt"),
+        (["parts", "--save", "mask"], "--save mask needs a threshold"),
+        (["parts", "--resume"], "--resume needs the folder"),
+        (["parts", "--threshold", "1.5"], "1.5; it must be a number from 0 to 1"),
+        (["parts", "--threshold", "limits.json"], "limits.json cannot be read"),
+        (["parts", "--backbone", "ViT-X"], "backbone 'ViT-X' is neither a known name"),
+        (["parts", "--prompts", "none.pth"], "prompts 'none.pth'"),
+        (["parts", "--scale", "1", "0"], "the colour scale is 1.0 to 0.0"),
+    ],
+)
+def test_what_cannot_start_is_one_clear_message_and_exit_code_two(
+    arguments, says, cli, model, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    defaults = [] if "--backbone" in arguments else model[:2]
+    defaults += [] if "--prompts" in arguments else model[2:4]
+    done = cli("predict", *arguments, *defaults, *model[4:], "--save", "heatmap")
+    assert done.code == 2, done.out
+    assert says in done.err
+    assert done.err.count("error: ") == 1
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_that_are_none_are_refused(cli, photographs, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"nothing")
+    done = cli("predict", photographs, "--backbone", tmp_path / "weights.pt")
+    assert done.code == 2
+    assert "weights.pt" in done.err
+    assert "expected" in done.err
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    option=st.sampled_from(
+        ["--threshold", "--sigma", "--layers", "--dpam-layers", "--image-size", "--batch-size"]
+    ),
+    value=st.one_of(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
+        st.integers(-99, 99).map(str),
+        st.floats().map(str),
+    ),
+)
+def test_any_option_value_is_either_used_or_refused_never_a_traceback(
+    option, value, cli, model, photographs, tmp_path
+):
+    done = cli(
+        "predict", photographs / "a.png", *model, "--output", tmp_path / "out", "--overwrite", option, value
+    )
+    assert done.code in (0, 2), done.err
+    if done.code == 2:
+        assert "error" in done.err.lower()
+
+
+def test_a_killed_run_is_resumed_to_the_same_predictions(model, photographs, paper_case, tmp_path):
+    """A real process, killed for real once its first line is there."""
+    for i in range(30):
+        (photographs / f"{i:02}.png").write_bytes(paper_case.images[i % 2].read_bytes())
+    command = [sys.executable, "-m", "anomalyclip", "predict", photographs, *model, "--save", "map"]
+    command = [str(part) for part in command]
+    subprocess.run([*command, "--output", str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--output", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    predictions = tmp_path / "killed" / "predictions.jsonl"
+    while not (predictions.exists() and predictions.stat().st_size):
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = subprocess.run(
+        [*command, "--output", str(tmp_path / "killed"), "--resume"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    assert resumed.stderr == ""  # no progress bar in a pipe
+
+
+def test_help_and_import_do_not_load_the_heavy_libraries():
+    code = """
+import sys, anomalyclip, anomalyclip.cli
+heavy = {"torch", "numpy", "scipy", "PIL", "huggingface_hub", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_has_help(cli):
+    listing = cli("--help").out
+    for verb in ("predict", "benchmark"):
+        assert verb in listing
+        assert cli(verb, "--help").code == 0
+
+
+def test_the_benchmark_prints_a_table_or_json(cli, monkeypatch):
+    monkeypatch.setattr("anomalyclip.benchmark.MATRIX", 128)
+    options = ["benchmark", "--architecture", "ViT-B-32", "--image-size", 64, "--repeats", 1]
+    table = cli(*options).out
+    assert "the encoder takes" in table
+    assert "smooth" in table
+    timing = json.loads(cli(*options, "--json").out)
+    assert timing["stages"]["encode"] > 0
+    assert timing["ratio"] == pytest.approx(timing["stages"]["encode"] / timing["floor"])
