@@ -12,7 +12,6 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-import clip_forms as forms
 from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch, file_digest
 from anomalyclip.clip.registry import (
     BACKBONES,
@@ -25,7 +24,8 @@ from anomalyclip.clip.registry import (
 )
 from anomalyclip.clip.weights import read_weights
 from anomalyclip.errors import AnomalyCLIPError
-from http_files import Files, serve
+from tests import clip_forms as forms
+from tests.http_files import Files, serve
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 

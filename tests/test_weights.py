@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import clip_forms as forms
 from anomalyclip.clip.weights import Weights, fingerprint, read_weights, save_weights
 from anomalyclip.errors import AnomalyCLIPError
-from clip_forms import CONFIG
+from tests import clip_forms as forms
+from tests.clip_forms import CONFIG
 
 State = dict[str, Tensor]
 Write = Callable[[State, Path], Path]

@@ -75,7 +75,7 @@ class _Unusable(Exception):
     """Why a file is refused, without its name."""
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read CLIP weights in any published form.
 
     No code of a file is ever run: TorchScript archives are read for their tensors alone, pickles with
@@ -83,7 +83,7 @@ def read_weights(path: str | Path) -> Weights:
 
     Parameters
     ----------
-    path : str or Path
+    path : str or path
         OpenAI's TorchScript archive; a state dict of PyTorch, also under ``"state_dict"`` and with
         ``module.`` before its names; safetensors of open_clip, of transformers (``config.json`` beside it),
         or of `save_weights`; or a folder that holds one of them. An ``open_clip_config.json`` or
@@ -126,7 +126,7 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(config=config, state_dict=tensors, source=path)
 
 
-def save_weights(weights: Weights, path: str | Path) -> Path:
+def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
     """Write weights as safetensors: one file, or a folder with ``config.json`` and ``model.safetensors``.
 
     Each file appears whole or not at all.
@@ -135,7 +135,7 @@ def save_weights(weights: Weights, path: str | Path) -> Path:
     ----------
     weights : Weights
         What to write.
-    path : str or Path
+    path : str or path
         A name that ends in ``.safetensors`` is a file, with the architecture in its header; any other is a
         folder.
 
