@@ -96,7 +96,7 @@ def predict(
 
     images = _images(paths or [], from_file)
     kinds = [kind.value for kind in save or []]
-    _check(kinds, threshold=threshold, output=output, resume=resume)
+    _check(kinds, threshold=threshold, output=output, resume=resume, scale=scale)
     detector = Detector.from_pretrained(
         backbone,
         prompts=prompts,
@@ -142,11 +142,23 @@ def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | 
     return images
 
 
-def _check(kinds: Sequence[str], *, threshold: str | None, output: Path | None, resume: bool) -> None:
+def _check(
+    kinds: Sequence[str],
+    *,
+    threshold: str | None,
+    output: Path | None,
+    resume: bool,
+    scale: tuple[float, float],
+) -> None:
+    """Refuse, before anything is loaded, what could not work in the end."""
     if "mask" in kinds and threshold is None:
         raise AnomalyCLIPError("--save mask needs a threshold: give --threshold 0.5 or a threshold file")
     if resume and output is None:
         raise AnomalyCLIPError("--resume needs the folder to go on in: give --output FOLDER")
+    if not 0 <= scale[0] < scale[1] <= 1:
+        raise AnomalyCLIPError(
+            f"--scale {scale[0]} {scale[1]}: expected two map values, 0 <= first < second <= 1"
+        )
 
 
 def _settings(detector: "Detector", *, backbone: str, prompts: str | None) -> dict[str, Any]:

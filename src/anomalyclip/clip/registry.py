@@ -1,8 +1,8 @@
 """Names of backbones and prompts: where each is published, and what its content must be."""
 
-import os
 import re
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 from anomalyclip.clip.download import (
@@ -108,12 +108,12 @@ PROMPTS: dict[str, LearnedPrompts] = {
 """Known prompts; a `Path` is embedded in the package."""
 
 
-def resolve_backbone(name_or_path: str | os.PathLike[str]) -> Path:
+def resolve_backbone(name_or_path: str | PathLike[str]) -> Path:
     """Return the local file or folder of a backbone, downloading a named one on its first use.
 
     Parameters
     ----------
-    name_or_path : str or Path
+    name_or_path : str or path
         A name in `BACKBONES`, or a file or folder of weights. A name wins over a path of the same spelling.
 
     Returns
@@ -134,24 +134,24 @@ def resolve_backbone(name_or_path: str | os.PathLike[str]) -> Path:
     anomalyclip.errors.AnomalyCLIPError: backbone 'ViT-L-41' is neither a known name
     (ViT-L-14-336, ViT-L-14, ViT-B-16, ViT-B-32, micro) nor an existing file or folder
     """
-    entry = BACKBONES.get(str(name_or_path))
+    entry = BACKBONES.get(fspath(name_or_path))
     if entry is None:
         return _existing("backbone", name_or_path, BACKBONES)
     if isinstance(entry, Path):
         return _embedded(entry)
-    return fetch_backbone(str(name_or_path), entry, cache_folder())
+    return fetch_backbone(fspath(name_or_path), entry, cache_folder())
 
 
 def resolve_prompts(
-    name_or_path: str | os.PathLike[str], *, backbone: str | os.PathLike[str] | None = None
+    name_or_path: str | PathLike[str], *, backbone: str | PathLike[str] | None = None
 ) -> Path:
     """Return the local file of learned prompts, downloading named ones on their first use.
 
     Parameters
     ----------
-    name_or_path : str or Path
+    name_or_path : str or path
         A name in `PROMPTS`, or a file. A name wins over a path of the same spelling.
-    backbone : str or Path, optional
+    backbone : str or path, optional
         The backbone that they are for. If it is a name too, it must be the one for which they were learned.
 
     Returns
@@ -173,18 +173,18 @@ def resolve_prompts(
     anomalyclip.errors.AnomalyCLIPError: prompts 'visa' were learned for the backbone ViT-L-14-336 and mean
     nothing to ViT-B-32; use --backbone ViT-L-14-336, or learn prompts for ViT-B-32 with `anomalyclip train`
     """
-    entry = PROMPTS.get(str(name_or_path))
+    entry = PROMPTS.get(fspath(name_or_path))
     if entry is None:
         return _existing("prompts", name_or_path, PROMPTS)
-    if str(backbone) in BACKBONES and str(backbone) != entry.backbone:
+    if backbone is not None and fspath(backbone) in BACKBONES and fspath(backbone) != entry.backbone:
         raise AnomalyCLIPError(
-            f"prompts {str(name_or_path)!r} were learned for the backbone {entry.backbone} and mean nothing "
-            f"to {backbone}; use --backbone {entry.backbone}, or learn prompts for {backbone} with "
+            f"prompts {fspath(name_or_path)!r} were learned for the backbone {entry.backbone} and mean nothing "
+            f"to {fspath(backbone)}; use --backbone {entry.backbone}, or learn prompts for {fspath(backbone)} with "
             "`anomalyclip train`"
         )
     if isinstance(entry.source, Path):
         return _embedded(entry.source)
-    return fetch_prompts(str(name_or_path), entry.source, cache_folder())
+    return fetch_prompts(fspath(name_or_path), entry.source, cache_folder())
 
 
 def fetch_backbone(name: str, entry: Backbone, folder: Path) -> Path:
@@ -337,13 +337,13 @@ def _converted_path(archive: RemoteFile, folder: Path) -> Path:
 
 def _existing(
     kind: str,
-    name_or_path: str | os.PathLike[str],
+    name_or_path: str | PathLike[str],
     known: "dict[str, Backbone | Path] | dict[str, LearnedPrompts]",
 ) -> Path:
     path = Path(name_or_path).expanduser()
     if not path.exists():
         raise AnomalyCLIPError(
-            f"{kind} {str(name_or_path)!r} is neither a known name ({', '.join(known)}) "
+            f"{kind} {fspath(name_or_path)!r} is neither a known name ({', '.join(known)}) "
             "nor an existing file or folder"
         )
     return path

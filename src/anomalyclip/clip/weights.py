@@ -83,7 +83,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 
     Parameters
     ----------
-    path : str or Path
+    path : str or path
         OpenAI's TorchScript archive; a state dict of PyTorch, also under ``"state_dict"`` and with
         ``module.`` before its names; safetensors of open_clip, of transformers (``config.json`` beside it),
         or of `save_weights`; or a folder that holds one of them. An ``open_clip_config.json`` or
@@ -135,7 +135,7 @@ def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
     ----------
     weights : Weights
         What to write.
-    path : str or Path
+    path : str or path
         A name that ends in ``.safetensors`` is a file, with the architecture in its header; any other is a
         folder.
 
