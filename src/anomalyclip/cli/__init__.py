@@ -9,6 +9,7 @@ import typer
 
 from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.console import fail
+from anomalyclip.cli.demo import demo
 from anomalyclip.cli.predict import predict
 from anomalyclip.errors import AnomalyCLIPError
 
@@ -26,6 +27,7 @@ def _root() -> None:
     """Find what is wrong in images of things for which there is no training data."""
 
 
+app.command()(demo)
 app.command()(predict)
 app.command()(benchmark)
 

@@ -1,0 +1,53 @@
+"""``anomalyclip demo``: the main job, offline, on bundled pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomalyclip.cli.console import out
+
+if TYPE_CHECKING:
+    from anomalyclip.prediction import Prediction
+
+_ABOUT = """\
+This was the embedded micro backbone (4 MB), made to try things out: it knows generated surfaces, little of objects and
+nothing of the world. On your own pictures: anomalyclip predict YOUR_FOLDER --backbone micro --save heatmap
+The real one is ViT-L-14-336, which is downloaded on its first use (0.9 GB): the same without --backbone micro."""
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option(help="Folder for the results; an earlier demo in it is replaced.", file_okay=False)
+    ] = Path("demo"),
+) -> None:
+    """Score bundled pictures with the embedded micro backbone: no download, a few seconds.
+
+    Leaves predictions.jsonl, heat maps and a contact sheet, demo.png.
+    """
+    from anomalyclip.demo import SHEET, run
+
+    predictions = run(output)
+    _show(predictions)
+    out().print(f"\nHeat maps of each picture: {output / 'heatmaps'}; all on one sheet: {output / SHEET}\n")
+    out().print(_ABOUT)
+
+
+def _show(predictions: "list[Prediction]") -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("picture")
+    table.add_column("score", justify="right")
+    table.add_column("verdict")
+    table.add_column("largest region", justify="right")
+    for prediction in predictions:
+        width, height = prediction.image_size
+        share = max((region.area for region in prediction.regions), default=0) / (width * height)
+        table.add_row(
+            Path(str(prediction.image_path)).stem,
+            f"{prediction.pred_score:.2f}",
+            "[red]anomalous[/]" if prediction.pred_label else "[green]normal[/]",
+            f"{share:.1%}" if share else "",
+        )
+    out().print(table)

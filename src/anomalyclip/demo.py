@@ -1,0 +1,59 @@
+"""The main job on the embedded micro backbone and bundled pictures: no download, no set-up.
+
+The pictures are generated (`recipes/micro/demo_pictures.py` writes their seeds down beside them) and of families that
+the micro backbone has never seen.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from anomalyclip.detector import Detector
+from anomalyclip.files import replacing
+from anomalyclip.images import open_image
+from anomalyclip.inputs import find_images
+from anomalyclip.prediction import Prediction
+from anomalyclip.visualize import contact_sheet
+from anomalyclip.writers import PredictionWriter
+
+PICTURES = Path(__file__).parent / "assets" / "demo"
+"""The bundled pictures: ``<class>_<good or defect>.jpg``."""
+
+THRESHOLD = Path(__file__).parent / "assets" / "micro" / "threshold.json"
+"""Calibrated for the micro backbone by its recipe, on generated images of other families than the pictures'."""
+
+SHEET = "demo.png"
+
+
+def run(
+    output: str | os.PathLike[str], *, on_prediction: Callable[[Prediction], None] | None = None
+) -> list[Prediction]:
+    """Score the bundled pictures and draw what was found.
+
+    Parameters
+    ----------
+    output : path
+        Folder for predictions.jsonl, heat maps and the contact sheet demo.png; an earlier demo in it is replaced.
+    on_prediction : callable, optional
+        Called with each prediction as it comes.
+
+    Returns
+    -------
+    list of Prediction
+        In the order of the file names.
+    """
+    detector = Detector.from_pretrained("micro", threshold=THRESHOLD)
+    names = {image.path: image.name for image in find_images([PICTURES])}
+    predictions = []
+    with PredictionWriter(output, save=["heatmap"], overwrite=True) as writer:
+        for prediction in detector.stream(names, batch_size=4):
+            assert prediction.image_path is not None
+            writer.write(prediction, name=names[prediction.image_path])
+            predictions.append(prediction)
+            if on_prediction is not None:
+                on_prediction(prediction)
+    cells = [(open_image(str(prediction.image_path)), prediction) for prediction in predictions]
+    sheet = contact_sheet(cells, columns=3, tile_size=200)
+    with replacing(Path(output) / SHEET) as temporary:
+        sheet.save(temporary, "PNG")
+    return predictions

@@ -1,0 +1,42 @@
+"""Every command and every Python example of the README and the docs runs as it stands there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+_BLOCK = re.compile(r"^(?P<before>[^\n]*)\n+```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The blocks to run; one that cannot be run says why in a comment above it: <!-- not run: ... -->."""
+    found = _BLOCK.finditer("\n" + page.read_text())
+    return [(match["language"], match["code"]) for match in found if "<!-- not run: " not in match["before"]]
+
+
+def commands(code: str) -> list[str]:
+    return [line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_shows_can_be_run_in_its_order(page, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    names: dict[str, object] = {}
+    for language, code in blocks(page):
+        if language == "python":
+            exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), names)
+            continue
+        for command in commands(code):
+            words = shlex.split(command, comments=True)
+            if words[0] == "anomalyclip" and not set("|<>;&*") & set(command):
+                done = cli(*words[1:])
+                assert done.code == 0, f"{command}\n{done.out}{done.err}"
+            else:
+                subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True, env=environment)
