@@ -1,1 +1,32 @@
 """Exact detection metrics: arrays in, numbers out."""
+
+from anomalyclip.metrics.detection import (
+    ImageMetrics,
+    auroc,
+    average_precision,
+    f1_max,
+    image_metrics,
+    precision_recall_curve,
+    roc_curve,
+)
+from anomalyclip.metrics.localization import PixelMetrics, aupro, pixel_metrics, pro_curve
+from anomalyclip.metrics.ranking import F1Max, PrecisionRecallCurve, RocCurve
+from anomalyclip.metrics.regions import ProCurve
+
+__all__ = [
+    "F1Max",
+    "ImageMetrics",
+    "PixelMetrics",
+    "PrecisionRecallCurve",
+    "ProCurve",
+    "RocCurve",
+    "aupro",
+    "auroc",
+    "average_precision",
+    "f1_max",
+    "image_metrics",
+    "pixel_metrics",
+    "precision_recall_curve",
+    "pro_curve",
+    "roc_curve",
+]

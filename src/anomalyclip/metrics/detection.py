@@ -1,0 +1,204 @@
+"""Metrics of labels and scores, one an item: images, or pixels taken as equals."""
+
+from dataclasses import dataclass
+
+from numpy.typing import ArrayLike
+
+from anomalyclip.metrics.inputs import rank_scores
+from anomalyclip.metrics.ranking import F1Max, PrecisionRecallCurve, RocCurve
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve: the chance that an anomalous item scores above a normal one, ties as half.
+
+    Parameters
+    ----------
+    labels : array of any shape, bool or 0 and 1
+        1 is anomalous.
+    scores : array of the same shape, real numbers
+        Higher is more anomalous. float16 is computed as float32 and integers of 32 bits or more as float64.
+
+    Returns
+    -------
+    float
+        Within [0, 1]; 0.5 where scores say nothing. NaN when only one label occurs.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Empty input, shapes that differ, labels other than 0 and 1, scores that are NaN or infinite.
+
+    Examples
+    --------
+    >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    0.75
+    """
+    return rank_scores(labels, scores).auroc()
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Average precision: the sum over thresholds of (gain in recall) x (precision), without interpolation.
+
+    The definition of ``sklearn.metrics.average_precision_score``. Equal scores are one threshold.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `auroc`.
+
+    Returns
+    -------
+    float
+        Within (0, 1]; scores that say nothing give the share of anomalous items. NaN when only one label
+        occurs.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As for `auroc`.
+
+    Examples
+    --------
+    >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+    0.8333
+    """
+    return rank_scores(labels, scores).average_precision()
+
+
+def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
+    """Best F1 = 2 TP / (2 TP + FP + FN) that any threshold gives, and the threshold that gives it.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `auroc`.
+
+    Returns
+    -------
+    F1Max
+        `f1` within (0, 1] and `threshold`, one of the scores: ``scores >= threshold`` is called anomalous.
+        Of several thresholds equally good the highest, which alarms least. Both are NaN when only one label
+        occurs.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As for `auroc`.
+
+    Examples
+    --------
+    >>> f1_max([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    F1Max(f1=0.8, threshold=0.35)
+    """
+    return rank_scores(labels, scores).f1_max()
+
+
+def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None) -> RocCurve:
+    """Trace false and true positive rate with ``score >= threshold`` called anomalous, thresholds falling.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `auroc`.
+    points : int, optional
+        About how many points to keep, at least 4: thresholds at even quantiles of the normal and of the
+        anomalous scores, so that from point to point neither rate moves by more than about ``2 / points``
+        unless scores tie. None keeps every distinct score.
+
+    Returns
+    -------
+    RocCurve
+        `fpr`, `tpr`, `thresholds`, each (T,); the first threshold is infinity, at (0, 0). The rate of a
+        label that does not occur is NaN, so that normal items alone still show the false-positive rate of
+        every threshold.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As for `auroc`, and for fewer than 4 points.
+
+    Examples
+    --------
+    >>> fpr, tpr, thresholds = roc_curve([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    >>> fpr.tolist(), tpr.tolist()
+    ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
+    """
+    return rank_scores(labels, scores).roc_curve(points)
+
+
+def precision_recall_curve(
+    labels: ArrayLike, scores: ArrayLike, *, points: int | None = None
+) -> PrecisionRecallCurve:
+    """Precision and recall with ``score >= threshold`` called anomalous, thresholds rising.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `auroc`.
+    points : int, optional
+        About how many points to keep, as for `roc_curve`. None keeps every distinct score.
+
+    Returns
+    -------
+    PrecisionRecallCurve
+        `precision` and `recall`, each (T + 1,), closed by (1, 0), and `thresholds` (T,), as in
+        scikit-learn. `recall` is NaN (but for the closing 0) when nothing is anomalous.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As for `auroc`, and for fewer than 4 points.
+
+    Examples
+    --------
+    >>> precision, recall, thresholds = precision_recall_curve([0, 1, 1], [0.1, 0.4, 0.8])
+    >>> precision.round(2).tolist(), recall.tolist(), thresholds.tolist()
+    ([0.67, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.0], [0.1, 0.4, 0.8])
+    """
+    return rank_scores(labels, scores).precision_recall_curve(points)
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """The image-level metrics of one class; each as the function of its name returns it."""
+
+    auroc: float
+    average_precision: float
+    f1_max: F1Max
+    roc: RocCurve | None
+    precision_recall: PrecisionRecallCurve | None
+
+
+def image_metrics(labels: ArrayLike, scores: ArrayLike, *, curve_points: int | None = None) -> ImageMetrics:
+    """Compute all metrics of labels and scores from one sort.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `auroc`.
+    curve_points : int, optional
+        The `points` of `roc_curve` and `precision_recall_curve`; without it the curves are None.
+
+    Returns
+    -------
+    ImageMetrics
+        All NaN when only one label occurs.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As for `auroc`.
+
+    Examples
+    --------
+    >>> image_metrics([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]).auroc
+    0.75
+    """
+    ranking = rank_scores(labels, scores)
+    return ImageMetrics(
+        auroc=ranking.auroc(),
+        average_precision=ranking.average_precision(),
+        f1_max=ranking.f1_max(),
+        roc=None if curve_points is None else ranking.roc_curve(curve_points),
+        precision_recall=None if curve_points is None else ranking.precision_recall_curve(curve_points),
+    )

@@ -1,0 +1,129 @@
+"""From labels and scores, or masks and maps, to a `Ranking`; what cannot be ranked is refused."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.metrics.ranking import Floats, Ranking
+from anomalyclip.metrics.regions import RegionRanking
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+def rank_scores(labels: ArrayLike, scores: ArrayLike) -> Ranking:
+    """Sort the scores of normal and of anomalous items, whatever the shape that both arrays share."""
+    is_anomalous, values = _binary(labels, "labels"), _real(scores, "scores")
+    _require_same_shape(is_anomalous, values, "labels", "scores")
+    if values.size == 0:
+        raise AnomalyCLIPError("labels and scores are empty: a metric needs at least one item")
+    dtype = np.result_type(values, np.float32)
+    normal, anomalous = (values[kept].astype(dtype, copy=False) for kept in (~is_anomalous, is_anomalous))
+    normal.sort()
+    anomalous.sort()
+    if not _ends_are_finite(normal, anomalous):
+        raise _not_finite("scores")
+    return Ranking(normal, anomalous)
+
+
+def rank_pixels(
+    masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequence[ArrayLike]
+) -> RegionRanking:
+    """Sort the pixels of all maps, each anomalous one weighted by one over its region's area."""
+    truth = [_binary(mask, f"mask {i}") for i, mask in enumerate(_images(masks))]
+    values = [_real(scores, f"map {i}") for i, scores in enumerate(_images(maps))]
+    _require_pairs(truth, values)
+
+    n_anomalous = sum(int(np.count_nonzero(mask)) for mask in truth)
+    dtype = np.result_type(np.float32, *{scores.dtype for scores in values})
+    normal = np.empty(sum(mask.size for mask in truth) - n_anomalous, dtype)
+    anomalous = np.empty(n_anomalous, dtype)
+    weights = np.empty(n_anomalous)
+    n, p = 0, 0  # how much of each is filled
+    for mask, scores in zip(truth, values, strict=True):
+        inside, outside = scores[mask], scores[~mask]
+        normal[n : n + outside.size] = outside
+        anomalous[p : p + inside.size] = inside
+        weights[p : p + inside.size] = _one_over_area(mask)
+        n, p = n + outside.size, p + inside.size
+
+    normal.sort()
+    order = np.argsort(anomalous)
+    anomalous, weights = anomalous[order], weights[order]
+    if not _ends_are_finite(normal, anomalous):
+        raise _not_finite(
+            next(f"map {i}" for i, scores in enumerate(values) if not np.isfinite(scores).all())
+        )
+    return RegionRanking(normal, anomalous, weights)
+
+
+def _one_over_area(mask: NDArray[np.bool_]) -> Floats:
+    """One over the area of its 8-connected region, for each anomalous pixel in row-major order."""
+    regions, _ = ndimage.label(mask, _EIGHT_NEIGHBOURS)
+    inside = regions[mask]
+    shares: Floats = (1.0 / np.bincount(inside, minlength=2).clip(min=1))[inside]
+    return shares
+
+
+def _images(stack: Any) -> Sequence[Any]:
+    """One (H, W) array an image: the elements of a list, or the last two axes of an array."""
+    if not hasattr(stack, "ndim"):
+        return list(stack)
+    array = np.asarray(stack)
+    if array.ndim < 2:
+        raise AnomalyCLIPError(
+            f"masks and maps must be (H, W) images or stacks of them, got shape {array.shape}"
+        )
+    return list(array.reshape(-1, *array.shape[-2:])) if array.size else []
+
+
+def _binary(labels: Any, name: str) -> NDArray[np.bool_]:
+    array = np.asarray(labels)
+    if array.dtype == bool:
+        return array
+    _real(array, name)
+    truth = array.astype(bool)
+    if not np.array_equal(truth, array):
+        stranger = array[truth != array].flat[0]
+        raise AnomalyCLIPError(f"{name} must be 0 (normal) or 1 (anomalous), got {stranger}: binarise first")
+    return truth
+
+
+def _real(scores: Any, name: str) -> NDArray[Any]:
+    array = np.asarray(scores)
+    if array.dtype.kind not in "fiub":
+        raise AnomalyCLIPError(f"{name} must be real numbers, got dtype {array.dtype}")
+    return array
+
+
+def _require_same_shape(truth: NDArray[Any], scores: NDArray[Any], truth_name: str, scores_name: str) -> None:
+    if truth.shape != scores.shape:
+        raise AnomalyCLIPError(
+            f"{truth_name} of shape {truth.shape} does not fit {scores_name} of shape {scores.shape}: "
+            "both must have the same shape"
+        )
+
+
+def _require_pairs(masks: list[NDArray[np.bool_]], maps: list[NDArray[Any]]) -> None:
+    if len(masks) != len(maps):
+        raise AnomalyCLIPError(f"{len(masks)} masks and {len(maps)} maps: every map needs its mask")
+    if not any(mask.size for mask in masks):
+        raise AnomalyCLIPError("masks and maps are empty: a metric needs at least one pixel")
+    for i, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
+        if mask.ndim != 2:
+            raise AnomalyCLIPError(f"mask {i} must be an image (H, W), got shape {mask.shape}")
+        _require_same_shape(mask, scores, f"mask {i}", f"map {i}")
+
+
+def _ends_are_finite(*ascending: Floats) -> bool:
+    """Whether all are finite: sorting brings -inf to the front, inf and NaN to the end."""
+    return all(bool(np.isfinite(scores[[0, -1]]).all()) for scores in ascending if scores.size)
+
+
+def _not_finite(name: str) -> AnomalyCLIPError:
+    return AnomalyCLIPError(
+        f"{name} has a NaN or an infinite value, which has no rank: every score must be finite"
+    )
