@@ -91,6 +91,17 @@ def test_published_aupro_is_its_definition_at_200_thresholds(case, max_fpr):
     assert ours == pytest.approx(published_by_brute_force(masks, maps, max_fpr), abs=1e-12, nan_ok=True)
 
 
+def test_in_published_aupro_a_pixel_on_a_threshold_is_not_above_it():
+    # Range 0 to 200, so that every score lies on a threshold; several differ only by what is called above.
+    masks = np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=bool)
+    maps = np.array([[200, 150, 50, 150, 100, 50, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
+    # Above t: FPR 3/11, PRO 1 for t < 50; 2/11, 2/3 to 100; 1/11, 2/3 to 150; then 0, 1/3.
+    # FPRs stretch to 1, 2/3, 1/3, 0; trapezoids of PRO 1, 2/3, 2/3, 1/3.
+    expected = ((1 + 2 / 3) / 2 + 2 / 3 + (2 / 3 + 1 / 3) / 2) / 3
+    assert metrics.aupro(masks, maps) == pytest.approx(expected, abs=1e-12)
+    assert published_by_brute_force(masks[None], maps[None], 0.3) == pytest.approx(expected, abs=1e-12)
+
+
 @given(masked_maps())
 def test_the_pro_curve_holds_every_distinct_threshold(case):
     masks, maps = case
