@@ -91,6 +91,16 @@ def test_published_aupro_is_its_definition_at_200_thresholds(case, max_fpr):
     assert ours == pytest.approx(published_by_brute_force(masks, maps, max_fpr), abs=1e-12, nan_ok=True)
 
 
+@pytest.mark.parametrize("distinct", [3, 10**6])
+def test_exact_aupro_of_many_pixels_is_the_area_under_the_whole_curve(distinct):
+    rng = np.random.default_rng(0)
+    masks = rng.random((4, 200, 300)) < 0.6
+    maps = rng.integers(0, distinct, masks.shape).astype(np.float32)
+    curve = metrics.pro_curve(masks, maps)
+    ours = metrics.aupro(masks, maps, method="exact", max_fpr=1.0)
+    assert ours == pytest.approx(auc(curve.fpr, curve.pro), abs=1e-12)
+
+
 def test_in_published_aupro_a_pixel_on_a_threshold_is_not_above_it():
     # Range 0 to 200, so that every score lies on a threshold; several differ only by what is called above.
     masks = np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=bool)

@@ -62,6 +62,21 @@ def test_f1_max_is_the_best_of_all_thresholds_and_its_threshold_gives_it(case):
     assert by_threshold[scores.dtype.type(threshold)] == pytest.approx(f1, abs=1e-12)
 
 
+@pytest.mark.parametrize("distinct", [1, 3, 1000, 10**9])
+def test_more_scores_than_are_looked_at_together_make_no_seam(distinct):
+    rng = np.random.default_rng(0)
+    labels = rng.random(300_000) < 0.6
+    scores = rng.integers(0, distinct, labels.size) + labels * 0.1 * distinct
+    together = metrics.image_metrics(labels, scores)
+    assert together.auroc == pytest.approx(sklearn.roc_auc_score(labels, scores), abs=1e-12)
+    expected = sklearn.average_precision_score(labels, scores)
+    assert together.average_precision == pytest.approx(expected, abs=1e-12)
+    precision, recall, _ = sklearn.precision_recall_curve(labels, scores)
+    expected = (2 * precision * recall / (precision + recall)).max()
+    assert together.f1_max.f1 == pytest.approx(expected, abs=1e-12)
+    assert sklearn.f1_score(labels, scores >= together.f1_max.threshold) == pytest.approx(expected, abs=1e-12)
+
+
 def test_of_equally_good_thresholds_f1_max_takes_the_highest():
     # At 4: TP 1, FN 1, FP 0: F1 = 2/3. At 1: TP 2, FP 2: F1 = 2/3.
     assert metrics.f1_max([1, 0, 0, 1], [4, 3, 2, 1]) == (pytest.approx(2 / 3), 4.0)

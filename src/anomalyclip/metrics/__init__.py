@@ -1,5 +1,6 @@
 """Exact detection metrics: arrays in, numbers out."""
 
+from anomalyclip.metrics.curves import PrecisionRecallCurve, ProCurve, RocCurve
 from anomalyclip.metrics.detection import (
     ImageMetrics,
     auroc,
@@ -10,8 +11,7 @@ from anomalyclip.metrics.detection import (
     roc_curve,
 )
 from anomalyclip.metrics.localization import PixelMetrics, aupro, pixel_metrics, pro_curve
-from anomalyclip.metrics.ranking import F1Max, PrecisionRecallCurve, RocCurve
-from anomalyclip.metrics.regions import ProCurve
+from anomalyclip.metrics.ranking import F1Max
 
 __all__ = [
     "F1Max",

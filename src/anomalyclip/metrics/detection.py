@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
+from anomalyclip.metrics import curves
+from anomalyclip.metrics.curves import PrecisionRecallCurve, RocCurve
 from anomalyclip.metrics.inputs import rank_scores
-from anomalyclip.metrics.ranking import F1Max, PrecisionRecallCurve, RocCurve
+from anomalyclip.metrics.ranking import F1Max
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -33,7 +35,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     0.75
     """
-    return rank_scores(labels, scores).auroc()
+    return rank_scores(labels, scores).figures().auroc
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -62,7 +64,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
     0.8333
     """
-    return rank_scores(labels, scores).average_precision()
+    return rank_scores(labels, scores).figures().average_precision
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
@@ -90,7 +92,7 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
     >>> f1_max([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     F1Max(f1=0.8, threshold=0.35)
     """
-    return rank_scores(labels, scores).f1_max()
+    return rank_scores(labels, scores).figures().f1_max
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None) -> RocCurve:
@@ -123,7 +125,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None
     >>> fpr.tolist(), tpr.tolist()
     ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
-    return rank_scores(labels, scores).roc_curve(points)
+    return curves.roc(rank_scores(labels, scores), points)
 
 
 def precision_recall_curve(
@@ -155,7 +157,7 @@ def precision_recall_curve(
     >>> precision.round(2).tolist(), recall.tolist(), thresholds.tolist()
     ([0.67, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.0], [0.1, 0.4, 0.8])
     """
-    return rank_scores(labels, scores).precision_recall_curve(points)
+    return curves.precision_recall(rank_scores(labels, scores), points)
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,11 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike, *, curve_points: int | N
     0.75
     """
     ranking = rank_scores(labels, scores)
+    figures = ranking.figures()
     return ImageMetrics(
-        auroc=ranking.auroc(),
-        average_precision=ranking.average_precision(),
-        f1_max=ranking.f1_max(),
-        roc=None if curve_points is None else ranking.roc_curve(curve_points),
-        precision_recall=None if curve_points is None else ranking.precision_recall_curve(curve_points),
+        auroc=figures.auroc,
+        average_precision=figures.average_precision,
+        f1_max=figures.f1_max,
+        roc=None if curve_points is None else curves.roc(ranking, curve_points),
+        precision_recall=None if curve_points is None else curves.precision_recall(ranking, curve_points),
     )

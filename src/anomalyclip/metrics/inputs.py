@@ -9,7 +9,6 @@ from scipy import ndimage
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.metrics.ranking import Floats, Ranking
-from anomalyclip.metrics.regions import RegionRanking
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
@@ -26,12 +25,10 @@ def rank_scores(labels: ArrayLike, scores: ArrayLike) -> Ranking:
     anomalous.sort()
     if not _ends_are_finite(normal, anomalous):
         raise _not_finite("scores")
-    return Ranking(normal, anomalous)
+    return Ranking(normal, anomalous, np.ones(anomalous.size))
 
 
-def rank_pixels(
-    masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequence[ArrayLike]
-) -> RegionRanking:
+def rank_pixels(masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequence[ArrayLike]) -> Ranking:
     """Sort the pixels of all maps, each anomalous one weighted by one over its region's area."""
     truth = [_binary(mask, f"mask {i}") for i, mask in enumerate(_images(masks))]
     values = [_real(scores, f"map {i}") for i, scores in enumerate(_images(maps))]
@@ -57,7 +54,7 @@ def rank_pixels(
         raise _not_finite(
             next(f"map {i}" for i, scores in enumerate(values) if not np.isfinite(scores).all())
         )
-    return RegionRanking(normal, anomalous, weights)
+    return Ranking(normal, anomalous, weights)
 
 
 def _one_over_area(mask: NDArray[np.bool_]) -> Floats:

@@ -7,9 +7,11 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.metrics import curves
+from anomalyclip.metrics.curves import PrecisionRecallCurve, ProCurve, RocCurve
 from anomalyclip.metrics.inputs import rank_pixels
-from anomalyclip.metrics.ranking import F1Max, PrecisionRecallCurve, RocCurve
-from anomalyclip.metrics.regions import ProCurve
+from anomalyclip.metrics.published import aupro_published
+from anomalyclip.metrics.ranking import F1Max
 
 Images = ArrayLike | Sequence[ArrayLike]
 
@@ -66,7 +68,9 @@ def aupro(
         raise AnomalyCLIPError(f"method={method!r}: AUPRO is either 'published' or 'exact'")
     _require_rate(max_fpr)
     ranking = rank_pixels(masks, maps)
-    return ranking.aupro_published(max_fpr) if method == "published" else ranking.aupro_exact(max_fpr)
+    return (
+        aupro_published(ranking, max_fpr) if method == "published" else ranking.figures(max_fpr).aupro_exact
+    )
 
 
 def pro_curve(masks: Images, maps: Images, *, points: int | None = None) -> ProCurve:
@@ -97,7 +101,7 @@ def pro_curve(masks: Images, maps: Images, *, points: int | None = None) -> ProC
     >>> curve.fpr.tolist(), curve.pro.tolist()
     ([0.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 0.75, 0.75, 1.0])
     """
-    return rank_pixels(masks, maps).pro_curve(points)
+    return curves.per_region_overlap(rank_pixels(masks, maps), points)
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,16 @@ def pixel_metrics(
     """
     _require_rate(max_fpr)
     ranking = rank_pixels(masks, maps)
+    figures = ranking.figures(max_fpr)
     return PixelMetrics(
-        auroc=ranking.auroc(),
-        average_precision=ranking.average_precision(),
-        f1_max=ranking.f1_max(),
-        aupro_published=ranking.aupro_published(max_fpr),
-        aupro_exact=ranking.aupro_exact(max_fpr),
-        roc=None if curve_points is None else ranking.roc_curve(curve_points),
-        precision_recall=None if curve_points is None else ranking.precision_recall_curve(curve_points),
-        pro=None if curve_points is None else ranking.pro_curve(curve_points),
+        auroc=figures.auroc,
+        average_precision=figures.average_precision,
+        f1_max=figures.f1_max,
+        aupro_published=aupro_published(ranking, max_fpr),
+        aupro_exact=figures.aupro_exact,
+        roc=None if curve_points is None else curves.roc(ranking, curve_points),
+        precision_recall=None if curve_points is None else curves.precision_recall(ranking, curve_points),
+        pro=None if curve_points is None else curves.per_region_overlap(ranking, curve_points),
     )
 
 

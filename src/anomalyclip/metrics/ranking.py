@@ -1,4 +1,4 @@
-"""The one sort that every metric here is read from.
+"""The one sort that every metric here is read from, and the metrics that are defined at every threshold.
 
 Normal and anomalous scores are sorted apart. Sorting plain floats is several times cheaper than the argsort
 of all of them that a textbook implementation needs, and only the anomalous ones, which are few, carry more
@@ -6,6 +6,7 @@ than their score (the region that they belong to). All counts then come from bin
 the other.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyclip.errors import AnomalyCLIPError
-
 Floats = NDArray[np.floating[Any]]
 Counts = NDArray[np.int64]
+
+# Anomalous scores that are looked at together: enough to be fast, few enough for the processor's cache.
+_BLOCK = 1 << 16
 
 
 class F1Max(NamedTuple):
@@ -26,128 +28,103 @@ class F1Max(NamedTuple):
     threshold: float
 
 
-class RocCurve(NamedTuple):
-    """Rates at falling thresholds, from (0, 0) at infinity to (1, 1) at the lowest score."""
+class Figures(NamedTuple):
+    """What one walk over the ranking gives."""
 
-    fpr: Floats
-    tpr: Floats
-    thresholds: Floats
-
-
-class PrecisionRecallCurve(NamedTuple):
-    """Precision and recall at rising thresholds, closed by (1, 0), which has no threshold."""
-
-    precision: Floats
-    recall: Floats
-    thresholds: Floats
+    auroc: float
+    average_precision: float
+    f1_max: F1Max
+    aupro_exact: float
 
 
-class Steps(NamedTuple):
-    """The distinct anomalous scores in rising order, and what passes a threshold at each of them."""
+class _Steps(NamedTuple):
+    """Some distinct anomalous scores in rising order, and what passes a threshold at each of them."""
 
     scores: Floats
-    share: Floats  # of all anomalous scores, those that equal each
+    ties: Counts  # anomalous scores that equal each
     hits: Counts  # anomalous scores at or above each
-    normal_above: Counts
-    normal_at_or_above: Counts
+    false_alarms: Counts  # normal scores at or above each
+    fpr: tuple[Floats, Floats]  # share of normal scores above each, and at or above each
+    overlap: Floats  # what each adds to the summed overlap of the regions
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Sorted scores of normal and anomalous items, from which every metric is read.
+    """Sorted scores of normal and anomalous items.
 
     Parameters
     ----------
     normal : (N,) float array, ascending
     anomalous : (P,) float array, ascending, of the same dtype
+    weights : (P,) float64 array
+        One over the number of items in the region of each anomalous item; 1 where each is its own region.
     """
 
     normal: Floats
     anomalous: Floats
+    weights: Floats
 
     @property
     def has_both(self) -> bool:
         """Whether there is something to tell apart; without it every metric is NaN."""
         return self.normal.size > 0 and self.anomalous.size > 0
 
-    def auroc(self) -> float:
-        """Area under the ROC curve: the chance that an anomalous score beats a normal one, ties half."""
-        if not self.has_both:
-            return np.nan
-        return self.area(self.steps.share)
+    def figures(self, max_fpr: float = 1.0) -> Figures:
+        """Compute what is defined at every threshold; AUPRO up to `max_fpr`, divided by it.
 
-    def average_precision(self) -> float:
-        """Mean precision over the anomalous items, each at the threshold that equals its score."""
-        if not self.has_both:
-            return np.nan
-        precision = self.steps.hits / (self.steps.hits + self.steps.normal_at_or_above)
-        return float(self.steps.share @ precision)
-
-    def f1_max(self) -> F1Max:
-        """Best F1 over all thresholds; of several equally good ones the highest, which alarms least.
-
-        Only anomalous scores can be best: raising any other threshold to the next of them loses no hit.
+        Only anomalous scores have to be looked at: between two of them neither recall nor overlap changes,
+        and of the thresholds there, the upper score has the fewest false alarms, hence the best F1.
         """
         if not self.has_both:
-            return F1Max(np.nan, np.nan)
-        f1 = 2 * self.steps.hits / (self.anomalous.size + self.steps.hits + self.steps.normal_at_or_above)
-        best = f1.size - 1 - int(np.argmax(f1[::-1]))
-        return F1Max(float(f1[best]), float(self.steps.scores[best]))
-
-    def roc_curve(self, points: int | None) -> RocCurve:
-        """Curve through every distinct score, or about `points` of them; an absent label's rate is NaN."""
-        thresholds = self._thresholds(points)
-        thresholds = np.append(np.array(np.inf, thresholds.dtype), thresholds)
-        return RocCurve(
-            _share_from(self.normal, thresholds), _share_from(self.anomalous, thresholds), thresholds
-        )
-
-    def precision_recall_curve(self, points: int | None) -> PrecisionRecallCurve:
-        """Curve through every distinct score, or about `points` of them; recall is NaN without anomalies."""
-        thresholds = self._thresholds(points)[::-1]
-        hits = self.anomalous.size - np.searchsorted(self.anomalous, thresholds)
-        alarms = hits + self.normal.size - np.searchsorted(self.normal, thresholds)
-        recall = _share_from(self.anomalous, thresholds)
-        return PrecisionRecallCurve(np.append(hits / alarms, 1.0), np.append(recall, 0.0), thresholds)
+            return Figures(np.nan, np.nan, F1Max(np.nan, np.nan), np.nan)
+        auroc = average_precision = aupro = 0.0
+        best = F1Max(0.0, np.nan)
+        for step in self._steps():
+            share = step.ties / self.anomalous.size
+            auroc += _area(share, *step.fpr)
+            average_precision += float(share @ (step.hits / (step.hits + step.false_alarms)))
+            aupro += _area(step.overlap, *step.fpr, max_fpr)
+            f1 = 2 * step.hits / (self.anomalous.size + step.hits + step.false_alarms)
+            top = f1.size - 1 - int(np.argmax(f1[::-1]))  # the last of equals, as in the next line
+            if f1[top] >= best.f1:
+                best = F1Max(float(f1[top]), float(step.scores[top]))
+        return Figures(auroc, average_precision, best, aupro / float(self.weights.sum()) / max_fpr)
 
     @cached_property
-    def steps(self) -> Steps:
-        """The ranking at each distinct anomalous score, the only places where a curve can rise."""
-        first = np.flatnonzero(np.append(True, self.anomalous[1:] != self.anomalous[:-1]))
-        scores = self.anomalous[first]
-        return Steps(
-            scores,
-            np.diff(first, append=self.anomalous.size) / self.anomalous.size,
-            self.anomalous.size - first,
-            self.normal.size - np.searchsorted(self.normal, scores, side="right"),
-            self.normal.size - np.searchsorted(self.normal, scores, side="left"),
-        )
+    def overlap_from(self) -> Floats:
+        """Mean overlap of the regions when anomalous items from an index on are found; (P + 1,), 1 to 0."""
+        found = np.zeros(self.anomalous.size + 1)
+        np.cumsum(self.weights[::-1], out=found[-2::-1])
+        found /= found[0]
+        return found
 
-    def area(self, gains: Floats, max_fpr: float = 1.0) -> float:
-        """Area over [0, max_fpr] under a curve that gains `gains[i]` in height at the i-th anomalous score.
-
-        Where normal scores tie with that score, the gain comes evenly over the rates between them (a slope);
-        everywhere else the curve is flat. So the area is a sum over the gains, with no curve to be built.
-        """
-        start = self.steps.normal_above / self.normal.size
-        end = self.steps.normal_at_or_above / self.normal.size
-        risen = np.maximum(np.minimum(end, max_fpr) - start, 0.0)
-        slope = np.divide(risen * risen, 2 * (end - start), out=np.zeros_like(end), where=end > start)
-        return float(gains @ (slope + np.maximum(max_fpr - end, 0.0)))
-
-    def _thresholds(self, points: int | None) -> Floats:
-        """Distinct scores in falling order; with `points`, only even quantiles of both kinds."""
-        kept = [self.normal, self.anomalous]
-        if points is not None:
-            if points < 4:
-                raise AnomalyCLIPError(f"points={points}: a curve needs at least 4; None keeps all")
-            places = [np.linspace(0, scores.size - 1, min(points // 2, scores.size)) for scores in kept]
-            kept = [scores[place.astype(np.int64)] for scores, place in zip(kept, places, strict=True)]
-        return np.unique(np.concatenate(kept))[::-1]
+    def _steps(self) -> Iterator[_Steps]:
+        start = 0
+        while start < self.anomalous.size:
+            last = self.anomalous[min(start + _BLOCK, self.anomalous.size) - 1]
+            end = int(np.searchsorted(self.anomalous, last, side="right"))  # ties stay together
+            scores = self.anomalous[start:end]
+            first = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+            distinct = scores[first]
+            above = self.normal.size - np.searchsorted(self.normal, distinct, side="right")
+            at_or_above = self.normal.size - np.searchsorted(self.normal, distinct, side="left")
+            yield _Steps(
+                scores=distinct,
+                ties=np.diff(first, append=scores.size),
+                hits=self.anomalous.size - start - first,
+                false_alarms=at_or_above,
+                fpr=(above / self.normal.size, at_or_above / self.normal.size),
+                overlap=np.add.reduceat(self.weights[start:end], first),
+            )
+            start = end
 
 
-def _share_from(ascending: Floats, thresholds: Floats) -> Floats:
-    """Share of the scores at or above each threshold; NaN where there are no scores."""
-    if ascending.size == 0:
-        return np.full(thresholds.size, np.nan)
-    return (ascending.size - np.searchsorted(ascending, thresholds)) / ascending.size
+def _area(gains: Floats, start: Floats, end: Floats, max_fpr: float = 1.0) -> float:
+    """Area over [0, max_fpr] that gains in height, each coming evenly between two rates, add under a curve.
+
+    Between `start[i]` and `end[i]` lie the normal scores that tie with the i-th anomalous one: there the
+    curve slopes, everywhere else it is flat. So the area is a sum over the gains, with no curve to be built.
+    """
+    risen = np.maximum(np.minimum(end, max_fpr) - start, 0.0)
+    slope = np.divide(risen * risen, 2 * (end - start), out=np.zeros_like(end), where=end > start)
+    return float(gains @ (slope + np.maximum(max_fpr - end, 0.0)))
