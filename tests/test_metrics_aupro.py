@@ -205,6 +205,21 @@ def test_constant_maps_are_chance_when_exact_and_have_no_published_figure(value)
     assert math.isnan(metrics.aupro(mask, maps, method="published"))
 
 
+def test_a_perfect_map_never_exceeds_one():
+    masks = np.zeros((3, 50, 50), dtype=bool)
+    masks[:, 3:10, 7:14] = masks[:, 20:23, 20:49] = True
+    together = metrics.pixel_metrics(masks, np.random.default_rng(0).random(masks.shape) + masks)
+    for value in (together.auroc, together.average_precision, together.f1_max.f1, together.aupro_exact):
+        assert 1 - 1e-12 < value <= 1
+
+
+def test_a_map_that_knows_nothing_has_half_the_limit():
+    rng = np.random.default_rng(0)
+    masks, maps = rng.random((30, 200, 200)) < 0.02, rng.random((30, 200, 200))
+    assert metrics.aupro(masks, maps, method="exact") == pytest.approx(0.15, abs=0.005)
+    assert metrics.aupro(masks, maps, method="published") == pytest.approx(0.15, abs=0.005)
+
+
 def test_a_perfect_two_valued_map_is_one_when_exact_and_has_no_published_figure():
     mask = np.array([[1, 0], [0, 0]])
     assert metrics.aupro(mask, mask.astype(np.float32), method="exact") == 1.0

@@ -33,4 +33,4 @@ def aupro_published(ranking: Ranking, max_fpr: float) -> float:
     if fpr.size == 0 or fpr[0] == fpr[-1]:
         return np.nan
     stretched = (fpr - fpr[-1]) / (fpr[0] - fpr[-1])  # thresholds rise, so the rates fall
-    return float(np.sum(-np.diff(stretched) * (pro[1:] + pro[:-1]) / 2))
+    return min(float(np.sum(-np.diff(stretched) * (pro[1:] + pro[:-1]) / 2)), 1.0)

@@ -88,7 +88,9 @@ class Ranking:
             top = f1.size - 1 - int(np.argmax(f1[::-1]))  # the last of equals, as in the next line
             if f1[top] >= best.f1:
                 best = F1Max(float(f1[top]), float(step.scores[top]))
-        return Figures(auroc, average_precision, best, aupro / float(self.weights.sum()) / max_fpr)
+        aupro /= float(self.weights.sum()) * max_fpr
+        # A perfect ranking must not exceed 1 by the rounding of a sum of many shares.
+        return Figures(min(auroc, 1.0), min(average_precision, 1.0), best, min(aupro, 1.0))
 
     @cached_property
     def overlap_from(self) -> Floats:
