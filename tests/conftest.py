@@ -2,17 +2,23 @@
 
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.prompts import Prompts, load_prompts
+
+# No test is timed; a clean clone must give the same answer every time.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("here")
 
 torch.set_num_threads(1)  # small tensors: more threads only get into each other's way
 

@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-_BLOCK = re.compile(r"^(?P<before>[^\n]*)\n+```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^(?P<before>[^\n]*)\n+```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -21,7 +23,9 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def commands(code: str) -> list[str]:
-    return [line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
