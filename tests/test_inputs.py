@@ -37,6 +37,10 @@ def test_a_named_file_is_taken_whatever_its_ending(tree):
     assert names("b/notes.txt") == ["notes.txt"]
 
 
+def test_what_is_pointed_at_twice_is_listed_once(tree):
+    assert names("a", "a/1.png", "a") == ["1.png", "deep/2.JPG"]
+
+
 def test_a_pattern_matches_files_and_folders(tree):
     assert names("*/1.png") == ["a/1.png", "b/1.png"]
     assert names("**/*.JPG") == ["2.JPG"]

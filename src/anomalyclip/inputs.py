@@ -19,7 +19,7 @@ class ImageFile:
 
 
 def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
-    """List images: files as they are, folders recursively, patterns (``parts/*.png``) that match something.
+    """List images: files as they are, folders recursively, patterns (``parts/*.png``) that match something; each once.
 
     Results are named by the path below what was pointed at: below the folder if it is one folder, else below the
     folder that all of them have in common.
@@ -41,11 +41,12 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
     """
     roots = [Path(match) for path in paths for match in _matches(os.fspath(path))]
     base = _common_folder(roots)
+    seen: set[str] = set()
     for root in roots:
-        if root.is_dir():
-            yield from _named(_walk(root), base)
-        else:
-            yield from _named([os.fspath(root)], base)
+        for path in _walk(root) if root.is_dir() else [os.fspath(root)]:
+            if path not in seen:
+                seen.add(path)
+                yield ImageFile(path, _relative(path, base))
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
@@ -76,11 +77,6 @@ def _matches(path: str) -> list[str]:
 def _common_folder(roots: Sequence[Path]) -> str:
     folders = [os.path.abspath(root if root.is_dir() else root.parent) for root in roots]
     return os.path.commonpath(folders) if folders else os.getcwd()
-
-
-def _named(paths: Iterable[str], base: str) -> Iterator[ImageFile]:
-    for path in paths:
-        yield ImageFile(path, _relative(path, base))
 
 
 def _relative(path: str, base: str) -> str:

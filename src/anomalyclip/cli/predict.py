@@ -173,13 +173,14 @@ def _run(
     detector: "Detector", images: "Iterable[ImageFile]", writer: "PredictionWriter", *, batch_size: int
 ) -> "_Summary":
     summary = _Summary()
+    done_before = frozenset(writer.done)
     names: dict[str, str] = {}
     total = len(images) if isinstance(images, Sequence) else None
     with track("Scoring", total=total) as advance:
 
         def wanted() -> Iterator[str]:
             for image in images:
-                if image.path in writer.done:
+                if image.path in done_before:
                     summary.skipped += 1
                     advance()
                     continue
