@@ -1,0 +1,160 @@
+"""What is wrong with a data set, found before hours are spent on it."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from anomalyclip.data.catalog import DataSet, catalog
+from anomalyclip.data.meta import Finding, Meta, Sample
+from anomalyclip.errors import InputError
+
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image by a quarter
+_ROTATED = (5, 6, 7, 8)
+
+
+def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Finding]:
+    """Return all findings about a data set: those of its listing, and what its files show.
+
+    Headers of all images and masks are read, masks of anomalous images are decoded, and files of equal size are compared by
+    their content (BLAKE2).
+
+    Parameters
+    ----------
+    meta : Meta
+        The data set.
+    progress : callable, optional
+        Called once for every sample.
+
+    Returns
+    -------
+    list of Finding
+        In the order: the listing's, each sample's, duplicates, counts. Those with `note` set are no faults.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Image.new("RGB", (8, 6)).save(f"{root}/0.png")
+    ...     Image.new("L", (8, 8)).save(f"{root}/0_mask.png")
+    ...     sample = Sample("0.png", "0_mask.png", "nut", "bent", True)
+    ...     for finding in check(Meta(Path(root), {"test": (sample,)})):
+    ...         print(finding.kind, finding.path, "-", finding.detail)
+    sizes differ 0.png - is 8x6 pixels, its mask 0_mask.png is 8x8
+    empty mask 0_mask.png - no pixel above zero, but 0.png is anomalous
+    """
+    findings = list(meta.findings)
+    for sample in meta:
+        findings += _check_sample(meta.root, sample)
+        if progress:
+            progress()
+    findings += _duplicates(meta)
+    findings += _check_counts(meta)
+    dataset = catalog()[meta.dataset] if meta.dataset else None
+    if dataset:
+        findings += _check_classes(meta, dataset)
+    return findings
+
+
+def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
+    from anomalyclip.images import read_mask
+
+    try:
+        size = _size(root / sample.image)
+    except InputError as error:
+        yield Finding("unreadable", sample.image, _without(error, root / sample.image))
+        size = None
+    if sample.mask is None or not sample.anomaly:
+        return
+    try:
+        mask = read_mask(root / sample.mask)
+    except InputError as error:
+        yield Finding("unreadable", sample.mask, _without(error, root / sample.mask))
+        return
+    height, width = mask.shape
+    if size and size != (width, height):
+        detail = f"is {size[0]}x{size[1]} pixels, its mask {sample.mask} is {width}x{height}"
+        yield Finding("sizes differ", sample.image, detail)
+    if not mask.any():
+        yield Finding("empty mask", sample.mask, f"no pixel above zero, but {sample.image} is anomalous")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an upright image from its header."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _ROTATED else (width, height)
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise InputError(f"{path}: {error}") from None
+
+
+def _without(error: InputError, path: Path) -> str:
+    """Return an error's message without the path that the finding already has."""
+    return str(error).replace(f"'{path}'", "it").replace(f"{path}: ", "")
+
+
+def _duplicates(meta: Meta) -> Iterator[Finding]:
+    by_size = defaultdict(list)
+    for image in dict.fromkeys(sample.image for sample in meta):
+        try:
+            by_size[os.path.getsize(meta.root / image)].append(image)
+        except OSError:
+            continue  # reported as unreadable
+    first: dict[bytes, str] = {}
+    for images in by_size.values():
+        if len(images) == 1:
+            continue
+        for image in images:
+            content = _hash(meta.root / image)
+            if content and first.setdefault(content, image) != image:
+                yield Finding("duplicate", image, f"has the same content as {first[content]}")
+
+
+def _hash(path: Path) -> bytes | None:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None  # reported as unreadable
+    return digest.digest()
+
+
+def _check_counts(meta: Meta) -> Iterator[Finding]:
+    test = meta.phase("test")
+    if meta.dataset is None:
+        return
+    anomalous = sum(sample.anomaly for sample in test)
+    found = (len(test) - anomalous, anomalous)
+    dataset = catalog()[meta.dataset]
+    said = f"{found[0]} normal and {found[1]} anomalous test images"
+    if meta.counts is None:
+        yield Finding("counts", "", f"{said}; this copy holds others than the paper's selection", note=True)
+    elif found != meta.counts:
+        detail = f"{said}, but {dataset.name} has {meta.counts[0]} and {meta.counts[1]}"
+        if not dataset.counts_verified:
+            detail += " (which nobody has verified)"
+        yield Finding("counts", "", detail, note=not dataset.counts_verified)
+
+
+def _check_classes(meta: Meta, dataset: DataSet) -> Iterator[Finding]:
+    found = set(meta.phase("test").classes)
+    # Folders are written with underscores and with spaces: "electrical_commutators".
+    plain = {name.replace("_", " ") for name in found}
+    for name in dataset.classes:
+        if name.replace("_", " ") not in plain:
+            yield Finding("missing class", name, f"{dataset.name} has it, but there are no test images of it")
+    known = {name.replace("_", " ") for name in dataset.classes}
+    for name in sorted(found):
+        if name.replace("_", " ") not in known:
+            yield Finding("unknown class", name, f"{dataset.name} has no such class")
+    if "pixel" in dataset.metrics and not any(sample.mask for sample in meta):
+        yield Finding(
+            "missing mask", "", f"not one mask, but {dataset.name} has them: no pixel-level metrics"
+        )

@@ -1,0 +1,324 @@
+"""Samples, and ``meta.json``: the published interchange format that lists them."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from anomalyclip.data.tree import Tree
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing
+
+FILE_NAME = "meta.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and what is known of it.
+
+    Parameters
+    ----------
+    image : str
+        Path relative to the data set's root, with forward slashes.
+    mask : str or None
+        Path of its defect mask, likewise; None if it has none.
+    class_name : str
+        The thing that it shows.
+    defect : str
+        Name of the kind of defect, or of the normal folder; may be empty.
+    anomaly : bool
+        Whether anything is wrong with the thing.
+    """
+
+    image: str
+    mask: str | None
+    class_name: str
+    defect: str
+    anomaly: bool
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether every pixel's truth is known: a normal image needs no file for that, an anomalous one does."""
+        return self.mask is not None or not self.anomaly
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a data set that its user should know.
+
+    Parameters
+    ----------
+    kind : str
+        A few words that findings of one kind share, such as "missing mask".
+    path : str
+        The file, relative to the root; empty if it concerns the whole.
+    detail : str
+        What is wrong, and what follows from it.
+    note : bool
+        True if nothing is wrong.
+    """
+
+    kind: str
+    path: str
+    detail: str
+    note: bool = False
+
+
+MISSING_MASK = "anomalous, but has no mask: kept for image-level metrics, left out of pixel-level ones"
+
+
+@dataclass(frozen=True)
+class SampleList(Sequence[Sample]):
+    """The samples of one phase, with the folder that their paths are relative to.
+
+    Parameters
+    ----------
+    root : Path
+        The data set's folder.
+    samples : tuple of Sample
+        In the order of the listing: by class, then by folder, then by name.
+    dataset : str or None
+        Key in the catalogue, if known.
+    source : str
+        Where the list came from: a ``meta.json``, or the layout that was recognised.
+    findings : tuple of Finding
+        What was noticed while listing (all phases).
+    """
+
+    root: Path
+    samples: tuple[Sample, ...]
+    dataset: str | None = None
+    source: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        return self.samples[index]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the list."""
+        return tuple(dict.fromkeys(sample.class_name for sample in self.samples))
+
+
+@dataclass(frozen=True)
+class Meta:
+    """A data set: its samples by phase.
+
+    Parameters
+    ----------
+    root : Path
+        The data set's folder.
+    phases : mapping
+        Phase ("train", "test"; DAGM 2007 writes "Train", "Test") to samples.
+    dataset, source, findings
+        As in `SampleList`.
+    counts : tuple of int, optional
+        Normal and anomalous test images that there should be.
+    """
+
+    root: Path
+    phases: dict[str, tuple[Sample, ...]]
+    dataset: str | None = None
+    source: str = ""
+    findings: tuple[Finding, ...] = ()
+    counts: tuple[int, int] | None = None
+
+    def phase(self, name: str) -> SampleList:
+        """Return the samples of a phase, however its name is capitalised; an empty list if there is no such phase."""
+        for phase, samples in self.phases.items():
+            if phase.lower() == name.lower():
+                return SampleList(self.root, samples, self.dataset, self.source, self.findings)
+        return SampleList(self.root, (), self.dataset, self.source, self.findings)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for samples in self.phases.values():
+            yield from samples
+
+
+def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path:
+    """Write ``meta.json`` in the published format, whole or not at all.
+
+    Parameters
+    ----------
+    meta : Meta
+        What to write.
+    path : path-like, optional
+        File to write; by default ``meta.json`` in the root.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     (Path(root) / "a.png").touch()
+    ...     sample = Sample("a.png", None, "nut", "good", False)
+    ...     _ = write_meta(Meta(Path(root), {"test": (sample,)}))
+    ...     read_meta(root).phase("test")[0]
+    Sample(image='a.png', mask=None, class_name='nut', defect='good', anomaly=False)
+    """
+    target = Path(path) if path is not None else meta.root / FILE_NAME
+    table: dict[str, dict[str, list[dict[str, str | int]]]] = {}
+    for phase, samples in meta.phases.items():
+        classes = table.setdefault(phase, {})
+        for sample in samples:
+            classes.setdefault(sample.class_name, []).append(_to_entry(sample))
+    try:
+        with replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump(table, file, indent=1)
+    except OSError as error:
+        raise AnomalyCLIPError(
+            f"{target}: cannot be written: {error.strerror}; name another file with --output"
+        ) from None
+    return target
+
+
+def _to_entry(sample: Sample) -> dict[str, str | int]:
+    return {
+        "img_path": sample.image,
+        "mask_path": sample.mask or "",
+        "cls_name": sample.class_name,
+        "specie_name": sample.defect,
+        "anomaly": int(sample.anomaly),
+    }
+
+
+def read_meta(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    allow_outside: bool = False,
+) -> Meta:
+    """Read a ``meta.json``, this project's or one of the published scripts'.
+
+    Absolute paths below the root become relative. Entries whose image is not there are left out, masks that are not
+    there are dropped; both are among the findings.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, or the folder that holds it.
+    root : path-like, optional
+        What its paths are relative to; by default the file's folder.
+    allow_outside : bool
+        Accept paths and links that leave the root.
+
+    Returns
+    -------
+    Meta
+        Its samples; classes and entries keep the file's order.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no such file, it is no JSON, an entry is malformed or leaves the root (the message names entry and
+        field), or none of its images exist.
+    """
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    tree = Tree(file.parent if root is None else root, allow_outside=allow_outside)
+    try:
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise AnomalyCLIPError(f"{file}: no such file; make it with: anomalyclip prepare ROOT") from None
+    except (OSError, ValueError) as error:
+        raise AnomalyCLIPError(f"{file}: cannot be read as JSON: {error}") from None
+    phases = {}
+    findings: list[Finding] = []
+    for phase, classes in _items(table, dict, str(file)):
+        where = f"{file}: {phase}"
+        phases[phase] = tuple(
+            sample
+            for name, entries in _items(classes, dict, where)
+            for number, entry in _items(entries, list, f"{where} / {name}")
+            if (
+                sample := _existing(
+                    _to_sample(entry, tree, f"{where} / {name} / entry {number}"), tree, findings
+                )
+            )
+        )
+    total = sum(map(len, phases.values()))
+    if findings and not total:
+        raise AnomalyCLIPError(f"{file}: none of its images are in {tree.root}, such as {findings[0].path}")
+    if any(sample.mask for samples in phases.values() for sample in samples):
+        known = {finding.path for finding in findings}
+        findings += [
+            Finding("missing mask", sample.image, MISSING_MASK)
+            for samples in phases.values()
+            for sample in samples
+            if not sample.has_mask and sample.image not in known
+        ]
+    return Meta(tree.root, phases, source=str(file), findings=tuple(findings))
+
+
+def _items(value: Any, kind: type, where: str) -> Any:
+    """Return (name, value) pairs of an object, or (number, value) pairs of a list, counted from 0."""
+    if not isinstance(value, kind):
+        expected = {dict: "an object", list: "a list"}[kind]
+        raise AnomalyCLIPError(
+            f"{where}: is {_describe(value)}, expected {expected} "
+            '({"test": {"<class>": [{"img_path": ..., "mask_path": ..., ...}]}})'
+        )
+    return value.items() if isinstance(value, dict) else enumerate(value)
+
+
+def _describe(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _to_sample(entry: Any, tree: Tree, where: str) -> Sample:
+    fields = dict(_items(entry, dict, where))
+    texts = {}
+    for field in ("img_path", "mask_path", "cls_name", "specie_name"):
+        if not isinstance(fields.get(field), str):
+            problem = f"is {_describe(fields[field])}" if field in fields else "is missing"
+            raise AnomalyCLIPError(f"{where}: field {field!r} {problem}, expected text")
+        texts[field] = fields[field]
+    if not texts["img_path"]:
+        raise AnomalyCLIPError(f"{where}: field 'img_path' is empty, expected the path of an image")
+    if fields.get("anomaly") not in (0, 1):
+        problem = f"is {_describe(fields['anomaly'])}" if "anomaly" in fields else "is missing"
+        raise AnomalyCLIPError(f"{where}: field 'anomaly' {problem}, expected 0 or 1")
+    for field in ("img_path", "mask_path"):
+        try:
+            texts[field] = texts[field] and tree.relative(texts[field])
+        except AnomalyCLIPError as error:
+            raise AnomalyCLIPError(f"{where}: field {field!r}: {error}") from None
+    return Sample(
+        image=texts["img_path"],
+        mask=texts["mask_path"] or None,
+        class_name=sys.intern(texts["cls_name"]),
+        defect=sys.intern(texts["specie_name"]),
+        anomaly=bool(fields["anomaly"]),
+    )
+
+
+def _existing(sample: Sample, tree: Tree, findings: list[Finding]) -> Sample | None:
+    """Return the sample as far as its files exist, and note what does not."""
+    if not tree.has_file(sample.image):
+        findings.append(Finding("missing image", sample.image, "listed, but not there: left out"))
+        return None
+    if sample.mask and not tree.has_file(sample.mask):
+        findings.append(
+            Finding("missing mask", sample.image, f"its mask {sample.mask} is not there: {MISSING_MASK}")
+        )
+        return Sample(sample.image, None, sample.class_name, sample.defect, sample.anomaly)
+    return sample
