@@ -9,8 +9,10 @@ import typer
 
 from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.console import fail
+from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.predict import predict
+from anomalyclip.cli.prepare import prepare
 from anomalyclip.errors import AnomalyCLIPError
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ def _root() -> None:
 app.command()(demo)
 app.command()(predict)
 app.command()(benchmark)
+app.command()(datasets)
+app.command()(prepare)
 
 
 def main() -> None:

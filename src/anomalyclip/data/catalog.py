@@ -4,10 +4,10 @@ The table itself is ``catalog.yaml``, beside this file; a new set is a new entry
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
@@ -31,7 +31,7 @@ class KnownLayout:
 
     shape: str
     tree: str
-    parameters: MappingProxyType[str, Any]
+    parameters: Mapping[str, Any]
     same_counts: bool = True
 
 
@@ -63,8 +63,8 @@ class DataSet:
         ``paper[level][method]``, percent; level "image" gives (AUROC, AP), level "pixel" (AUROC, AUPRO by the published
         protocol); None where the paper has no figure. Source: AnomalyCLIP (ICLR 2024), tables 1 and 2.
     log : mapping
-        ``log[class]``, percent: (pixel AUROC, pixel AUPRO, image AUROC, image AP) of the authors' own run; "mean" is the
-        mean over classes. Empty where the authors published none.
+        ``log[class]``, percent: (pixel AUROC, pixel AUPRO, image AUROC, image AP) of the authors' own run; "mean" is
+        over the classes. Empty where the authors published none.
     """
 
     key: str
@@ -78,12 +78,12 @@ class DataSet:
     license: str | None
     aliases: tuple[str, ...]
     layouts: tuple[KnownLayout, ...]
-    paper: MappingProxyType[str, dict[str, tuple[float, float] | None]]
-    log: MappingProxyType[str, tuple[float, float, float, float]]
+    paper: Mapping[str, Mapping[str, tuple[float, float] | None]]
+    log: Mapping[str, tuple[float, float, float, float]]
 
 
 @cache
-def catalog() -> MappingProxyType[str, DataSet]:
+def catalog() -> Mapping[str, DataSet]:
     """Return all known data sets by key, in the order of the table.
 
     Examples
@@ -96,7 +96,7 @@ def catalog() -> MappingProxyType[str, DataSet]:
     import yaml
 
     table = yaml.safe_load((files(__package__) / "catalog.yaml").read_text("utf-8"))
-    return MappingProxyType({key: _entry(key, fields) for key, fields in table.items()})
+    return {key: _entry(key, fields) for key, fields in table.items()}
 
 
 def _entry(key: str, fields: dict[str, Any]) -> DataSet:
@@ -113,20 +113,18 @@ def _entry(key: str, fields: dict[str, Any]) -> DataSet:
         license=fields["license"],
         aliases=tuple(fields.get("aliases", ())),
         layouts=tuple(_layout(**layout) for layout in fields["layouts"]),
-        paper=MappingProxyType(
-            {
-                level: {method: pair and (pair[0], pair[1]) for method, pair in methods.items()}
-                for level, methods in fields["paper"].items()
-            }
-        ),
-        log=MappingProxyType({name: tuple(figures) for name, figures in fields.get("log", {}).items()}),
+        paper={
+            level: {method: pair and (pair[0], pair[1]) for method, pair in methods.items()}
+            for level, methods in fields["paper"].items()
+        },
+        log={name: tuple(figures) for name, figures in fields.get("log", {}).items()},
     )
 
 
 def _layout(
     shape: str, tree: str, parameters: dict[str, Any] | None = None, same_counts: bool = True
 ) -> KnownLayout:
-    return KnownLayout(shape, tree.rstrip("\n"), MappingProxyType(parameters or {}), same_counts)
+    return KnownLayout(shape, tree.rstrip("\n"), parameters or {}, same_counts)
 
 
 def known(key: str) -> DataSet:

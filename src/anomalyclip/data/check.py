@@ -17,8 +17,8 @@ _ROTATED = (5, 6, 7, 8)
 def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Finding]:
     """Return all findings about a data set: those of its listing, and what its files show.
 
-    Headers of all images and masks are read, masks of anomalous images are decoded, and files of equal size are compared by
-    their content (BLAKE2).
+    The headers of all images are read, masks of anomalous images are decoded, and images with files of equal size are
+    compared by their content (BLAKE2).
 
     Parameters
     ----------
@@ -83,19 +83,23 @@ def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
 
 def _size(path: Path) -> tuple[int, int]:
     """Return (width, height) of an upright image from its header."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(_ORIENTATION) in _ROTATED else (width, height)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image that Pillow can read") from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: damaged image: {error or type(error).__name__}") from None
 
 
 def _without(error: InputError, path: Path) -> str:
-    """Return an error's message without the path that the finding already has."""
-    return str(error).replace(f"'{path}'", "it").replace(f"{path}: ", "")
+    """Return an error's message without the path, which the finding already has."""
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _duplicates(meta: Meta) -> Iterator[Finding]:

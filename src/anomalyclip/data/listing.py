@@ -1,12 +1,13 @@
-"""A folder to samples: by its ``meta.json``, by a data set's key, by its recognised shape, or by folders that are named."""
+"""A folder to samples: by its ``meta.json``, by a data set's key, by its recognised shape, or by named folders."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anomalyclip.data.catalog import DataSet, KnownLayout, catalog, known
-from anomalyclip.data.layouts import SHAPES, Folder, Listing, Shape
+from anomalyclip.data.folder import Folder
+from anomalyclip.data.layouts import SHAPES, Shape
 from anomalyclip.data.meta import FILE_NAME, Meta, SampleList, read_meta
 from anomalyclip.data.tree import Tree, join
 from anomalyclip.errors import AnomalyCLIPError
@@ -24,20 +25,23 @@ class Match:
         Folder below the root where it begins.
     classes : tuple of str
         The classes that it names; empty if it names none.
-    dataset : DataSet or None
-        The data set that is known in this shape, if only one is.
-    layout : KnownLayout or None
+    dataset : DataSet
+        A data set that is known in this shape.
+    layout : KnownLayout
         Its entry in the catalogue.
     why : str
-        What the match rests on, for people.
+        What was found, for people.
+    certain : bool
+        Whether it is that data set, not only of that shape.
     """
 
     shape: Shape
     base: str
     classes: tuple[str, ...]
-    dataset: DataSet | None
-    layout: KnownLayout | None
+    dataset: DataSet
+    layout: KnownLayout
     why: str
+    certain: bool = True
 
 
 def load_samples(
@@ -123,33 +127,31 @@ def list_samples(
 
     Raises
     ------
+    LayoutError
+        The layout is unknown or ambiguous.
     AnomalyCLIPError
-        The layout is unknown or ambiguous, or there is not one image in it.
+        There is not one image in it.
     """
     tree = Tree(root, allow_outside=allow_outside)
+    name = tree.root.resolve().name
+    known_set = counts = None
     if folder is not None:
-        listing, match = folder.samples(tree, tree.root.resolve().name), None
-        source = "the folders named"
+        listing, source = folder.samples(tree, name), "the folders named"
     else:
         match = find(tree, known(dataset)) if dataset else recognise(tree)
-        class_name = match.dataset.classes[0] if match.dataset else tree.root.resolve().name
-        listing = match.shape.samples(tree, match.base, class_name)
-        source = match.why
+        if match.certain:
+            known_set, name = match.dataset.key, match.dataset.classes[0]
+            counts = match.dataset.counts if match.layout.same_counts else None
+        listing, source = match.shape.samples(tree, match.base, name), match.why
     if not any(listing.phases.values()):
         raise AnomalyCLIPError(f"{root}: no images in {source}")
-    return _meta(tree, listing, source, match)
-
-
-def _meta(tree: Tree, listing: Listing, source: str, match: Match | None) -> Meta:
-    known_set = match.dataset if match else None
-    comparable = known_set and match and match.layout and match.layout.same_counts
     return Meta(
         root=tree.root,
         phases={phase: tuple(samples) for phase, samples in listing.phases.items()},
-        dataset=known_set.key if known_set else None,
+        dataset=known_set,
         source=source,
         findings=tuple(listing.findings),
-        counts=known_set.counts if known_set and comparable else None,
+        counts=counts,
     )
 
 
@@ -174,12 +176,16 @@ def find(tree: Tree, dataset: DataSet) -> Match:
     )
 
 
+class LayoutError(AnomalyCLIPError):
+    """A folder has no known layout, or several."""
+
+
 def recognise(tree: Tree) -> Match:
     """Return the shape of a folder, and the data set if shape, classes and folder names leave only one.
 
     Raises
     ------
-    AnomalyCLIPError
+    LayoutError
         No known shape fits, or several do.
     """
     for base in _bases(tree):
@@ -187,14 +193,14 @@ def recognise(tree: Tree) -> Match:
         if matches:
             return _choose(tree, base, matches)
     shapes = "\n".join(f"  {shape.title}: {shape.pattern}" for shape in SHAPES.values())
-    raise AnomalyCLIPError(
+    raise LayoutError(
         f"{tree.root}: no known layout; found {_contents(tree)}. Known are\n{shapes}\n"
         f"Name the folder that holds one of these, or {_CUSTOM}"
     )
 
 
-def _matches(tree: Tree, base: str) -> list[tuple[DataSet, KnownLayout, Shape, tuple[str, ...]]]:
-    """Return all catalogue layouts that a folder has the shape of."""
+def _matches(tree: Tree, base: str) -> list[Match]:
+    """Return all layouts in the catalogue that a folder has the shape of."""
     classes: dict[Shape, tuple[str, ...] | None] = {}
     matches = []
     for dataset in catalog().values():
@@ -204,32 +210,36 @@ def _matches(tree: Tree, base: str) -> list[tuple[DataSet, KnownLayout, Shape, t
                 classes[shape] = shape.classes(tree, base)
             found = classes[shape]
             if found is not None:
-                matches.append((dataset, layout, shape, found))
+                matches.append(Match(shape, base, found, dataset, layout, _why(shape, base, dataset.name)))
     return matches
 
 
-def _choose(
-    tree: Tree, base: str, matches: list[tuple[DataSet, KnownLayout, Shape, tuple[str, ...]]]
-) -> Match:
-    named = [match for match in matches if _plain(*match[3]) <= _plain(*match[0].classes)]
+def _choose(tree: Tree, base: str, matches: list[Match]) -> Match:
+    # What speaks for a data set: folders that are called as it is, else its classes' names. A shape that names no
+    # classes fits any set of that shape.
     around = _plain(tree.root.resolve().name, *base.split("/"), *tree.folders(base))
-    hinted = [match for match in named if around & _plain(match[0].key, match[0].name, *match[0].aliases)]
-    candidates = hinted or named or matches
-    shapes = dict.fromkeys(match[2] for match in candidates)
+    fits = [match for match in matches if _plain(*match.classes) <= _plain(*match.dataset.classes)]
+    called = [match for match in fits if around & _names(match.dataset)]
+    candidates = called or [match for match in fits if match.classes] or matches
+    shapes = dict.fromkeys(match.shape for match in candidates)
     if len(shapes) > 1:
         several = "\n".join(f"  {shape.title}: {shape.pattern}" for shape in shapes)
-        raise AnomalyCLIPError(
+        raise LayoutError(
             f"{tree.root}: the layout is ambiguous; it could be\n{several}\n"
             f"Say which data set it is with --dataset (see: anomalyclip datasets), or {_CUSTOM}"
         )
-    dataset, layout, shape, classes = candidates[0]
-    datasets = list(dict.fromkeys(match[0].name for match in candidates)) if named else []
-    if len(datasets) == 1:
-        return Match(shape, base, classes, dataset, layout, _why(shape, base, dataset.name))
-    why = _why(shape, base, "a data set of one's own")
-    if datasets:
-        why += f"; {', '.join(datasets)} look like this too: --dataset says which it is"
-    return Match(shape, base, classes, None, None, why)
+    likely = [match for match in candidates if match in fits]
+    if len(likely) == 1:
+        return likely[0]
+    why = _why(candidates[0].shape, base, "a data set that is not in the catalogue")
+    if likely:
+        names = ", ".join(match.dataset.name for match in likely)
+        why += f"; {names} look like this too: --dataset says which it is"
+    return replace(candidates[0], why=why, certain=False)
+
+
+def _names(dataset: DataSet) -> set[str]:
+    return _plain(dataset.key, dataset.name, *dataset.aliases)
 
 
 def _why(shape: Shape, base: str, name: str) -> str:
@@ -269,4 +279,4 @@ def _indent(text: str) -> str:
 _WRAPPERS = 2
 """How many folders may be wrapped around a data set."""
 
-_CUSTOM = "describe a folder of your own with --normal-dir, --abnormal-dir and --mask-dir (see: anomalyclip prepare --help)"
+_CUSTOM = "describe one of your own with --normal-dir, --abnormal-dir and --mask-dir (see: anomalyclip prepare --help)"

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -242,17 +242,12 @@ def read_meta(
         raise AnomalyCLIPError(f"{file}: cannot be read as JSON: {error}") from None
     phases = {}
     findings: list[Finding] = []
-    for phase, classes in _items(table, dict, str(file)):
-        where = f"{file}: {phase}"
+    for phase, classes in _object(table, str(file)).items():
         phases[phase] = tuple(
             sample
-            for name, entries in _items(classes, dict, where)
-            for number, entry in _items(entries, list, f"{where} / {name}")
-            if (
-                sample := _existing(
-                    _to_sample(entry, tree, f"{where} / {name} / entry {number}"), tree, findings
-                )
-            )
+            for name, entries in _object(classes, f"{file}: {phase}").items()
+            for number, entry in enumerate(_list(entries, f"{file}: {phase} / {name}"))
+            if (sample := _read_entry(entry, tree, f"{file}: {phase} / {name} / entry {number}", findings))
         )
     total = sum(map(len, phases.values()))
     if findings and not total:
@@ -268,15 +263,19 @@ def read_meta(
     return Meta(tree.root, phases, source=str(file), findings=tuple(findings))
 
 
-def _items(value: Any, kind: type, where: str) -> Any:
-    """Return (name, value) pairs of an object, or (number, value) pairs of a list, counted from 0."""
-    if not isinstance(value, kind):
-        expected = {dict: "an object", list: "a list"}[kind]
-        raise AnomalyCLIPError(
-            f"{where}: is {_describe(value)}, expected {expected} "
-            '({"test": {"<class>": [{"img_path": ..., "mask_path": ..., ...}]}})'
-        )
-    return value.items() if isinstance(value, dict) else enumerate(value)
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise AnomalyCLIPError(f"{where}: is {_describe(value)}, expected an object; {_FORM}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise AnomalyCLIPError(f"{where}: is {_describe(value)}, expected a list; {_FORM}")
+    return value
+
+
+_FORM = 'the form is {"test": {"<class>": [{"img_path": ..., "mask_path": ..., "cls_name": ..., ...}]}}'
 
 
 def _describe(value: Any) -> str:
@@ -285,7 +284,7 @@ def _describe(value: Any) -> str:
 
 
 def _to_sample(entry: Any, tree: Tree, where: str) -> Sample:
-    fields = dict(_items(entry, dict, where))
+    fields = _object(entry, where)
     texts = {}
     for field in ("img_path", "mask_path", "cls_name", "specie_name"):
         if not isinstance(fields.get(field), str):
@@ -311,14 +310,13 @@ def _to_sample(entry: Any, tree: Tree, where: str) -> Sample:
     )
 
 
-def _existing(sample: Sample, tree: Tree, findings: list[Finding]) -> Sample | None:
+def _read_entry(entry: Any, tree: Tree, where: str, findings: list[Finding]) -> Sample | None:
     """Return the sample as far as its files exist, and note what does not."""
+    sample = _to_sample(entry, tree, where)
     if not tree.has_file(sample.image):
         findings.append(Finding("missing image", sample.image, "listed, but not there: left out"))
         return None
     if sample.mask and not tree.has_file(sample.mask):
-        findings.append(
-            Finding("missing mask", sample.image, f"its mask {sample.mask} is not there: {MISSING_MASK}")
-        )
-        return Sample(sample.image, None, sample.class_name, sample.defect, sample.anomaly)
+        findings.append(Finding("missing mask", sample.image, f"{sample.mask} is not there: {MISSING_MASK}"))
+        return replace(sample, mask=None)
     return sample

@@ -141,7 +141,7 @@ class Tree:
             if path == root or path.startswith(root + "/"):
                 path = path[len(root) + 1 :]
         inside = posixpath.normpath(path)
-        outside = inside == ".." or inside.startswith("../") or inside.startswith("/")
+        outside = inside == ".." or inside.startswith(("../", "/"))
         if (outside or PureWindowsPath(inside).is_absolute()) and not self.allow_outside:
             raise AnomalyCLIPError(f"{path!r} leaves the data set's folder {self.root}; {_ALLOW}")
         return "" if inside == "." else inside
