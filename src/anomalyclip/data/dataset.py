@@ -28,9 +28,9 @@ class Item(NamedTuple):
     has_mask : bool
         False where the mask is unknown, so that pixel-level metrics must leave the sample out; (B,) bool in a batch.
     class_name : str
-        The thing that it shows; a list in a batch.
+        The thing that it shows; a tuple in a batch.
     path : str
-        Image path relative to the data set's root; a list in a batch.
+        Image path relative to the data set's root; a tuple in a batch.
     """
 
     pixels: Tensor
