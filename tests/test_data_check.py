@@ -115,7 +115,9 @@ def test_counts_that_nobody_has_verified_or_that_are_of_another_copy_are_notes(t
         paint(tmp_path / "tn3k" / name, color=n)
     for n, name in enumerate(("Normal/images/0.png", "COVID/images/0.png")):
         paint(tmp_path / "covid19" / name, color=n)
-    for key in ("tn3k", "covid19"):
+    for n, name in enumerate(("0.jpg", "0_label.bmp", "1.jpg", "1_label.bmp")):
+        paint(tmp_path / "sdd/kos01" / name, color=n)
+    for key in ("tn3k", "covid19", "sdd"):
         assert [(f.kind, f.note) for f in check(list_samples(tmp_path / key, key))] == [("counts", True)]
 
 

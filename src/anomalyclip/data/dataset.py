@@ -1,10 +1,8 @@
 """Samples to tensors, for training and evaluation alike."""
 
-import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -124,7 +122,7 @@ def batches(
         batch_size=batch_size,
         shuffle=shuffle,
         num_workers=workers,
-        worker_init_fn=_seed_worker,
+        # Torch seeds its own, NumPy's and Python's generators in each worker from this one.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -137,10 +135,3 @@ class BatchLoader(DataLoader[Item]):
             yield from super().__iter__()
         except InputError as error:
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
-
-
-def _seed_worker(worker: int) -> None:
-    # Torch seeds its own generator in each worker; the others' follow it.
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
