@@ -126,8 +126,3 @@ def dice_loss(maps: Tensor, masks: Tensor) -> Tensor:
     overlap = (maps * masks).sum(dim=(1, 2))
     total = maps.sum(dim=(1, 2)) + masks.sum(dim=(1, 2))
     return (1 - (2 * overlap + _DICE_SMOOTHING) / (total + _DICE_SMOOTHING)).mean()
-
-
-def total_loss(image: Tensor, local: Tensor, *, weight: float) -> Tensor:
-    """Return ``image + weight * local``; see `image_loss`, `local_loss` (summed over blocks); lambda is 4."""
-    return torch.add(image, local, alpha=weight)
