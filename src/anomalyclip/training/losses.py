@@ -5,7 +5,6 @@ Shapes: B images, S side of the maps in pixels, E embedding, N = g * g patches.
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,6 +33,7 @@ def image_loss(features: Tensor, text_features: Tensor, labels: Tensor) -> Tenso
 
     Examples
     --------
+    >>> import torch
     >>> image_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
     tensor(6.3578e-07)
     """
@@ -59,13 +59,11 @@ def local_loss(patches: Tensor, text_features: Tensor, masks: Tensor) -> Tensor:
         A scalar.
     """
     side = math.isqrt(patches.shape[1])
-    grids = probabilities(patches, text_features)[..., 1].unflatten(1, (side, side))  # B g g
+    grids = probabilities(patches, text_features)[..., 1].view(-1, side, side)  # B g g
     # Upsampling averages, so the two enlarged maps still sum to one: the normal one is the complement.
     abnormal = enlarge(grids, masks.shape[-1])  # B S S
     defects = masks.to(abnormal)
-    return (
-        focal_loss(abnormal, defects) + dice_loss(abnormal, defects) + dice_loss(1 - abnormal, 1 - defects)
-    )
+    return focal_loss(abnormal, defects) + dice_loss(abnormal, defects) + dice_loss(1 - abnormal, 1 - defects)
 
 
 def focal_loss(abnormal: Tensor, masks: Tensor) -> Tensor:
@@ -91,6 +89,7 @@ def focal_loss(abnormal: Tensor, masks: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> focal_loss(torch.full((1, 2, 2), 0.5), torch.zeros(1, 2, 2))
     tensor(0.1733)
     """
@@ -120,6 +119,7 @@ def dice_loss(maps: Tensor, masks: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> dice_loss(torch.ones(1, 2, 2), torch.ones(1, 2, 2))
     tensor(0.)
     """

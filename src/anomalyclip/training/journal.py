@@ -1,0 +1,70 @@
+"""``metrics.jsonl``: one line a step and one an epoch, with none lost or twice after a run was killed and resumed."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomalyclip.files import writing
+
+FILE_NAME = "metrics.jsonl"
+
+
+class Journal:
+    """An append-only file of JSON lines that can be taken back to an earlier length.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder exists.
+    length : int
+        Bytes of it that stay, what follows is cut off; 0 begins anew.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "metrics.jsonl"
+    ...     with Journal(path) as journal:
+    ...         journal.write({"step": 1})
+    ...         kept = journal.sync()
+    ...         journal.write({"step": 2})
+    ...     with Journal(path, length=kept) as journal:
+    ...         journal.write({"step": 2})
+    ...     path.read_text().splitlines()
+    ['{"step": 1}', '{"step": 2}']
+    """
+
+    def __init__(self, path: Path, *, length: int = 0) -> None:
+        self.path = path
+        with writing(path):
+            self._file = path.open("ab")
+            self._file.truncate(length)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with writing(self.path):
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+
+    def sync(self) -> int:
+        """Return the file's length once all of it is on the disk."""
+        with writing(self.path):
+            os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+
+def read_journal(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a run's lines: those of steps, and those of epochs."""
+    with (folder / FILE_NAME).open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return [record for record in records if "step" in record], [
+        record for record in records if "step" not in record
+    ]

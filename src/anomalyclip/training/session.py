@@ -1,0 +1,379 @@
+"""A training run from its options on: what it needs made ready, what it will cost, its folder and its trainer."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import anomalyclip
+from anomalyclip.clip.download import cache_folder
+from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.registry import DEFAULT_BACKBONE, resolve_backbone, resolve_prompts
+from anomalyclip.clip.weights import fingerprint, read_weights
+from anomalyclip.data.listing import load_samples
+from anomalyclip.data.meta import SampleList
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing, writing
+from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
+from anomalyclip.runs import SETTINGS, check_settings, write_settings
+from anomalyclip.scorer import TorchScorer
+from anomalyclip.training.batches import Batch, TrainingData, split_layers
+from anomalyclip.training.features import FeatureStore
+from anomalyclip.training.samples import (
+    TRAINED_ON,
+    TRAINED_ON_CONTENT,
+    OnError,
+    TrainingImage,
+    content_fingerprint,
+    identify,
+    order_fingerprint,
+    same_data,
+    split,
+)
+from anomalyclip.training.start import start_prompts
+from anomalyclip.training.trainer import Trainer, TrainingSettings, batch_loss
+from anomalyclip.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What to learn from and with; None means the default of the backbone or of the published training.
+
+    Attributes
+    ----------
+    root : Path
+        The data set's folder.
+    dataset : str, optional
+        Its key in the catalogue; None recognises the layout.
+    phase : str
+        The split to learn from; "test", as published, is the one with anomalies and masks.
+    backbone : str or path
+        Name, file or folder of CLIP weights.
+    init_prompts : str or path, optional
+        Prompts to start from; None draws them by seed, with `prompt_length`, `prompt_depth` and `deep_length`.
+    image_size, layers, dpam_layers, device, precision
+        As in `TorchScorer`.
+    cache : Path, optional
+        Folder of all features; None: ``features`` in the user's cache folder.
+    feature_dtype : {"float16", "float32"}
+        Of the kept features.
+    val_fraction : float, optional
+        Share of the images to hold out.
+    val_root : Path, optional
+        Folder of another data set to evaluate on; `val_dataset` is its key.
+    """
+
+    root: Path
+    dataset: str | None = None
+    phase: str = "test"
+    backbone: str = DEFAULT_BACKBONE
+    init_prompts: str | None = None
+    prompt_length: int | None = None
+    prompt_depth: int | None = None
+    deep_length: int | None = None
+    image_size: int | None = None
+    layers: tuple[int, ...] | None = None
+    dpam_layers: int | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    cache: Path | None = None
+    feature_dtype: str = "float16"
+    val_fraction: float | None = None
+    val_root: Path | None = None
+    val_dataset: str | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, measured on a few images; seconds."""
+
+    encode: float
+    """One image."""
+    step: float
+    """One step of training."""
+    encode_all: float
+    """All images that have no features yet."""
+    learn_all: float
+    """All steps."""
+
+
+@dataclass
+class Session:
+    """What a training run needs, made ready by `open_session`.
+
+    Attributes
+    ----------
+    options, settings
+        As given.
+    name : str
+        Of the data set: its key, or its folder's name.
+    clip, scorer, start
+        The frozen model, its encoder, and the prompts to start from.
+    store : FeatureStore
+        Features, present and to come.
+    images, held_out : list of TrainingImage
+        To learn from, and to evaluate on.
+    remarks : list of str
+        What the user should know.
+    """
+
+    options: SessionOptions
+    settings: TrainingSettings
+    name: str
+    clip: CLIP
+    scorer: TorchScorer
+    start: Prompts
+    store: FeatureStore
+    images: list[TrainingImage]
+    held_out: list[TrainingImage] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def all_images(self) -> list[TrainingImage]:
+        """Every image whose features are needed."""
+        return [*self.images, *self.held_out]
+
+    def shard(self, index: int, count: int) -> list[TrainingImage]:
+        """Return the images that process `index` (from 1) of `count` encodes; together they are all of them."""
+        if not 1 <= index <= count:
+            raise AnomalyCLIPError(f"shard {index}/{count}: expected 1/{count} to {count}/{count}")
+        return self.all_images[index - 1 :: count]
+
+    def drop(self, digests: set[str]) -> None:
+        """Leave out the images of these contents."""
+        self.images = [image for image in self.images if image.digest not in digests]
+        self.held_out = [image for image in self.held_out if image.digest not in digests]
+
+    def data(self) -> TrainingData:
+        """Return what is learned from, once the features are there."""
+        return TrainingData(self.store, self.images)
+
+    def trainer(
+        self,
+        folder: Path,
+        *,
+        resume: bool,
+        on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    ) -> Trainer:
+        """Return the trainer in a run folder, at its beginning or where an earlier process got to.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The folder holds a run that is not to be resumed, or one that began otherwise.
+        """
+        if not resume and (folder / SETTINGS).exists():
+            raise AnomalyCLIPError(
+                f"{folder} holds a run already: go on with it by --resume, or choose another folder"
+            )
+        if resume:
+            check_settings(folder, self._determinants())
+        with writing(folder / SETTINGS):
+            write_settings(folder, self._determinants())
+        self._describe(folder)
+        trainer = Trainer(
+            self.clip,
+            self.start,
+            self.data(),
+            self.settings,
+            folder,
+            info=self._info(),
+            validation=Validation(self.store, self.held_out) if self.held_out else None,
+            on_record=on_record,
+        )
+        if resume:
+            trainer.resume()
+        return trainer
+
+    def _determinants(self) -> dict[str, Any]:
+        """Return what decides every bit of the result, JSON-ready."""
+        return {
+            "images": order_fingerprint(self.images),
+            "held_out": order_fingerprint(self.held_out),
+            "start": _prompts_digest(self.start),
+            "features": asdict(self.store.key),
+            **asdict(self.settings),
+        }
+
+    def _describe(self, folder: Path) -> None:
+        """Write ``config.yaml``: the run as its reader would put it."""
+        import yaml
+
+        path = folder / "config.yaml"
+        if path.exists():
+            return
+        options = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.options).items()}
+        options["layers"] = list(self.scorer.layers)
+        options |= {"image_size": self.scorer.image_size, "dpam_layers": self.scorer.dpam_layers}
+        settings = asdict(self.settings) | {"betas": list(self.settings.betas)}
+        facts = {
+            "data": self.name,
+            "images": len(self.images),
+            "anomalous": sum(image.anomaly for image in self.images),
+            "held_out": len(self.held_out),
+            "features": str(self.store.folder),
+            "device": str(self.scorer.device),
+            "threads": torch.get_num_threads(),
+            "anomalyclip": anomalyclip.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        with writing(path), replacing(path) as temporary:
+            content = {"options": options, "training": settings, "run": facts}
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def _info(self) -> dict[str, str]:
+        scorer, settings = self.scorer, self.settings
+        return {
+            TRAINED_ON: self.name,
+            TRAINED_ON_CONTENT: content_fingerprint(image.digest for image in self.images),
+            "phase": self.options.phase,
+            "images": str(len(self.images)),
+            "backbone_fingerprint": self.store.key.weights,
+            "image_size": str(scorer.image_size),
+            "layers": " ".join(map(str, scorer.layers)),
+            "dpam_layers": str(scorer.dpam_layers),
+            "epochs": str(settings.epochs),
+            "batch_size": str(settings.batch_size),
+            "learning_rate": str(settings.learning_rate),
+            "seed": str(settings.seed),
+            "anomalyclip": anomalyclip.__version__,
+        }
+
+    def estimate(self, *, samples: int = 3) -> Estimate:
+        """Measure a few images and one step; nothing is written.
+
+        Parameters
+        ----------
+        samples : int
+            Images to encode, at most.
+        """
+        missing = self.store.missing(self.all_images)
+        chosen = (missing or self.images)[:samples]
+        if not chosen:
+            raise AnomalyCLIPError("there is no image to learn from")
+        begin = time.perf_counter()
+        rows = [torch.from_numpy(self.store.encode(image.path)) for image in chosen]
+        encode = (time.perf_counter() - begin) / len(chosen)
+        count = min(self.settings.batch_size, max(len(self.images), 1))
+        step = self._time_step(torch.stack([rows[index % len(rows)] for index in range(count)]))
+        steps = self.settings.epochs * -(-len(self.images) // self.settings.batch_size)
+        return Estimate(encode, step, encode * len(missing), step * steps)
+
+    def _time_step(self, rows: torch.Tensor) -> float:
+        device, size, layers = self.scorer.device, self.scorer.image_size, len(self.scorer.layers)
+        rows = rows.to(device)  # B 1+LN E
+        batch = Batch(
+            images=rows[:, 0],
+            labels=torch.zeros(len(rows), dtype=torch.bool, device=device),
+            patches=split_layers(rows[:, 1:], layers),
+            masks=torch.zeros(len(rows), size, size, dtype=torch.bool, device=device),
+        )
+        clip, learner = self.clip.to(device), PromptLearner(self.start).to(device)
+        for _ in range(2):  # the first run also allocates
+            begin = time.perf_counter()
+            image, local = batch_loss(batch, learner(clip))
+            (image + local).backward()  # type: ignore[no-untyped-call]
+            taken = time.perf_counter() - begin
+        return taken
+
+
+def open_session(
+    options: SessionOptions,
+    settings: TrainingSettings,
+    *,
+    on_error: OnError,
+    on_damage: Callable[[str], None],
+) -> Session:
+    """Load the backbone, list the images and find out which features are there.
+
+    Parameters
+    ----------
+    options : SessionOptions
+    settings : TrainingSettings
+    on_error : callable
+        Called with an image that cannot be read and the error.
+    on_damage : callable
+        Called with a message when kept features are found damaged; they are then made anew.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Something of the options cannot be used.
+    """
+    samples = load_samples(options.root, options.dataset, options.phase)
+    path = resolve_backbone(options.backbone)
+    weights = read_weights(path)
+    clip = CLIP.frozen(weights.config, weights.state_dict)
+    start = _start(options, clip, path, settings.seed)
+    scorer = TorchScorer(
+        clip,
+        start,
+        image_size=options.image_size,
+        layers=options.layers,
+        dpam_layers=options.dpam_layers,
+        device=options.device,
+        precision=options.precision,
+    )
+    store = FeatureStore(
+        options.cache or cache_folder() / "features",
+        scorer,
+        weights=fingerprint(weights),
+        dtype=options.feature_dtype,
+        on_damage=on_damage,
+    )
+    images = identify(samples, on_error=on_error)
+    session = Session(options, settings, _name(samples), clip, scorer, start, store, images)
+    _hold_out(session, on_error)
+    return session
+
+
+def _start(options: SessionOptions, clip: CLIP, backbone: Path, seed: int) -> Prompts:
+    shape = {
+        "length": options.prompt_length,
+        "depth": options.prompt_depth,
+        "deep_length": options.deep_length,
+    }
+    given = {name: value for name, value in shape.items() if value is not None}
+    if options.init_prompts is None:
+        return start_prompts(clip, backbone, seed=seed, **given)
+    if given:
+        raise AnomalyCLIPError(
+            f"prompts to start from ({options.init_prompts}) have their own length and depth: leave out "
+            "--prompt-length, --prompt-depth and --deep-length"
+        )
+    return load_prompts(resolve_prompts(options.init_prompts))
+
+
+def _hold_out(session: Session, on_error: OnError) -> None:
+    options = session.options
+    if options.val_root is not None:
+        if options.val_fraction is not None:
+            raise AnomalyCLIPError("--val-fraction and --val-root exclude each other: give one of them")
+        samples = load_samples(options.val_root, options.val_dataset, options.phase)
+        session.held_out = identify(samples, on_error=on_error)
+        info = session._info()
+        warning = same_data(info, name=_name(samples), digests=[image.digest for image in session.held_out])
+        session.remarks += [warning] if warning else []
+    elif options.val_fraction is not None:
+        session.images, session.held_out = split(
+            session.images, options.val_fraction, seed=session.settings.seed
+        )
+
+
+def _name(samples: SampleList) -> str:
+    return samples.dataset or samples.root.resolve().name
+
+
+def _prompts_digest(prompts: Prompts) -> str:
+    digest = hashlib.sha256()
+    for tensor in (prompts.normal, prompts.abnormal, *prompts.deep_tokens, prompts.token_ids):
+        digest.update(
+            f"{tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.contiguous().numpy().tobytes()
+        )
+    return digest.hexdigest()

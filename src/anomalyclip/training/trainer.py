@@ -1,0 +1,307 @@
+"""The trainer: prompts, optimiser and position, which a checkpoint holds whole, so that a stop costs nothing.
+
+Everything random is drawn from (seed, epoch), so that the position alone says what comes next.
+"""
+
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalyclip.clip.model import CLIP
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing, writing
+from anomalyclip.prompts import PromptLearner, Prompts
+from anomalyclip.training.batches import Batch, TrainingData
+from anomalyclip.training.journal import FILE_NAME, Journal
+from anomalyclip.training.losses import image_loss, local_loss
+from anomalyclip.training.validation import Validation, quality
+
+STATE = "checkpoints/state.pt"
+"""Where a run goes on from, in its folder."""
+
+_LOSSES = ("loss", "image_loss", "local_loss")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How prompts are learned; the defaults are the published ones.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+        Passes over the images, and images a step; the last step of an epoch takes what is left.
+    learning_rate : float
+        Of Adam, constant.
+    betas : tuple of float
+        Of Adam.
+    local_weight : float
+        Lambda, the weight of the pixels' loss.
+    seed : int
+        Decides the order of the images.
+    """
+
+    epochs: int = 15
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.999)
+    local_weight: float = 4.0
+    seed: int = 111
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise AnomalyCLIPError(f"{name.replace('_', ' ')} {getattr(self, name)}: expected 1 or more")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise AnomalyCLIPError(
+                f"learning rate {self.learning_rate}: expected a number above 0, such as 0.001"
+            )
+        if not (math.isfinite(self.local_weight) and self.local_weight >= 0):
+            raise AnomalyCLIPError(
+                f"local weight {self.local_weight}: expected 0 or more; the published one is 4"
+            )
+        if self.seed < 0:
+            raise AnomalyCLIPError(f"seed {self.seed}: expected 0 or more")
+
+
+def epoch_groups(count: int, settings: TrainingSettings, epoch: int) -> list[NDArray[np.int64]]:
+    """Return the shuffled indices of an epoch's batches.
+
+    Examples
+    --------
+    >>> [len(group) for group in epoch_groups(17, TrainingSettings(), 1)]
+    [8, 8, 1]
+    """
+    order = np.random.default_rng([settings.seed, epoch]).permutation(count)
+    return np.split(order, range(settings.batch_size, count, settings.batch_size))
+
+
+class Trainer:
+    """Learns prompts from cached features, in a run folder.
+
+    Parameters
+    ----------
+    clip : CLIP
+        The frozen model; its text tower is used.
+    start : Prompts
+        What to start from.
+    data : TrainingData
+        What to learn from.
+    settings : TrainingSettings
+        How.
+    folder : Path
+        The run folder. It gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``prompts.safetensors`` and
+        ``prompts.pth``.
+    info : mapping of str to str
+        Kept with the prompts.
+    validation : Validation, optional
+        Evaluated after each epoch.
+    on_record : callable
+        Called with every line of ``metrics.jsonl``.
+    """
+
+    def __init__(
+        self,
+        clip: CLIP,
+        start: Prompts,
+        data: TrainingData,
+        settings: TrainingSettings,
+        folder: Path,
+        *,
+        info: Mapping[str, str],
+        validation: Validation | None = None,
+        on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    ) -> None:
+        device = data.store.scorer.device
+        self.clip = clip.to(device)
+        self.data, self.settings, self.folder, self.info = data, settings, folder, info
+        self.learner = PromptLearner(start).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.learner.parameters(), lr=settings.learning_rate, betas=settings.betas
+        )
+        self.epoch, self.step = 1, 0
+        """Epoch that is under way, counted from 1, and its steps that are done."""
+        self._validation, self._on_record = validation, on_record
+        self._sums = [0.0] * len(_LOSSES)
+        self._best: float | None = None
+        self._journal_bytes = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches."""
+        return -(-len(self.data) // self.settings.batch_size)
+
+    def resume(self) -> bool:
+        """Take up the run that the folder holds; return whether there was one.
+
+        The number of threads becomes that of the earlier process, since sums depend on it in their last bits.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            Its checkpoint cannot be read.
+        """
+        path = self.folder / STATE
+        if not path.is_file():
+            return False
+        try:
+            state = torch.load(path, map_location=self.data.store.scorer.device, weights_only=True)
+            self.learner.load_state_dict(state["learner"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step, self._sums = state["epoch"], state["step"], list(state["sums"])
+            self._best, self._journal_bytes = state["best"], state["journal_bytes"]
+            torch.set_num_threads(state["threads"])
+        except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise AnomalyCLIPError(
+                f"{path}: cannot be resumed from ({type(error).__name__}); begin anew in another folder, the features "
+                "are kept"
+            ) from None
+        return True
+
+    def save(self, journal: Journal) -> None:
+        """Write the checkpoint; before it, everything that it refers to is on the disk."""
+        state = {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self._sums,
+            "best": self._best,
+            "journal_bytes": journal.sync(),
+            "threads": torch.get_num_threads(),
+        }
+        path = self.folder / STATE
+        with writing(path), replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def run(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Learn until the last epoch is done, then write the prompts.
+
+        Parameters
+        ----------
+        stop : callable
+            Asked after each step; true saves a checkpoint and ends the run there.
+
+        Returns
+        -------
+        bool
+            Whether the prompts are finished.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The loss is not finite, or a file cannot be read or written.
+        """
+        deterministic = _deterministic(strict=self.data.store.scorer.device.type == "cpu")
+        with deterministic, Journal(self.folder / FILE_NAME, length=self._journal_bytes) as journal:
+            if (self.epoch, self.step) == (1, 0):
+                self.save(journal)
+            while self.epoch <= self.settings.epochs:
+                finished = self._run_epoch(journal, stop)
+                self.save(journal)
+                if not finished:
+                    return False
+        prompts = self.learner.value(self.info)
+        for path, write in (
+            (self.folder / "prompts.safetensors", prompts.save),
+            (self.folder / "prompts.pth", lambda path: prompts.save_published(path, self.clip)),
+        ):
+            with writing(path):
+                write(path)
+        return True
+
+    def _run_epoch(self, journal: Journal, stop: Callable[[], bool]) -> bool:
+        """Do the rest of the epoch under way; return False if it was stopped."""
+        groups = epoch_groups(len(self.data), self.settings, self.epoch)
+        for batch in self.data.batches(groups[self.step :]):
+            losses = self._update(batch)
+            self._sums = [total + value for total, value in zip(self._sums, losses, strict=True)]
+            self.step += 1
+            self._record(
+                journal, {"epoch": self.epoch, "step": self.step, **dict(zip(_LOSSES, losses, strict=True))}
+            )
+            if self.step < len(groups) and stop():
+                return False
+        means = {name: total / len(groups) for name, total in zip(_LOSSES, self._sums, strict=True)}
+        self._record(journal, {"epoch": self.epoch, **means, **self._evaluate()})
+        path = self.folder / "checkpoints" / f"epoch_{self.epoch:02d}.safetensors"
+        with writing(path):
+            self.learner.value({**self.info, "epoch": str(self.epoch)}).save(path)
+        self.epoch, self.step, self._sums = self.epoch + 1, 0, [0.0] * len(_LOSSES)
+        return not stop() or self.epoch > self.settings.epochs
+
+    def _update(self, batch: Batch) -> tuple[float, float, float]:
+        """Make one step of Adam; return the loss and its two parts, the pixels' with lambda."""
+        text_features = self.learner(self.clip)  # 2 E
+        image, local = batch_loss(batch, text_features)
+        local = self.settings.local_weight * local
+        loss = image + local
+        if not bool(loss.isfinite()):
+            raise AnomalyCLIPError(
+                f"the loss is {loss.item()} at step {self.step + 1} of epoch {self.epoch}: try a lower --learning-rate"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item(), image.item(), local.item()
+
+    def _evaluate(self) -> dict[str, float | bool]:
+        """Return what an epoch's line says besides the losses."""
+        with torch.inference_mode():
+            text_features = self.learner(self.clip)
+            results: dict[str, float | bool] = {"text_cosine": float(text_features[0] @ text_features[1])}
+            if self._validation is None:
+                return results
+            measured = self._validation(text_features)
+        reached = quality(measured)
+        best = reached is not None and (self._best is None or reached > self._best)
+        if best:
+            self._best = reached
+        return {**results, **measured, "best": best}
+
+    def _record(self, journal: Journal, record: Mapping[str, Any]) -> None:
+        journal.write(record)
+        self._on_record(record)
+
+
+def batch_loss(batch: Batch, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the image loss of a batch, and the pixels' summed over layers, zero where no image takes part.
+
+    Parameters
+    ----------
+    batch : Batch
+    text_features : Tensor
+        (2, E) float, normalised; normal, then abnormal.
+
+    Returns
+    -------
+    image, local : Tensor
+        Scalars; lambda is not in it.
+    """
+    image = image_loss(batch.images, text_features, batch.labels)
+    if len(batch.masks) == 0:
+        return image, image.new_zeros(())
+    layers = [local_loss(patches, text_features, batch.masks) for patches in batch.patches]
+    return image, torch.stack(layers).sum()
+
+
+@contextmanager
+def _deterministic(*, strict: bool) -> Iterator[None]:
+    """Let PyTorch use deterministic algorithms alone; not `strict`, as far as it has any."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
