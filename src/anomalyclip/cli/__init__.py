@@ -13,6 +13,7 @@ from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
+from anomalyclip.cli.train import train
 from anomalyclip.errors import AnomalyCLIPError
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.command()(predict)
 app.command()(benchmark)
 app.command()(datasets)
 app.command()(prepare)
+app.command()(train)
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def same_data(
     Examples
     --------
     >>> same_data({"trained_on": "mvtec"}, name="mvtec")
-    'the prompts were trained on mvtec, which is what they are evaluated on: the figures are not zero-shot'
+    'the prompts were trained on mvtec, the very data of this evaluation: its figures are not zero-shot'
     >>> same_data({"trained_on": "mvtec"}, name="visa")
     """
     trained_on = info.get(TRAINED_ON)
@@ -202,4 +202,4 @@ def same_data(
     same_content = content is not None and digests is not None and content == content_fingerprint(digests)
     if not (same_name or same_content):
         return None
-    return f"the prompts were trained on {trained_on}, which is what they are evaluated on: the figures are not zero-shot"
+    return f"the prompts were trained on {trained_on}, the very data of this evaluation: its figures are not zero-shot"
