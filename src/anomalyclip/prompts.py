@@ -139,7 +139,7 @@ class Prompts:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {"format": FORMAT, "info": json.dumps(dict(self.info), sort_keys=True)}
         with replacing(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata=header))
+            temporary.write_bytes(_in_one_order(save(tensors, metadata=header)))
 
     def save_published(self, path: str | os.PathLike[str], clip: CLIP) -> None:
         """Write the published ``.pth`` form, which the published code loads.
@@ -159,8 +159,17 @@ class Prompts:
             state[f"compound_prompts_text.{i}"] = tokens.detach().cpu().clone()
             state[f"compound_prompt_projections.{i}.weight"] = torch.zeros(_PROJECTION_ROWS, self.width)
             state[f"compound_prompt_projections.{i}.bias"] = torch.zeros(_PROJECTION_ROWS)
-        with replacing(path) as temporary:
-            torch.save({"prompt_learner": state}, temporary)
+        # Given a name, PyTorch would write it into the archive; the same prompts are to give the same bytes.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save({"prompt_learner": state}, file)
+
+
+def _in_one_order(content: bytes) -> bytes:
+    """Return a safetensors file with its header sorted: the library writes several entries in random order."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 class PromptLearner(nn.Module):

@@ -236,7 +236,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def _announce(session: "Session") -> None:
     """Print what is learned from, and what the cache has and will take."""
-    from anomalyclip.training.features import gigabytes
+    from anomalyclip.training.features import readable_size
 
     images, store = session.images, session.store
     anomalous = [image for image in images if image.anomaly]
@@ -248,7 +248,7 @@ def _announce(session: "Session") -> None:
     )
     everything = {image.digest for image in session.all_images}
     missing = len(store.missing(session.all_images))
-    size = gigabytes(missing * store.record_bytes)
+    size = readable_size(missing * store.record_bytes)
     out().print(
         f"features: {len(everything) - missing} cached, {missing} to encode ({size}), in {store.folder}"
     )
@@ -269,8 +269,10 @@ def _show_estimate(session: "Session") -> None:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{seconds / 60:.1f} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _encode(
@@ -288,9 +290,7 @@ def _encode(
         out().print(f"stopped; {left} images are left to encode. The same command goes on: {_command()}")
         raise typer.Exit(130)
     if part is not None:
-        out().print(
-
-        )
+        out().print(f"shard {part[0]}/{part[1]} is done; when all are, train without --shard")
 
 
 def _learn(

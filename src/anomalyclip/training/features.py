@@ -141,7 +141,7 @@ class FeatureStore:
         needed, free = count * self.record_bytes, shutil.disk_usage(folder).free
         if needed > free:
             raise AnomalyCLIPError(
-                f"{self.folder}: the features of {count} images need {gigabytes(needed)}, and {gigabytes(free)} are "
+                f"{self.folder}: the features of {count} images need {readable_size(needed)}, and {readable_size(free)} are "
                 "free: make room, or choose another disk with --cache"
             )
 
@@ -270,12 +270,13 @@ class FeatureStore:
         return rows
 
 
-def gigabytes(size: float) -> str:
+def readable_size(size: float) -> str:
     """Return a number of bytes as people read it.
 
     Examples
     --------
-    >>> gigabytes(3_640_000_000), gigabytes(57_000)
-    ('3.6 GB', '0.1 MB')
+    >>> readable_size(3_640_000_000), readable_size(57_000)
+    ('3.6 GB', '57.0 kB')
     """
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    unit, scale = next((pair for pair in (("GB", 1e9), ("MB", 1e6)) if size >= pair[1]), ("kB", 1e3))
+    return f"{size / scale:.1f} {unit}"

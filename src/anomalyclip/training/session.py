@@ -220,7 +220,7 @@ class Session:
             "device": str(self.scorer.device),
             "threads": torch.get_num_threads(),
             "anomalyclip": anomalyclip.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "python": platform.python_version(),
         }
         with writing(path), replacing(path) as temporary:
