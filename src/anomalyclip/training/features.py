@@ -141,8 +141,8 @@ class FeatureStore:
         needed, free = count * self.record_bytes, shutil.disk_usage(folder).free
         if needed > free:
             raise AnomalyCLIPError(
-                f"{self.folder}: the features of {count} images need {readable_size(needed)}, and {readable_size(free)} are "
-                "free: make room, or choose another disk with --cache"
+                f"{self.folder}: the features of {count} images need {readable_size(needed)}, and "
+                f"{readable_size(free)} are free: make room, or choose another disk with --cache"
             )
 
     def fill(

@@ -149,6 +149,8 @@ class Trainer:
         AnomalyCLIPError
             Its checkpoint cannot be read.
         """
+        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
         path = self.folder / STATE
         if not path.is_file():
             return False
