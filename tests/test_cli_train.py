@@ -214,7 +214,7 @@ def test_ctrl_c_saves_and_the_command_that_it_prints_goes_on_to_the_same_bits(cl
 
 
 def test_sigkill_at_ten_random_moments_never_changes_the_result(cli, arguments, tmp_path, monkeypatch):
-    """Every moment of the work can be hit: the process counts its own function calls and kills itself at a random one."""
+    """Every moment can be hit: the process counts its own function calls and kills itself at a random one."""
     command = [str(word) for word in (*arguments, "--epochs", 3, "--batch-size", 2)]
     assert cli(*command, "--output", "whole").code == 0
     calls = calls_of([*command, "--output", "counted", "--cache", "counted-cache"], tmp_path / "calls")
@@ -240,7 +240,7 @@ def calls_of(command, note):
 
 
 def killed(command, *, at, note=None):
-    """Run the command line in a process of its own that kills itself at a function call; return whether it came to it."""
+    """Run the command line in a process that kills itself at a function call; return whether it came to that."""
     child = os.fork()
     if child == 0:
         code = 70

@@ -88,7 +88,7 @@ def start_prompts(
     *,
     seed: int,
     length: int = 12,
-    depth: int = 9,
+    depth: int | None = None,
     deep_length: int = 4,
 ) -> Prompts:
     """Return untrained prompts for a backbone, every learned number from N(0, 0.02) by seed, as published.
@@ -101,9 +101,9 @@ def start_prompts(
         Of the random numbers.
     length : int
         Learned vectors in each prompt.
-    depth : int
-        Text blocks that see learned tokens, the input counted: ``depth - 1`` sets of deep tokens; at most the number
-        of text blocks.
+    depth : int, optional
+        Text blocks that see learned tokens, the input counted: ``depth - 1`` sets of deep tokens. None: 9, or all
+        blocks if there are fewer.
     deep_length : int
         Tokens in each of these sets.
 
@@ -113,6 +113,7 @@ def start_prompts(
         The backbone has no room for such prompts, or its vocabulary is not known.
     """
     config = clip.config
+    depth = min(9, config.text_layers) if depth is None else depth
     if not 1 <= depth <= config.text_layers:
         raise AnomalyCLIPError(
             f"prompt depth {depth}: expected 1 to {config.text_layers}, the backbone's text blocks"

@@ -1,0 +1,81 @@
+"""Learned prompts are worth something: on classes never seen they beat the untrained start and plain words."""
+
+import numpy as np
+import pytest
+
+from anomalyclip.clip.registry import ASSETS
+
+if not (ASSETS / "micro" / "model.safetensors").is_file():
+    pytest.skip("the embedded backbone is not there", allow_module_level=True)
+
+import torch
+
+from anomalyclip.data.listing import load_samples
+from anomalyclip.data.synthetic import HELD_OUT_SURFACES, TRAINING_SURFACES
+from anomalyclip.data.synthetic.writer import write_dataset
+from anomalyclip.detector import Detector
+from anomalyclip.images import read_mask
+from anomalyclip.loading import load_clip
+from anomalyclip.metrics import auroc, average_precision
+from anomalyclip.prompts import Prompts, load_prompts
+from anomalyclip.scorer import TorchScorer
+from anomalyclip.training.start import prompt_ids, prompt_tokens, start_prompts
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Six classes to learn from and four others to detect in."""
+    folder = tmp_path_factory.mktemp("sets")
+    known, unseen = sorted(TRAINING_SURFACES)[:6], sorted(HELD_OUT_SURFACES)[:4]
+    write_dataset(folder / "known", known, normal=10, anomalous=10, seed=1)
+    write_dataset(folder / "unseen", unseen, normal=8, anomalous=8, seed=2)
+    return folder
+
+
+def measure(clip, prompts, root):
+    """Return image AUROC and AP, pixel AUROC and AP, F1 at 0.5, and the cosine between the two texts."""
+    scorer = TorchScorer(clip, prompts)
+    detector = Detector(scorer)
+    samples = load_samples(root)
+    predictions = list(detector.stream([root / sample.image for sample in samples]))
+    size = scorer.image_size
+    empty = np.zeros((size, size), bool)
+    masks = np.stack([read_mask(root / sample.mask, size) if sample.mask else empty for sample in samples])
+    maps = np.stack([prediction.anomaly_map for prediction in predictions])
+    labels, scores = (
+        np.array([sample.anomaly for sample in samples]),
+        np.array([prediction.pred_score for prediction in predictions]),
+    )
+    hits = (labels & (scores >= 0.5)).sum()
+    return {
+        "image_auroc": auroc(labels, scores),
+        "image_ap": average_precision(labels, scores),
+        "pixel_auroc": auroc(masks, maps),
+        "pixel_ap": average_precision(masks, maps),
+        "f1": 2 * hits / max(labels.sum() + (scores >= 0.5).sum(), 1),
+        "text_cosine": float(torch.dot(*scorer.text_features)),
+    }
+
+
+def test_learned_prompts_beat_the_untrained_start_and_the_handwritten_pair_on_unseen_classes(
+    folders, cli, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = cli("train", folders / "known", "--backbone", "micro", "--cache", "features", "--output", "run")
+    assert done.code == 0, done.err
+    clip, home = load_clip("micro"), ASSETS / "micro"
+    config = clip.config
+    ids = prompt_ids(prompt_tokens(clip, home), length=0, context_length=config.context_length)
+    figures = {
+        "untrained": measure(clip, start_prompts(clip, home, seed=111), folders / "unseen"),
+        "handwritten": measure(clip, Prompts.handwritten(ids, width=config.text_width), folders / "unseen"),
+        "learned": measure(clip, load_prompts("run/prompts.safetensors"), folders / "unseen"),
+    }
+    for name, values in figures.items():
+        print(name, {key: round(float(value), 4) for key, value in values.items()})
+    learned = figures["learned"]
+    for other in (figures["untrained"], figures["handwritten"]):
+        assert learned["pixel_auroc"] > other["pixel_auroc"] + 0.05
+        assert learned["text_cosine"] < other["text_cosine"]
+    assert learned["pixel_auroc"] > 0.7
+    assert learned["image_auroc"] > 0.6
