@@ -409,6 +409,11 @@ def test_a_run_stopped_after_every_single_step_ends_with_the_same_bits(
         run = trainer(tiny_clip, start, data, tmp_path / "parts")
         assert run.resume() == (number > 0)
         assert run.run(stop=lambda: True) == (number == 5)
+        if number < 5:
+            with (tmp_path / "parts/metrics.jsonl").open("a") as file:
+                file.write(
+                    '{"epoch": 1, "step": 99}\n{"epo'
+                )  # what a process killed after its checkpoint leaves
     for name in ("prompts.safetensors", "prompts.pth", "metrics.jsonl", "checkpoints/epoch_02.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

@@ -34,8 +34,8 @@ def image_loss(features: Tensor, text_features: Tensor, labels: Tensor) -> Tenso
     Examples
     --------
     >>> import torch
-    >>> image_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
-    tensor(6.3578e-07)
+    >>> image_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 0]))
+    tensor(7.1429)
     """
     cosines = F.normalize(features.float(), dim=-1) @ text_features.T
     return F.cross_entropy(cosines / TEMPERATURE, labels.long())
