@@ -8,11 +8,13 @@ import sys
 import typer
 
 from anomalyclip.cli.benchmark import benchmark
+from anomalyclip.cli.calibrate import calibrate
 from anomalyclip.cli.console import fail
 from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
+from anomalyclip.cli.test import test
 from anomalyclip.errors import AnomalyCLIPError
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ def _root() -> None:
 
 app.command()(demo)
 app.command()(predict)
+app.command()(test)
+app.command()(calibrate)
 app.command()(benchmark)
 app.command()(datasets)
 app.command()(prepare)

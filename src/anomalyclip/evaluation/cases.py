@@ -15,7 +15,7 @@ from anomalyclip.images import as_image, open_image, read_mask
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.visualize import heat_map, overlay
 
-FOUND, MISSED, FALSE_ALARM = "found", "missed", "false alarm"
+CLEAREST, FAINTEST, SUSPECT = "clearest defect", "faintest defect", "highest normal"
 """The anomalous images with the highest scores, those with the lowest, and the normal images with the highest."""
 
 EACH = 2
@@ -29,8 +29,8 @@ def draw_cases(
 ) -> tuple[Case, ...]:
     """Draw the best and worst images of a class as image, truth, map and overlay.
 
-    All maps of a class are drawn on one scale: [0, 1], or, where another system's maps leave it, from the lowest to
-    the highest value of the images drawn.
+    All maps of a class are drawn on one scale: from 0 (or the lowest value, of another system's maps) to the highest
+    value in the images drawn, so that classes with faint maps can be seen too.
 
     Parameters
     ----------
@@ -54,34 +54,40 @@ def draw_cases(
     if not chosen:
         return ()
     maps = [read_map(item.map_file) for _, item in chosen]
-    low, high = min(float(values.min()) for values in maps), max(float(values.max()) for values in maps)
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    pixel = None if threshold is None else threshold.pixel
+    low, high = (
+        min(0.0, *(float(values.min()) for values in maps)),
+        max(float(values.max()) for values in maps),
+    )
+    span = max(high - low, 1e-12)
+    pixel = (
+        None
+        if threshold is None or threshold.pixel is None
+        else min(max((threshold.pixel - low) / span, 0), 1)
+    )
     cases = []
     for number, ((kind, item), values) in enumerate(zip(chosen, maps, strict=True)):
-        scaled = ((values - low) / max(high - low, 1e-12)).clip(0, 1).astype(np.float32)
+        scaled = ((values - low) / span).clip(0, 1).astype(np.float32)
         pictures = {}
         for panel, picture in _draw(item, scaled, root, pixel).items():
             pictures[panel] = f"cases/{name}-{number}-{panel}.jpg"
             with writing(folder / pictures[panel]), replacing(folder / pictures[panel]) as temporary:
                 picture.save(temporary, "JPEG", quality=85)
-        cases.append(Case(kind, item.sample.image, item.score, pictures))
+        cases.append(Case(kind, item.sample.image, item.score, pictures, (low, high)))
     return tuple(cases)
 
 
 def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
-    """Return the images to draw: found and missed ones (no image twice), then false alarms."""
+    """Return the images to draw: anomalous ones with the highest and the lowest scores (none twice), then normal ones."""
     rising = sorted(scored, key=lambda item: item.score)
     anomalous = [item for item in rising if item.sample.anomaly]
     normal = [item for item in rising if not item.sample.anomaly]
     half = (len(anomalous) + 1) // 2
-    found = anomalous[::-1][: min(EACH, half)]
-    missed = anomalous[: min(EACH, len(anomalous) - half)]
+    best = anomalous[::-1][: min(EACH, half)]
+    worst = anomalous[: min(EACH, len(anomalous) - half)]
     return [
-        *((FOUND, item) for item in found),
-        *((MISSED, item) for item in missed),
-        *((FALSE_ALARM, item) for item in normal[::-1][:EACH]),
+        *((CLEAREST, item) for item in best),
+        *((FAINTEST, item) for item in worst),
+        *((SUSPECT, item) for item in normal[::-1][:EACH]),
     ]
 
 

@@ -19,7 +19,15 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.evaluation.cases import draw_cases
 from anomalyclip.evaluation.maps import ArrayFiles, Scored, Source, read_map
 from anomalyclip.evaluation.pixels import MEMORY, PixelResult, pixel_metrics_in_ranges, region_areas
-from anomalyclip.evaluation.results import METRICS, ClassResult, DatasetResult, ImageResult, Metrics, number
+from anomalyclip.evaluation.results import (
+    METRICS,
+    Case,
+    ClassResult,
+    DatasetResult,
+    ImageResult,
+    Metrics,
+    number,
+)
 from anomalyclip.images import read_mask
 from anomalyclip.metrics import image_metrics
 from anomalyclip.prediction import Threshold
@@ -90,31 +98,47 @@ def evaluate(
         No image can be used, or something cannot be written.
     """
     folder = Path(folder)
-    options = options or Options()
+    complete = False
+    try:
+        done = _evaluate_classes(source, data, folder, options or Options(), resume=resume, advance=advance)
+        _require_images(data, done)
+        complete = True
+    finally:
+        source.close(complete=complete)
+    return DatasetResult(key or name_of(data), str(data.root), done, scorer)
+
+
+def name_of(data: SampleList) -> str:
+    """Return the key of a data set, or the name of its folder."""
+    return data.dataset or Path(os.path.abspath(data.root)).name
+
+
+def _evaluate_classes(
+    source: Source,
+    data: SampleList,
+    folder: Path,
+    options: Options,
+    *,
+    resume: bool,
+    advance: Callable[[], None],
+) -> tuple[ClassResult, ...]:
     results: list[ClassResult | Future[ClassResult]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="metrics") as pool:
-        try:
-            for name, samples in _classes(data):
-                file = folder / "classes" / f"{_file_name(name)}.json"
-                if resume and file.is_file():
-                    results.append(ClassResult.load(file))
-                    for _ in samples:
-                        advance()
-                    continue
-                failed: dict[str, str] = {}
-                start = time.perf_counter()
-                scored = source.of(samples, failed, advance)
-                seconds = time.perf_counter() - start
-                _wait(results)  # one class behind at most, or else their maps would pile up
-                work = _Class(name, data.root, folder, options)
-                results.append(pool.submit(_finish, work, source, scored, failed, seconds, file))
-            done = tuple(result.result() if isinstance(result, Future) else result for result in results)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    source.close()
-    _require_images(data, done)
-    return DatasetResult(key or data.dataset or Path(os.path.abspath(data.root)).name, str(data.root), done, scorer)
+        for name, samples in _classes(data):
+            file = folder / "classes" / f"{_file_name(name)}.json"
+            if resume and file.is_file():
+                results.append(ClassResult.load(file))
+                for _ in samples:
+                    advance()
+                continue
+            failed: dict[str, str] = {}
+            start = time.perf_counter()
+            scored = source.of(samples, failed, advance)
+            seconds = time.perf_counter() - start
+            _wait(results)  # one class behind at most, or else their maps would pile up
+            work = _Class(name, data.root, folder, options)
+            results.append(pool.submit(_finish, work, source, scored, failed, seconds, file))
+        return tuple(result.result() if isinstance(result, Future) else result for result in results)
 
 
 def _classes(data: SampleList) -> Iterator[tuple[str, list[Sample]]]:
@@ -140,7 +164,12 @@ def _require_images(data: SampleList, results: Sequence[ClassResult]) -> None:
 
 
 def _finish(
-    work: "_Class", source: Source, scored: Sequence[Scored], failed: dict[str, str], seconds: float, file: Path
+    work: "_Class",
+    source: Source,
+    scored: Sequence[Scored],
+    failed: dict[str, str],
+    seconds: float,
+    file: Path,
 ) -> ClassResult:
     """Compute and keep the results of a class, and let its maps go."""
     start = time.perf_counter()
@@ -175,10 +204,14 @@ class _Class:
                     max_fpr=self.options.max_fpr,
                 )
                 _add_pixel_metrics(pixels, metrics, thresholds, curves)
-        cases = ()
+        cases: tuple[Case, ...] = ()
         if self.options.cases:
             cases = draw_cases(
-                scored, root=self.root, folder=self.folder, name=_file_name(self.name), threshold=self.options.threshold
+                scored,
+                root=self.root,
+                folder=self.folder,
+                name=_file_name(self.name),
+                threshold=self.options.threshold,
             )
         return ClassResult(self.name, images, failed, metrics, thresholds, curves, cases)
 
@@ -199,8 +232,8 @@ class _Class:
             known[index] = None
             areas.append(None)
             if area is not None:
-                areas[-1] = scratch / f"{index}.npy"
-                np.save(areas[-1], area)
+                areas[-1] = file = scratch / f"{index}.npy"
+                np.save(file, area)
         return known, areas
 
     def _areas(self, item: Scored) -> NDArray[np.int32] | None:

@@ -43,8 +43,8 @@ class Source(Protocol):
         """Let go of maps that are no longer needed."""
         ...
 
-    def close(self) -> None:
-        """Let go of everything else."""
+    def close(self, *, complete: bool) -> None:
+        """Let go of everything else; of what a stopped run can go on from only when it is complete."""
         ...
 
 
@@ -80,8 +80,12 @@ class DetectorSource:
         self._detector, self._root, self._folder = detector, root, folder
         self._batch_size, self._keep = batch_size, keep
         self._writer = PredictionWriter(folder, save=["map"], resume=resume, overwrite=not resume)
-        self._done = {path: Path(record["files"]["map"]) for path, record in _records(folder) if path is not None}
-        self._scores = {path: float(record["pred_score"]) for path, record in _records(folder) if path is not None}
+        self._done = {
+            path: Path(record["files"]["map"]) for path, record in _records(folder) if path is not None
+        }
+        self._scores = {
+            path: float(record["pred_score"]) for path, record in _records(folder) if path is not None
+        }
 
     def of(
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
@@ -115,10 +119,10 @@ class DetectorSource:
             for item in scored:
                 item.map_file.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Close the predictions; without `keep`, delete the folder."""
+    def close(self, *, complete: bool) -> None:
+        """Close the predictions; when all is done, delete the folder, unless it is to be kept."""
         self._writer.close()
-        if not self._keep:
+        if complete and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -140,7 +144,9 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise AnomalyCLIPError(f"{folder}: no such folder; expected maps as `predict --save map` writes them")
+            raise AnomalyCLIPError(
+                f"{folder}: no such folder; expected maps as `predict --save map` writes them"
+            )
         self._folder = folder
         self._maps = folder / "maps" if (folder / "maps").is_dir() else folder
         self._scores = {
@@ -167,7 +173,7 @@ class FolderSource:
     def release(self, scored: Sequence[Scored]) -> None:
         """Leave them: they are the user's."""
 
-    def close(self) -> None:
+    def close(self, *, complete: bool) -> None:
         """Nothing is open."""
 
 
@@ -185,12 +191,24 @@ def read_map(path: Path) -> NDArray[np.float32]:
         raise InputError(f"{path}: no such map") from None
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
+    if (
+        not isinstance(values, np.ndarray)
+        or values.ndim != 2
+        or values.dtype.kind not in "fiu"
+        or not values.size
+    ):
         raise InputError(f"{path}: expected real numbers of shape (height, width)")
     values = values.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise InputError(f"{path}: has a NaN or an infinite value, which has no rank")
     return values
+
+
+def side_of_maps(folder: Path) -> int | None:
+    """Return the longer side of the first map in a folder or below; None if there is none."""
+    for path in sorted(folder.rglob("*.npy")):
+        return max(read_map(path).shape)
+    return None
 
 
 class ArrayFiles(Sequence[Any]):
@@ -219,4 +237,6 @@ def _records(folder: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
                 float(record["pred_score"])
                 yield record.get("image_path"), {"files": {}, **record}
             except (ValueError, KeyError, TypeError):
-                raise AnomalyCLIPError(f"{file}, line {number}: expected a line as `predict` writes it") from None
+                raise AnomalyCLIPError(
+                    f"{file}, line {number}: expected a line as `predict` writes it"
+                ) from None

@@ -1,8 +1,8 @@
 """Float32 values counted by rank: order statistics, and ranges of values that hold few enough of them.
 
-The bits of a float32, its sign turned round, are an integer that rises with the value. Counting values by the upper bits
-of that integer gives bins that are narrow everywhere (one part in 4096 of the value, or finer), whatever the scale of
-the maps, in memory that does not depend on how many values there are.
+The bits of a float32, its sign turned round, are an integer that rises with the value. Counting values by the
+upper bits of that integer gives bins that are narrow everywhere (one part in 4096 of the value, or finer), whatever
+the scale of the maps, in memory that does not depend on how many values there are.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Counts:
     >>> counts = Counts()
     >>> counts.add(np.linspace(0, 1, 1001, dtype=np.float32))
     >>> counts.total, round(float(counts.threshold(0.01)), 3)
-    (1001, 0.991)
+    (1001, 0.99)
     """
 
     def __init__(self) -> None:

@@ -66,9 +66,10 @@ def region_areas(mask: NDArray[np.bool_]) -> Areas:
     [[2, 2, 0, 1]]
     """
     regions, _ = ndimage.label(mask, np.ones((3, 3)))
-    areas = np.bincount(regions.ravel())
+    areas = np.bincount(regions.ravel()).astype(np.int32)
     areas[0] = 0
-    return areas[regions].astype(np.int32)
+    spread: Areas = areas[regions]
+    return spread
 
 
 def pixel_metrics_in_ranges(
@@ -116,7 +117,9 @@ def pixel_metrics_in_ranges(
 def _pairs(maps: Sequence[Map], areas: Sequence[Areas | None]) -> Iterator[tuple[int, Map, Areas | None]]:
     for index, (values, area) in enumerate(zip(maps, areas, strict=True)):
         if area is not None and values.shape != area.shape:
-            raise AnomalyCLIPError(f"map {index} has shape {values.shape}, its mask {area.shape}; both must be the same")
+            raise AnomalyCLIPError(
+                f"map {index} has shape {values.shape}, its mask {area.shape}; both must be the same"
+            )
         yield index, values, area
 
 
@@ -144,6 +147,9 @@ def _range(
     return below, above[order], 1.0 / np.concatenate(shares)[order]
 
 
+_NO_F1 = F1Max(-1.0, np.nan)
+
+
 @dataclass
 class _Sums:
     """What is known of the ranges so far, and the metrics' sums over them."""
@@ -160,7 +166,7 @@ class _Sums:
     auroc: float = 0.0
     average_precision: float = 0.0
     aupro: float = 0.0
-    best_f1: F1Max = F1Max(-1.0, np.nan)
+    best_f1: F1Max = _NO_F1
     best_youden: tuple[float, float] = (-2.0, np.nan)
 
     def see(self, values: Map, inside: Map, area: Areas | None) -> None:
@@ -219,7 +225,9 @@ class _Sums:
         found = self.thresholds[here]
         above = self.n + normal.size - np.searchsorted(normal, found, side="right")
         self.published_fpr[here] = above / self.normal
-        self.published_pro[here] = (self.r + overlap[np.searchsorted(anomalous, found, side="right")]) / self.regions
+        self.published_pro[here] = (
+            self.r + overlap[np.searchsorted(anomalous, found, side="right")]
+        ) / self.regions
         self.open &= ~here
 
     def _add_points(self, normal: Map, anomalous: Map, overlap: NDArray[np.float64]) -> None:
@@ -234,7 +242,10 @@ class _Sums:
         hits = self.p + anomalous.size - index
         pro = (self.r + overlap[index]) / self.regions
         self.points.append(
-            np.stack([alarms / self.normal, hits / self.anomalous, pro, hits / np.maximum(hits + alarms, 1)], axis=1)
+            np.stack(
+                [alarms / self.normal, hits / self.anomalous, pro, hits / np.maximum(hits + alarms, 1)],
+                axis=1,
+            )
         )
 
     def result(self) -> PixelResult:
@@ -263,7 +274,9 @@ class _Sums:
         return PixelResult(nan, nan, F1Max(nan, nan), nan, nan, nan, PixelCurves(none, none, none, none))
 
 
-def _area(gains: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64], limit: float) -> float:
+def _area(
+    gains: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64], limit: float
+) -> float:
     """Area over [0, limit] under a curve that gains `gains[i]` in height, evenly between the rates start and end."""
     risen = np.maximum(np.minimum(end, limit) - start, 0.0)
     slope = np.divide(risen * risen, 2 * (end - start), out=np.zeros_like(end), where=end > start)

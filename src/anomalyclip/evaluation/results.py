@@ -56,12 +56,27 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Case:
-    """One of the best or worst images of a class, drawn: ``pictures`` are paths relative to the data set's results."""
+    """One of the best or worst images of a class, drawn.
+
+    Parameters
+    ----------
+    kind : str
+        "clearest defect", "faintest defect" or "highest normal".
+    image : str
+        Path relative to the data set's root.
+    score : float
+        Image score.
+    pictures : dict of str to str
+        By name ("image", "truth", "map", "overlay"), paths relative to the data set's results.
+    scale : tuple of float
+        Map values of the darkest and the brightest colour.
+    """
 
     kind: str
     image: str
     score: float
     pictures: dict[str, str]
+    scale: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,9 @@ class ClassResult:
             content["cases"] = tuple(Case(**case) for case in content["cases"])
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AnomalyCLIPError(f"{path}: damaged ({error}); delete it, and --resume evaluates this class again") from None
+            raise AnomalyCLIPError(
+                f"{path}: damaged ({error}); delete it, and --resume evaluates this class again"
+            ) from None
 
 
 @dataclass(frozen=True)
