@@ -30,7 +30,9 @@ class Criterion(str, Enum):
 def calibrate(
     normals: Annotated[
         list[str] | None,
-        typer.Argument(help="Normal images: files, folders (searched recursively) or patterns.", show_default=False),
+        typer.Argument(
+            help="Normal images: files, folders (searched recursively) or patterns.", show_default=False
+        ),
     ] = None,
     false_alarm_rate: Annotated[
         float,
@@ -100,9 +102,13 @@ def calibrate(
     if labelled is not None:
         threshold, failed = _from_labelled(detector, labelled, dataset, criterion.value, batch_size)
     else:
-        threshold, failed = _from_normals(detector, normals or [], false_alarm_rate, false_pixel_share, batch_size)
+        threshold, failed = _from_normals(
+            detector, normals or [], false_alarm_rate, false_pixel_share, batch_size
+        )
     _with_model(threshold, model, detector).to_file(output)
-    out().print(f"threshold file {output}: score {threshold.score:.4f}, pixel {_shown(threshold.pixel)}", markup=False)
+    out().print(
+        f"threshold file {output}: score {threshold.score:.4f}, pixel {_shown(threshold.pixel)}", markup=False
+    )
     if failed:
         raise typer.Exit(1)
 
@@ -149,20 +155,23 @@ def _from_normals(
 def _from_labelled(
     detector: "Detector", root: Path, dataset: str | None, criterion: str, batch_size: int
 ) -> "tuple[Threshold, int]":
+    from tempfile import TemporaryDirectory
+
     from anomalyclip.data.listing import load_samples
-    from anomalyclip.evaluation.evaluator import score_all
+    from anomalyclip.evaluation.evaluator import Options, evaluate, pooled
+    from anomalyclip.evaluation.maps import DetectorSource
     from anomalyclip.evaluation.thresholds import labelled_threshold
     from anomalyclip.prediction import Threshold
 
-    data = load_samples(root, dataset)
-    with track("Scoring", total=len(data)) as advance:
-        scored = score_all(detector, data, batch_size=batch_size, advance=advance)
-    for why in scored.failed.values():
+    data = pooled(load_samples(root, dataset))
+    with TemporaryDirectory(prefix="anomalyclip-") as folder, track("Scoring", total=len(data)) as advance:
+        source = DetectorSource(detector, data.root, Path(folder) / "maps", batch_size=batch_size)
+        result = evaluate(source, data, folder, options=Options(cases=False), advance=advance).classes[0]
+    for why in result.failed.values():
         fail(why)
     found = labelled_threshold(
-        [image.anomaly for image in scored.images], [image.score for image in scored.images], criterion
+        [image.anomaly for image in result.images], [image.score for image in result.images], criterion
     )
-    pixel = scored.pixel_threshold(criterion)
     out().print(
         f"{criterion}: misses {_words(found.misses)} anomalous images, raises {_words(found.alarms)} false alarms on "
         "normal ones. These are the images that the threshold was chosen on: on others expect somewhat worse.",
@@ -170,12 +179,14 @@ def _from_labelled(
     )
     info = {
         "method": f"labelled images, {criterion}",
-        "images": len(scored.images),
+        "images": len(result.images),
         "data": str(root),
         "misses": _interval(found.misses),
         "false_alarms": _interval(found.alarms),
     }
-    return Threshold(score=found.value, pixel=pixel, info=info), len(scored.failed)
+    return Threshold(score=found.value, pixel=result.thresholds.get(f"pixel_{criterion}"), info=info), len(
+        result.failed
+    )
 
 
 def _with_model(threshold: "Threshold", model: "Model", detector: "Detector") -> "Threshold":

@@ -77,7 +77,7 @@ def draw_cases(
 
 
 def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
-    """Return the images to draw: anomalous ones with the highest and the lowest scores (none twice), then normal ones."""
+    """Return the images to draw: anomalous ones of the highest and the lowest scores (none twice), then normal ones."""
     rising = sorted(scored, key=lambda item: item.score)
     anomalous = [item for item in rising if item.sample.anomaly]
     normal = [item for item in rising if not item.sample.anomaly]

@@ -108,6 +108,12 @@ def evaluate(
     return DatasetResult(key or name_of(data), str(data.root), done, scorer)
 
 
+def pooled(data: SampleList) -> SampleList:
+    """Return the same samples as one class, for a threshold that serves them all."""
+    samples = tuple(replace(sample, class_name="all") for sample in data)
+    return replace(data, samples=samples)
+
+
 def name_of(data: SampleList) -> str:
     """Return the key of a data set, or the name of its folder."""
     return data.dataset or Path(os.path.abspath(data.root)).name
@@ -192,7 +198,7 @@ class _Class:
             known, areas = self._truth(scored, Path(scratch), failed)
             images = tuple(_image(item, in_pixel_metrics=index in known) for index, item in enumerate(scored))
             metrics: Metrics = dict.fromkeys(METRICS)
-            thresholds: dict[str, float | None] = {"image": None, "pixel": None}
+            thresholds: dict[str, float | None] = {}
             curves: dict[str, tuple[list[float], list[float]]] = {}
             _add_image_metrics(images, metrics, thresholds, curves)
             if any(area is not None for area in areas):
@@ -273,7 +279,7 @@ def _add_image_metrics(
     metrics["image_auroc"] = number(found.auroc)
     metrics["image_ap"] = number(found.average_precision)
     metrics["image_f1_max"] = number(found.f1_max.f1)
-    thresholds["image"] = number(found.f1_max.threshold)
+    thresholds["image_f1"] = number(found.f1_max.threshold)
     if found.roc is not None and found.precision_recall is not None:
         curves["image_roc"] = _points(found.roc.fpr, found.roc.tpr)
         curves["image_pr"] = _points(found.precision_recall.recall, found.precision_recall.precision)
@@ -290,7 +296,8 @@ def _add_pixel_metrics(
     metrics["pixel_aupro_exact"] = number(found.aupro_exact)
     metrics["pixel_ap"] = number(found.average_precision)
     metrics["pixel_f1_max"] = number(found.f1_max.f1)
-    thresholds["pixel"] = number(found.f1_max.threshold)
+    thresholds["pixel_f1"] = number(found.f1_max.threshold)
+    thresholds["pixel_youden"] = number(found.youden)
     curves["pixel_roc"] = _points(found.curves.fpr, found.curves.tpr)
     curves["pixel_pr"] = _points(found.curves.tpr, found.curves.precision)
     curves["pixel_pro"] = _points(found.curves.fpr, found.curves.pro)

@@ -207,7 +207,8 @@ def read_map(path: Path) -> NDArray[np.float32]:
 def side_of_maps(folder: Path) -> int | None:
     """Return the longer side of the first map in a folder or below; None if there is none."""
     for path in sorted(folder.rglob("*.npy")):
-        return max(read_map(path).shape)
+        height, width = read_map(path).shape
+        return max(int(height), int(width))
     return None
 
 

@@ -257,8 +257,8 @@ def _cases(result: DatasetResult, folder: Path) -> str:
     if not groups:
         return ""
     say = (
-        "Of each class: the anomalous images with the highest scores, those with the lowest, and the normal images with "
-        "the highest. Colours stand for the same map values in all pictures of a class."
+        "Of each class: the anomalous images with the highest scores, those with the lowest, and the normal images "
+        "with the highest. Colours stand for the same map values in all pictures of a class."
     )
     title = f"Best and worst cases: {escape(result.key)}"
     return f'<section><h2>{title}</h2><p class="say">{say}</p>{"".join(groups)}</section>'

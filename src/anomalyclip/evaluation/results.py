@@ -94,7 +94,7 @@ class ClassResult:
     metrics : dict of str to float or None
         See `METRICS`.
     thresholds : dict of str to float or None
-        Of the best F1: "image" and "pixel".
+        That are best on these images: "image_f1", "pixel_f1", "pixel_youden".
     curves : dict
         By name ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro"): x and y values.
     cases : tuple of Case
@@ -230,7 +230,7 @@ def to_json(result: DatasetResult) -> dict[str, Any]:
                 "anomalous": entry.anomalous,
                 "without_mask": entry.without_mask,
                 "metrics": entry.metrics,
-                "f1_max_thresholds": entry.thresholds,
+                "best_thresholds": entry.thresholds,
                 "failed": entry.failed,
                 "seconds": entry.seconds,
             }
