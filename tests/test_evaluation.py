@@ -62,7 +62,9 @@ def test_the_metrics_of_a_class_are_those_of_its_scores_and_maps(root, tmp_path)
             abs=1e-9,
         )
         assert entry.thresholds["pixel_f1"] == pytest.approx(pixel.f1_max.threshold)
-    assert result.mean["pixel_auroc"] == pytest.approx(np.mean([c.metrics["pixel_auroc"] for c in result.classes]))
+    assert result.mean["pixel_auroc"] == pytest.approx(
+        np.mean([c.metrics["pixel_auroc"] for c in result.classes])
+    )
 
 
 def test_an_image_without_its_mask_counts_for_image_metrics_only(root, tmp_path):
