@@ -226,8 +226,9 @@ def _verdicts(evaluation: Evaluation, result: DatasetResult) -> str:
     return (
         f"<section><h2>Verdicts at the threshold: {escape(result.key)}</h2>"
         f'<p class="say">Images with a score of {limit:.4g} or more are called anomalous.</p>'
-        "<table><thead><tr><th>class</th><th>false alarms among normal images</th><th>found among anomalous images</th>"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+        '<div class="scroll"><table><thead><tr><th>class</th><th>false alarms among normal images</th>'
+        "<th>found among anomalous images</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
 
