@@ -43,6 +43,8 @@ def test_twenty_images_cannot_tell_one_percent_from_fourteen():
 def test_enough_images_keep_what_was_wanted():
     threshold = score_threshold(np.linspace(0, 0.5, 299), 0.01)
     assert threshold.alarms.count == 2
+    assert "calibrate at a rate of 0.0017, which allows 0 of 299" in threshold.explanation()
+    assert score_threshold(np.linspace(0, 0.5, 299), 0.0017).alarms.high <= 0.01
     assert "cannot be told from" in threshold.explanation()  # 2 alarms of 299 may be more than 1 %
     assert "the wanted 50 % is kept" in replace(threshold, wanted=0.5).explanation()
 

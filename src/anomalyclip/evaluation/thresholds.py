@@ -93,11 +93,23 @@ class ScoreThreshold:
         bound += _percent(seen.high)
         if seen.high <= self.wanted:
             return f"{bound} (95 % confidence): the wanted {_percent(self.wanted)} is kept."
-        needed = images_needed(self.wanted)
         return (
             f"With {seen.total} images a {_percent(self.wanted)} rate cannot be told from "
             f"{_percent(seen.high, coarse=True)}: {bound} (95 % confidence). "
-            f"To stand by {_percent(self.wanted)} takes at least {needed} normal images without an alarm."
+            f"{self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        """Return how the wanted rate could be stood by: more images, or fewer alarms among these."""
+        total, needed = self.alarms.total, images_needed(self.wanted)
+        if total < needed:
+            return (
+                f"To stand by {_percent(self.wanted)} takes at least {needed} normal images without an alarm."
+            )
+        fewer = max(k for k in range(self.alarms.count) if clopper_pearson(k, total).high <= self.wanted)
+        return (
+            f"To stand by {_percent(self.wanted)} calibrate at a rate of {(fewer + 0.5) / total:.2g}, which allows "
+            f"{fewer} of {total}."
         )
 
 
