@@ -251,7 +251,7 @@ def test_four_times_the_images_take_no_more_memory(two_blocks, tmp_path):
     peaks = []
     for images in (40, 160):
         root = make_set(tmp_path / f"{images}", classes=("nut",), normal=images // 2, anomalous=images // 2)
-        options = ["--image-size", 336, "--batch-size", 4, "--format", "json", "--max-memory", 16]
+        options = ["--image-size", 336, "--batch-size", 4, "--format", "json"]
         peaks.append(
             peak_memory(["test", root, *two_blocks, *options, "--output", tmp_path / f"out-{images}"])
         )

@@ -104,7 +104,7 @@ def test(
     max_memory: Annotated[
         float,
         typer.Option(help="Megabytes for sorting the pixels of a class; does not change the results.", min=4),
-    ] = 64,
+    ] = 32,
     batch_size: options.BatchSize = 1,
     backbone: options.Backbone = "ViT-L-14-336",
     prompts: options.Prompts = None,

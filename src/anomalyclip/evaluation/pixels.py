@@ -20,7 +20,7 @@ from anomalyclip.metrics import F1Max
 Map = NDArray[np.float32]
 Areas = NDArray[np.int32]
 
-MEMORY = 64
+MEMORY = 32
 """Megabytes that one range may take by default."""
 
 CURVE_POINTS = 400
@@ -250,13 +250,14 @@ class _Sums:
 
     def result(self) -> PixelResult:
         fpr, tpr, pro, precision = np.concatenate(self.points).T
+        # A perfect ranking must not exceed 1 by the rounding of a sum of many shares.
         return PixelResult(
-            auroc=self.auroc,
-            average_precision=self.average_precision,
+            auroc=min(self.auroc, 1.0),
+            average_precision=min(self.average_precision, 1.0),
             f1_max=self.best_f1,
             youden=self.best_youden[1],
             aupro_published=self._published(),
-            aupro_exact=self.aupro / self.max_fpr,
+            aupro_exact=min(self.aupro / self.max_fpr, 1.0),
             curves=PixelCurves(fpr, tpr, pro.clip(0, 1), precision),
         )
 
