@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch, file_digest
+from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch
 from anomalyclip.clip.registry import (
     BACKBONES,
     PROMPTS,
@@ -24,6 +24,7 @@ from anomalyclip.clip.registry import (
 )
 from anomalyclip.clip.weights import read_weights
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import file_digest
 from tests import clip_forms as forms
 from tests.http_files import Files, serve
 

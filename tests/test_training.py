@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from anomalyclip.clip.tokenizer import CLIP_TOKENS
+from anomalyclip.data.identity import content_digest, content_fingerprint, same_data
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.prompts import load_prompts
 from anomalyclip.scorer import TorchScorer
@@ -22,7 +23,7 @@ from anomalyclip.training.curves import best_epoch, draw_curves
 from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.journal import read_journal
 from anomalyclip.training.losses import local_loss
-from anomalyclip.training.samples import TrainingImage, content_digest, content_fingerprint, same_data, split
+from anomalyclip.training.samples import TrainingImage, split
 from anomalyclip.training.start import prompt_ids, start_prompts
 from anomalyclip.training.trainer import STATE, Trainer, TrainingSettings, batch_loss, epoch_groups
 from anomalyclip.training.validation import Validation

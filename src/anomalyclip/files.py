@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what their content is recognised by."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -57,3 +58,36 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}. "
             "Free some space, or choose a folder that can be written to."
         ) from error
+
+
+def file_digest(path: Path, kind: str) -> str:
+    """Digest of a file's content.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : {"sha256", "git"}
+        SHA-256, or git's blob id: SHA-1 over ``blob <size>``, a zero byte, and the content.
+
+    Returns
+    -------
+    str
+        ``<kind>:<hex digits>``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> empty = Path(tempfile.mkstemp()[1])
+    >>> file_digest(empty, "git")  # the id that git gives every empty file
+    'git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    >>> empty.unlink()
+    """
+    if kind == "git":
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    else:
+        digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return f"{kind}:{digest.hexdigest()}"

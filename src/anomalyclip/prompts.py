@@ -5,6 +5,7 @@ of the placeholder tokens "X" after the start token, and deep tokens that overwr
 before the text blocks 2, 3, ...
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -129,6 +130,14 @@ class Prompts:
                 f"these prompts were made for another backbone: they need {needed}, a vocabulary above "
                 f"{int(self.token_ids.max())}; the backbone has {has}, a vocabulary of {config.vocab_size}"
             )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the tensors in hex, whatever the format of the file that they came from."""
+        digest = hashlib.sha256()
+        for tensor in (self.normal, self.abnormal, self.token_ids, *self.deep_tokens):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the safetensors form: the tensors, and format and `info` in the header."""

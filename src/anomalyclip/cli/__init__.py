@@ -8,11 +8,13 @@ import sys
 import typer
 
 from anomalyclip.cli.benchmark import benchmark
+from anomalyclip.cli.calibrate import calibrate
 from anomalyclip.cli.console import fail
 from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
+from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
 from anomalyclip.errors import AnomalyCLIPError
 
@@ -30,12 +32,8 @@ def _root() -> None:
     """Find what is wrong in images of things for which there is no training data."""
 
 
-app.command()(demo)
-app.command()(predict)
-app.command()(benchmark)
-app.command()(datasets)
-app.command()(prepare)
-app.command()(train)
+for verb in (demo, predict, datasets, prepare, train, test, calibrate, benchmark):
+    app.command()(verb)
 
 
 def main() -> None:

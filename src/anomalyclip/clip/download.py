@@ -1,7 +1,6 @@
 """Downloads of single files over HTTP: cached, resumed, checked against a published digest."""
 
 import contextlib
-import hashlib
 import http.client
 import os
 import time
@@ -15,6 +14,7 @@ from typing import IO
 from filelock import FileLock
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import file_digest
 
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20
@@ -66,39 +66,6 @@ def cache_folder() -> Path:
         return Path(folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "anomalyclip"
-
-
-def file_digest(path: Path, kind: str) -> str:
-    """Digest of a file's content.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : {"sha256", "git"}
-        SHA-256, or git's blob id: SHA-1 over ``blob <size>``, a zero byte, and the content.
-
-    Returns
-    -------
-    str
-        ``<kind>:<hex digits>``.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> empty = Path(tempfile.mkstemp()[1])
-    >>> file_digest(empty, "git")  # the id that git gives every empty file
-    'git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
-    >>> empty.unlink()
-    """
-    if kind == "git":
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    else:
-        digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return f"{kind}:{digest.hexdigest()}"
 
 
 def _is_right(path: Path, remote: RemoteFile) -> bool:

@@ -11,10 +11,10 @@ from anomalyclip.clip.download import (
     cache_folder,
     cached,
     fetch,
-    file_digest,
     unreachable,
 )
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import file_digest
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """What is embedded in the package."""

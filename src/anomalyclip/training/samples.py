@@ -2,21 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from anomalyclip.clip.download import file_digest
+from anomalyclip.data.identity import content_digest
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError, InputError
-
-TRAINED_ON = "trained_on"
-"""Key of `Prompts.info`: the catalogue's key or the folder's name."""
-TRAINED_ON_CONTENT = "trained_on_content"
-"""Key of `Prompts.info`: `content_fingerprint` of the images."""
 
 OnError = Callable[[Path, InputError], None]
 
@@ -88,20 +83,6 @@ def identify(samples: SampleList, *, on_error: OnError) -> list[TrainingImage]:
     return images
 
 
-def content_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hex.
-
-    Raises
-    ------
-    InputError
-        It cannot be read.
-    """
-    try:
-        return file_digest(path, "sha256").removeprefix("sha256:")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def split(
     images: Sequence[TrainingImage], fraction: float, *, seed: int
 ) -> tuple[list[TrainingImage], list[TrainingImage]]:
@@ -154,52 +135,7 @@ def split(
     )
 
 
-def content_fingerprint(digests: Iterable[str]) -> str:
-    """Return what a set of images is recognised by, whatever their names, folders and order: 64 hex digits.
-
-    Examples
-    --------
-    >>> content_fingerprint(["b", "a"]) == content_fingerprint(["a", "b"])
-    True
-    """
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-
-
 def order_fingerprint(images: Sequence[TrainingImage]) -> str:
     """Return what a training run depends on in its images: contents, masks, labels and order; 64 hex digits."""
     facts = [(image.digest, image.mask_digest, image.anomaly) for image in images]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def same_data(
-    info: Mapping[str, str], *, name: str | None, digests: Iterable[str] | None = None
-) -> str | None:
-    """Say so if prompts are about to be evaluated on what they were trained on.
-
-    Parameters
-    ----------
-    info : mapping
-        `Prompts.info`.
-    name : str or None
-        The evaluated data set's key in the catalogue, or its folder's name.
-    digests : iterable of str, optional
-        SHA-256 of the evaluated image files (`content_digest`); without them only names are compared.
-
-    Returns
-    -------
-    str or None
-        A warning, or None where nothing is suspicious.
-
-    Examples
-    --------
-    >>> same_data({"trained_on": "mvtec"}, name="mvtec")
-    'the prompts were trained on mvtec, the very data of this evaluation: its figures are not zero-shot'
-    >>> same_data({"trained_on": "mvtec"}, name="visa")
-    """
-    trained_on = info.get(TRAINED_ON)
-    content = info.get(TRAINED_ON_CONTENT)
-    same_name = trained_on is not None and trained_on == name
-    same_content = content is not None and digests is not None and content == content_fingerprint(digests)
-    if not (same_name or same_content):
-        return None
-    return f"the prompts were trained on {trained_on}, the very data of this evaluation: its figures are not zero-shot"

@@ -1,6 +1,5 @@
 """A training run from its options on: what it needs made ready, what it will cost, its folder and its trainer."""
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.registry import DEFAULT_BACKBONE, resolve_backbone, resolve_prompts
 from anomalyclip.clip.weights import fingerprint, read_weights
+from anomalyclip.data.identity import TRAINED_ON, TRAINED_ON_CONTENT, content_fingerprint, same_data
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError
@@ -24,17 +24,7 @@ from anomalyclip.runs import SETTINGS, check_settings, write_settings
 from anomalyclip.scorer import TorchScorer
 from anomalyclip.training.batches import Batch, TrainingData, split_layers
 from anomalyclip.training.features import FeatureStore
-from anomalyclip.training.samples import (
-    TRAINED_ON,
-    TRAINED_ON_CONTENT,
-    OnError,
-    TrainingImage,
-    content_fingerprint,
-    identify,
-    order_fingerprint,
-    same_data,
-    split,
-)
+from anomalyclip.training.samples import OnError, TrainingImage, identify, order_fingerprint, split
 from anomalyclip.training.start import start_prompts
 from anomalyclip.training.trainer import Trainer, TrainingSettings, batch_loss
 from anomalyclip.training.validation import Validation
@@ -195,7 +185,7 @@ class Session:
         return {
             "images": order_fingerprint(self.images),
             "held_out": order_fingerprint(self.held_out),
-            "start": _prompts_digest(self.start),
+            "start": self.start.digest(),
             "features": asdict(self.store.key),
             **asdict(self.settings),
         }
@@ -368,12 +358,3 @@ def _hold_out(session: Session, on_error: OnError) -> None:
 
 def _name(samples: SampleList) -> str:
     return samples.dataset or samples.root.resolve().name
-
-
-def _prompts_digest(prompts: Prompts) -> str:
-    digest = hashlib.sha256()
-    for tensor in (prompts.normal, prompts.abnormal, *prompts.deep_tokens, prompts.token_ids):
-        digest.update(
-            f"{tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.contiguous().numpy().tobytes()
-        )
-    return digest.hexdigest()

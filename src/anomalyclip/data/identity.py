@@ -1,0 +1,72 @@
+"""What a data set is recognised by, so that prompts are not evaluated unnoticed on what they were trained on."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from anomalyclip.errors import InputError
+from anomalyclip.files import file_digest
+
+TRAINED_ON = "trained_on"
+"""Key of `Prompts.info`: the catalogue's key or the folder's name."""
+TRAINED_ON_CONTENT = "trained_on_content"
+"""Key of `Prompts.info`: `content_fingerprint` of the images."""
+
+
+def content_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hex.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    try:
+        return file_digest(path, "sha256").removeprefix("sha256:")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def content_fingerprint(digests: Iterable[str]) -> str:
+    """Return what a set of images is recognised by, whatever their names, folders and order: 64 hex digits.
+
+    Examples
+    --------
+    >>> content_fingerprint(["b", "a"]) == content_fingerprint(["a", "b"])
+    True
+    """
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def same_data(
+    info: Mapping[str, str], *, name: str | None, digests: Iterable[str] | None = None
+) -> str | None:
+    """Say so if prompts are about to be evaluated on what they were trained on.
+
+    Parameters
+    ----------
+    info : mapping
+        `Prompts.info`.
+    name : str or None
+        The evaluated data set's key in the catalogue, or its folder's name.
+    digests : iterable of str, optional
+        SHA-256 of the evaluated image files (`content_digest`); without them only names are compared.
+
+    Returns
+    -------
+    str or None
+        A warning, or None where nothing is suspicious.
+
+    Examples
+    --------
+    >>> same_data({"trained_on": "mvtec"}, name="mvtec")
+    'the prompts were trained on mvtec, the very data of this evaluation: its figures are not zero-shot'
+    >>> same_data({"trained_on": "mvtec"}, name="visa")
+    """
+    trained_on = info.get(TRAINED_ON)
+    content = info.get(TRAINED_ON_CONTENT)
+    same_name = trained_on is not None and trained_on == name
+    same_content = content is not None and digests is not None and content == content_fingerprint(digests)
+    if not (same_name or same_content):
+        return None
+    return f"the prompts were trained on {trained_on}, the very data of this evaluation: its figures are not zero-shot"

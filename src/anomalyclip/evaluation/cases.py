@@ -1,0 +1,129 @@
+"""The images of a class that say most about a model: what it found best, and where it was most wrong."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from anomalyclip.errors import InputError
+from anomalyclip.evaluation.maps import Scored, read_map
+from anomalyclip.evaluation.results import Case
+from anomalyclip.files import replacing, writing
+from anomalyclip.images import as_image, open_image, read_mask
+from anomalyclip.prediction import Prediction, Threshold
+from anomalyclip.visualize import heat_map, overlay
+
+CLEAREST, FAINTEST, SUSPECT = "clearest defect", "faintest defect", "highest normal"
+"""The anomalous images with the highest scores, those with the lowest, and the normal images with the highest."""
+
+EACH = 2
+"""Images of each kind, of each class."""
+
+_SIDE = 240  # pixels of the longer side of a picture
+
+
+def draw_cases(
+    scored: Sequence[Scored], *, root: Path, folder: Path, name: str, threshold: Threshold | None
+) -> tuple[Case, ...]:
+    """Draw the best and worst images of a class as image, truth, map and overlay.
+
+    All maps of a class are drawn on one scale: from 0 (or the lowest value, of another system's maps) to the highest
+    value in the images drawn, so that classes with faint maps can be seen too.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+        The class.
+    root : Path
+        The data set's folder.
+    folder : Path
+        JPEG files are written to ``cases/`` in it.
+    name : str
+        What their names begin with.
+    threshold : Threshold, optional
+        Its pixel threshold is outlined.
+
+    Returns
+    -------
+    tuple of Case
+        With paths relative to `folder`.
+    """
+    chosen = choose(scored)
+    if not chosen:
+        return ()
+    maps = [read_map(item.map_file) for _, item in chosen]
+    low, high = (
+        min(0.0, *(float(values.min()) for values in maps)),
+        max(float(values.max()) for values in maps),
+    )
+    span = max(high - low, 1e-12)
+    pixel = (
+        None
+        if threshold is None or threshold.pixel is None
+        else min(max((threshold.pixel - low) / span, 0), 1)
+    )
+    cases = []
+    for number, ((kind, item), values) in enumerate(zip(chosen, maps, strict=True)):
+        scaled = ((values - low) / span).clip(0, 1).astype(np.float32)
+        pictures = {}
+        for panel, picture in _draw(item, scaled, root, pixel).items():
+            pictures[panel] = f"cases/{name}-{number}-{panel}.jpg"
+            with writing(folder / pictures[panel]), replacing(folder / pictures[panel]) as temporary:
+                picture.save(temporary, "JPEG", quality=85)
+        cases.append(Case(kind, item.sample.image, item.score, pictures, (low, high)))
+    return tuple(cases)
+
+
+def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
+    """Return the images to draw: anomalous ones of the highest and the lowest scores (none twice), then normal ones."""
+    rising = sorted(scored, key=lambda item: item.score)
+    anomalous = [item for item in rising if item.sample.anomaly]
+    normal = [item for item in rising if not item.sample.anomaly]
+    half = (len(anomalous) + 1) // 2
+    best = anomalous[::-1][: min(EACH, half)]
+    worst = anomalous[: min(EACH, len(anomalous) - half)]
+    return [
+        *((CLEAREST, item) for item in best),
+        *((FAINTEST, item) for item in worst),
+        *((SUSPECT, item) for item in normal[::-1][:EACH]),
+    ]
+
+
+def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> dict[str, Image.Image]:
+    photograph = as_image(open_image(os.path.join(root, item.sample.image))).convert("RGB")
+    photograph.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    values = Image.fromarray(scaled).resize(photograph.size, Image.Resampling.BILINEAR)
+    pictures = {"image": photograph}
+    if (truth := _truth(item, root, photograph.size)) is not None:
+        pictures["truth"] = truth
+    pictures["map"] = heat_map(np.asarray(values))
+    pictures["overlay"] = _overlay(photograph, item.score, scaled, pixel)
+    return pictures
+
+
+def _truth(item: Scored, root: Path, size: tuple[int, int]) -> Image.Image | None:
+    sample = item.sample
+    if not sample.has_mask:
+        return None
+    if sample.mask is None:
+        return Image.new("L", size, 0)
+    try:
+        mask = read_mask(os.path.join(root, sample.mask))
+    except InputError:  # named already where the metrics needed it
+        return None
+    return Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BILINEAR)
+
+
+def _overlay(photograph: Image.Image, score: float, scaled: np.ndarray, pixel: float | None) -> Image.Image:
+    height, width = scaled.shape
+    if height != width:  # a prediction's map is square; the picture takes its own proportions again
+        scaled = np.asarray(Image.fromarray(scaled).resize((max(height, width),) * 2)).clip(0, 1)
+    prediction = Prediction(
+        pred_score=min(max(score, 0.0), 1.0),
+        anomaly_map=np.ascontiguousarray(scaled, dtype=np.float32),
+        image_size=photograph.size,
+        pixel_threshold=pixel,
+    )
+    return overlay(photograph, prediction)

@@ -1,0 +1,145 @@
+"""Curves and histograms of the report, drawn by matplotlib (extra ``report``)."""
+
+import io
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anomalyclip.evaluation.results import ClassResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CURVES = {
+    "image_roc": ("Image ROC", "false-positive rate", "true-positive rate"),
+    "image_pr": ("Image precision and recall", "recall", "precision"),
+    "pixel_roc": ("Pixel ROC", "false-positive rate", "true-positive rate"),
+    "pixel_pr": ("Pixel precision and recall", "recall", "precision"),
+    "pixel_pro": ("Per-region overlap (PRO)", "false-positive rate", "overlap"),
+}
+"""Title and axes of each curve."""
+
+NORMAL, ANOMALOUS = "#4c78a8", "#d1495b"
+
+_COLORS = (
+    "#4c78a8", "#d1495b", "#59a14f", "#e0912f", "#8e6bb0", "#76b7b2", "#b07a56", "#e17fa5",
+    "#7f7f7f", "#b5a642", "#2f4b7c", "#9c2f45", "#2d6a3e", "#8a5a00", "#523a78", "#17807e",
+)  # fmt: skip
+_STYLE: Any = {
+    "font.size": 8.5,
+    "font.family": "sans-serif",
+    "axes.edgecolor": "#9aa0a6",
+    "axes.labelcolor": "#5f6368",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": "#202124",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#eceff1",
+    "xtick.color": "#5f6368",
+    "ytick.color": "#5f6368",
+    "svg.hashsalt": "anomalyclip",
+}
+_LIMIT = 0.3  # of the false-positive rate under the PRO curve
+
+
+def available() -> bool:
+    """Return whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def draw_curves(classes: Sequence[ClassResult]) -> str | None:
+    """Return an SVG of all curves that there are, a line for each class; None if there are none.
+
+    Needs matplotlib.
+    """
+    import matplotlib
+
+    kinds = [kind for kind in CURVES if any(kind in entry.curves for entry in classes)]
+    if not kinds:
+        return None
+    columns = min(3, len(kinds))
+    rows = math.ceil(len(kinds) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(3.55 * columns, 3.3 * rows + 0.28 * math.ceil(len(classes) / 6))
+        for place, kind in enumerate(kinds, start=1):
+            _draw_curve(figure.add_subplot(rows, columns, place), kind, classes)
+        if len(classes) > 1:
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(
+                handles, labels, loc="outside lower center", ncols=min(6, len(classes)), frameon=False
+            )
+        return _svg(figure)
+
+
+def _draw_curve(axes: "Axes", kind: str, classes: Sequence[ClassResult]) -> None:
+    title, x_label, y_label = CURVES[kind]
+    for index, entry in enumerate(classes):
+        x, y = entry.curves.get(kind, ([], []))  # a class without this curve keeps its place in the legend
+        color, dashes = _COLORS[index % len(_COLORS)], "-" if index < len(_COLORS) else "--"
+        step = "steps-post" if kind == "image_roc" else "default"
+        axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.3, label=entry.name, drawstyle=step)
+    if kind == "image_roc":
+        axes.plot([0, 1], [0, 1], color="#bdc1c6", linewidth=0.8, linestyle=":")
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 1.02))
+    axes.set_xlim(0, _LIMIT if kind == "pixel_pro" else 1)
+
+
+def draw_histograms(classes: Sequence[ClassResult], threshold: float | None) -> str | None:
+    """Return an SVG with the scores of normal and anomalous images of each class; None if there are no images.
+
+    Needs matplotlib.
+    """
+    import matplotlib
+
+    shown = [entry for entry in classes if entry.images]
+    if not shown:
+        return None
+    scores = [image.score for entry in shown for image in entry.images]
+    low, high = min(scores), max(scores)
+    if threshold is not None:
+        low, high = min(low, threshold), max(high, threshold)
+    margin = 0.03 * (high - low) or 0.05
+    bins = np.linspace(low - margin, high + margin, 31)
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(10.65 if columns > 2 else 3.55 * columns + 1.2, 1.85 * rows + 0.4)
+        for place, entry in enumerate(shown, start=1):
+            _draw_histogram(figure.add_subplot(rows, columns, place), entry, bins, threshold)
+        named: dict[str, Any] = {}
+        for axes in figure.axes:
+            named.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
+        return _svg(figure)
+
+
+def _draw_histogram(axes: "Axes", entry: ClassResult, bins: Any, threshold: float | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for anomaly, name, color in ((False, "normal", NORMAL), (True, "anomalous", ANOMALOUS)):
+        scores = [image.score for image in entry.images if image.anomaly == anomaly]
+        if scores:
+            axes.hist(scores, bins=bins, color=color, alpha=0.65, label=name)
+    if threshold is not None:
+        axes.axvline(threshold, color="#202124", linewidth=1.2, linestyle="--", label="threshold")
+    axes.set_title(entry.name)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: "Figure") -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,243 @@
+"""Where an evaluation's scores and maps come from: a detector, whose maps go through the disk, or a folder of maps.
+
+Maps are kept as ``.npy`` files until their class is evaluated, so that memory does not grow with their number and a
+stopped run goes on at the image where it was.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyclip.data.meta import Sample
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.writers import PredictionWriter, safe_name
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sample, its score, and the file with its map."""
+
+    sample: Sample
+    score: float
+    map_file: Path
+
+
+class Source(Protocol):
+    """Gives scores and maps, one class at a time."""
+
+    def of(
+        self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
+    ) -> list[Scored]:
+        """Return those samples that have a score, and name the others in `failed`."""
+        ...
+
+    def release(self, scored: Sequence[Scored]) -> None:
+        """Let go of maps that are no longer needed."""
+        ...
+
+    def close(self, *, complete: bool) -> None:
+        """Let go of everything else; of what a stopped run can go on from only when it is complete."""
+        ...
+
+
+class DetectorSource:
+    """Scores images as they are needed.
+
+    Parameters
+    ----------
+    detector : Detector
+        What scores them; without a threshold.
+    root : path
+        The data set's folder.
+    folder : path
+        Where maps and predictions.jsonl are kept.
+    batch_size : int
+        Images that go through the model at once.
+    keep : bool
+        Leave the maps there when all is done.
+    resume : bool
+        Go on after the predictions that are there.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        root: Path,
+        folder: Path,
+        *,
+        batch_size: int = 1,
+        keep: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self._detector, self._root, self._folder = detector, root, folder
+        self._batch_size, self._keep = batch_size, keep
+        self._writer = PredictionWriter(folder, save=["map"], resume=resume, overwrite=not resume)
+        self._done = {
+            path: Path(record["files"]["map"]) for path, record in _records(folder) if path is not None
+        }
+        self._scores = {
+            path: float(record["pred_score"]) for path, record in _records(folder) if path is not None
+        }
+
+    def of(
+        self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
+    ) -> list[Scored]:
+        """Score what is not scored yet; see `Source`."""
+        paths = {os.path.join(self._root, sample.image): sample for sample in samples}
+        done = [path for path in paths if path in self._done and (self._folder / self._done[path]).is_file()]
+        for _ in done:
+            advance()
+        wanted = [path for path in paths if path not in set(done)]
+
+        def on_error(image: Any, error: InputError) -> None:
+            failed[paths[image].image] = str(error)
+            advance()
+
+        for prediction in self._detector.stream(wanted, batch_size=self._batch_size, on_error=on_error):
+            path = str(prediction.image_path)
+            record = self._writer.write(prediction, name=paths[path].image)
+            self._done[path] = Path(record["files"]["map"])
+            self._scores[path] = float(record["pred_score"])
+            advance()
+        return [
+            Scored(sample, self._scores[path], self._folder / self._done[path])
+            for path, sample in paths.items()
+            if sample.image not in failed
+        ]
+
+    def release(self, scored: Sequence[Scored]) -> None:
+        """Delete maps, unless they are to be kept."""
+        if not self._keep:
+            for item in scored:
+                item.map_file.unlink(missing_ok=True)
+
+    def close(self, *, complete: bool) -> None:
+        """Close the predictions; when all is done, delete the folder, unless it is to be kept."""
+        self._writer.close()
+        if complete and not self._keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class FolderSource:
+    """Takes maps from a folder: ``maps/<relative path>.npy`` as ``predict --save map`` writes them, of any system.
+
+    Scores are read from the folder's predictions.jsonl; a map that is not listed there has its maximum as its score.
+
+    Parameters
+    ----------
+    folder : path
+        With ``maps/`` in it, or with the maps themselves.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise AnomalyCLIPError(
+                f"{folder}: no such folder; expected maps as `predict --save map` writes them"
+            )
+        self._folder = folder
+        self._maps = folder / "maps" if (folder / "maps").is_dir() else folder
+        self._scores = {
+            os.path.normpath(folder / record["files"]["map"]): float(record["pred_score"])
+            for _, record in _records(folder)
+            if "map" in record["files"]
+        }
+
+    def of(
+        self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
+    ) -> list[Scored]:
+        """Find the maps; see `Source`."""
+        found = []
+        for sample in samples:
+            path = self._maps / f"{safe_name(sample.image)}.npy"
+            try:
+                score = self._scores.get(os.path.normpath(path))
+                found.append(Scored(sample, float(read_map(path).max()) if score is None else score, path))
+            except InputError as error:
+                failed[sample.image] = str(error)
+            advance()
+        return found
+
+    def release(self, scored: Sequence[Scored]) -> None:
+        """Leave them: they are the user's."""
+
+    def close(self, *, complete: bool) -> None:
+        """Nothing is open."""
+
+
+def read_map(path: Path) -> NDArray[np.float32]:
+    """Return a map as float32 (H, W).
+
+    Raises
+    ------
+    InputError
+        It is missing, no ``.npy`` file of real numbers, not (H, W), or has values that are not finite.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such map") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy file ({error})") from None
+    if (
+        not isinstance(values, np.ndarray)
+        or values.ndim != 2
+        or values.dtype.kind not in "fiu"
+        or not values.size
+    ):
+        raise InputError(f"{path}: expected real numbers of shape (height, width)")
+    values = values.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: has a NaN or an infinite value, which has no rank")
+    return values
+
+
+def side_of_maps(folder: Path) -> int | None:
+    """Return the longer side of the first map in a folder or below; None if there is none."""
+    for path in sorted(folder.rglob("*.npy")):
+        height, width = read_map(path).shape
+        return max(int(height), int(width))
+    return None
+
+
+class ArrayFiles(Sequence[Any]):
+    """Arrays on disk, read each time they are asked for; None where there is no file."""
+
+    def __init__(self, files: Sequence[Path | None], read: Callable[[Path], NDArray[Any]]) -> None:
+        self._files, self._read = files, read
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        file = self._files[index]
+        return None if file is None else self._read(file)
+
+
+def _records(folder: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Yield image path and line of each prediction in a folder; a line that was torn off is left out."""
+    file = folder / "predictions.jsonl"
+    if not file.is_file():
+        return
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                float(record["pred_score"])
+                yield record.get("image_path"), {"files": {}, **record}
+            except (ValueError, KeyError, TypeError):
+                raise AnomalyCLIPError(
+                    f"{file}, line {number}: expected a line as `predict` writes it"
+                ) from None

@@ -1,0 +1,324 @@
+"""``report.html``: an evaluation to look at, in one file that needs no network."""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from anomalyclip.evaluation import curves
+from anomalyclip.evaluation.results import METRICS, PAPER, Case, ClassResult, DatasetResult
+from anomalyclip.evaluation.summary import Evaluation
+from anomalyclip.evaluation.tables import SOURCE, Column, Row, Table, paper_mean
+from anomalyclip.files import replacing, writing
+
+NAME = "report.html"
+_PANELS = ("image", "truth", "map", "overlay")
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> bool:
+    """Write ``report.html``; the pictures of the cases are taken from the data sets' folders below.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        What was found.
+    folder : Path
+        Where its results are.
+
+    Returns
+    -------
+    bool
+        Whether it has curves and histograms: they need matplotlib.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It cannot be written.
+    """
+    page = Template((files(__package__) / NAME).read_text("utf-8"))
+    drawn = curves.available()
+    body = [
+        _cards(evaluation),
+        _notes(evaluation),
+        *(_table(table) for table in evaluation.tables[:1]),
+        _controls(evaluation),
+        *(_data_set(evaluation, result, folder, drawn=drawn) for result in evaluation.results),
+        _facts(evaluation),
+    ]
+    names = [result.key for result in evaluation.results]
+    text = page.substitute(
+        title=escape(f"Anomaly detection on {_listed(names)}"),
+        subtitle=escape(_subtitle(evaluation)),
+        nav=_nav(names),
+        body="\n".join(part for part in body if part),
+        footer=f"Made by anomalyclip on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
+    )
+    with writing(folder / NAME), replacing(folder / NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return drawn
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > 4:
+        return f"{len(names)} data sets"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _subtitle(evaluation: Evaluation) -> str:
+    entries = [entry for result in evaluation.results for entry in result.classes]
+    normal, anomalous = sum(entry.normal for entry in entries), sum(entry.anomalous for entry in entries)
+    model = evaluation.about.get("model")
+    who = f"Maps from {evaluation.about.get('maps')}" if model is None else f"{model['backbone']}"
+    if model is not None:
+        who += f", prompts {model['prompts']}"
+        who += f" (trained on {model['trained_on']})" if model["trained_on"] else ""
+    return f"{who}. {len(entries)} classes, {normal} normal and {anomalous} anomalous images."
+
+
+def _nav(names: Sequence[str]) -> str:
+    if len(names) < 2:
+        return ""
+    links = "".join(f'<a href="#{escape(_anchor(name))}">{escape(name)}</a>' for name in names)
+    return f'<nav>{links}<a href="#facts">Settings</a></nav>'
+
+
+def _anchor(name: str) -> str:
+    return "data-" + "".join(char if char.isalnum() else "-" for char in name)
+
+
+def _cards(evaluation: Evaluation) -> str:
+    """Return the paper's four figures, large: of the data set, or the mean over several."""
+    last = next(row for row in evaluation.tables[0].rows if row.summary)
+    paper = paper_mean(evaluation.results[0].key) if len(evaluation.results) == 1 else {}
+    cards = []
+    for metric in PAPER:
+        level, name = METRICS[metric]
+        beside = f" · paper {100 * value:.1f}" if evaluation.compare and (value := paper.get(metric)) else ""
+        what = f"{level} {name}{beside}"
+        cards.append(f'<div class="card"><b>{Column(metric).text(last)}</b><span>{escape(what)}</span></div>')
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _notes(evaluation: Evaluation) -> str:
+    if not evaluation.notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
+    return f'<section class="notes"><h2>To know when reading this</h2><ul>{items}</ul></section>'
+
+
+def _table(table: Table) -> str:
+    say = (
+        "Percent. AUPRO is the published one, up to 30 % false positives; a dash: the metric does not apply."
+    )
+    if table.compare:
+        say += f" Paper: {SOURCE}."
+    return (
+        f'<section><h2>{escape(table.title)}</h2><p class="say">{escape(say)}</p>'
+        f'<div class="scroll"><table>{_head(table)}<tbody>{"".join(_row(table, row) for row in table.rows)}</tbody>'
+        "</table></div></section>"
+    )
+
+
+def _head(table: Table) -> str:
+    columns = table.columns()
+    levels = [
+        f'<th class="level gap" colspan="{len(list(group))}">{level}</th>'
+        for level, group in _levels(columns)
+    ]
+    firsts = _firsts(columns)
+    heads = [METRICS[column.metric][1] if column.source == "ours" else column.head for column in columns]
+    names = [f"<th{_gap(index in firsts)}>{escape(head)}</th>" for index, head in enumerate(heads)]
+    return (
+        f"<thead><tr><th></th><th></th><th></th>{''.join(levels)}</tr>"
+        f"<tr><th>{escape(table.first)}</th><th>normal</th><th>anomalous</th>{''.join(names)}</tr></thead>"
+    )
+
+
+def _levels(columns: Sequence[Column]) -> Iterable[tuple[str, Iterable[Column]]]:
+    return groupby(columns, key=lambda column: METRICS[column.metric][0])
+
+
+def _firsts(columns: Sequence[Column]) -> set[int]:
+    """Return where a group of columns of one level begins."""
+    firsts, place = set(), 0
+    for _, group in _levels(columns):
+        firsts.add(place)
+        place += len(list(group))
+    return firsts
+
+
+def _gap(wide: bool) -> str:
+    return ' class="gap"' if wide else ""
+
+
+def _row(table: Table, row: Row) -> str:
+    kind = "control" if row.label.startswith("control: ") else "mean" if row.summary else ""
+    columns = table.columns()
+    firsts = _firsts(columns)
+    cells = []
+    for index, column in enumerate(columns):
+        classes = ["gap"] if index in firsts else []
+        if column.source == "paper":
+            classes.append("paper")
+        if column.source == "difference" and (value := column.value(row)) is not None and abs(value) >= 0.05:
+            classes.append("up" if value > 0 else "down")
+        cells.append(f'<td class="{" ".join(classes)}">{column.text(row)}</td>')
+    return (
+        f'<tr class="{kind}"><td>{escape(row.label)}</td><td class="count">{row.normal}</td>'
+        f'<td class="count">{row.anomalous}</td>{"".join(cells)}</tr>'
+    )
+
+
+def _controls(evaluation: Evaluation) -> str:
+    if not evaluation.controls:
+        return ""
+    what = (
+        "Two scorers that know nothing of defects were evaluated in the same way: “centre” calls anomalous what is "
+        "near the middle of the image, “contrast” what differs in brightness from its surroundings."
+    )
+    lost = evaluation.not_beaten()
+    if not lost:
+        return f'<section><h2>Controls</h2><p class="say">{what} The model beats both by every metric.</p></section>'
+    items = "".join(f"<li>{escape(words)}</li>" for words in lost)
+    return (
+        f'<section class="notes"><h2>The model does not beat a control</h2><p class="say">{what} A model that does not '
+        f"beat them has shown nothing by that metric:</p><ul>{items}</ul></section>"
+    )
+
+
+def _data_set(evaluation: Evaluation, result: DatasetResult, folder: Path, *, drawn: bool) -> str:
+    parts = []
+    if len(evaluation.results) > 1:
+        parts += [_table(table) for table in evaluation.tables[1:] if table.title == result.key]
+    parts.append(_verdicts(evaluation, result))
+    if drawn:
+        score = None if evaluation.threshold is None else evaluation.threshold.score
+        parts.append(_figure(f"Curves: {result.key}", curves.draw_curves(result.classes)))
+        parts.append(_figure(f"Image scores: {result.key}", curves.draw_histograms(result.classes, score)))
+    else:
+        parts.append(
+            '<section><h2>No curves</h2><p class="say">Curves and histograms are drawn by matplotlib, which is not '
+            "installed here: pip install 'anomalyclip[report]'</p></section>"
+        )
+    parts.append(_cases(result, folder))
+    return f'<div id="{escape(_anchor(result.key))}">{"".join(parts)}</div>'
+
+
+def _verdicts(evaluation: Evaluation, result: DatasetResult) -> str:
+    """Return what the threshold calls anomalous, by class."""
+    limit = None if evaluation.threshold is None else evaluation.threshold.score
+    if limit is None:
+        return ""
+    rows = []
+    for name, entries in [
+        *((entry.name, [entry]) for entry in result.classes),
+        ("all", list(result.classes)),
+    ]:
+        cells = [_share(entries, limit, anomaly=anomaly) for anomaly in (False, True)]
+        kind = ' class="mean"' if name == "all" else ""
+        rows.append(f"<tr{kind}><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return (
+        f"<section><h2>Verdicts at the threshold: {escape(result.key)}</h2>"
+        f'<p class="say">Images with a score of {limit:.4g} or more are called anomalous.</p>'
+        '<div class="scroll"><table><thead><tr><th>class</th><th>false alarms among normal images</th>'
+        "<th>found among anomalous images</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _share(entries: Sequence[ClassResult], limit: float, *, anomaly: bool) -> str:
+    scores = [image.score for entry in entries for image in entry.images if image.anomaly == anomaly]
+    if not scores:
+        return "–"
+    above = sum(score >= limit for score in scores)
+    return f"{above} of {len(scores)} ({100 * above / len(scores):.1f} %)"
+
+
+def _figure(title: str, svg: str | None) -> str:
+    if svg is None:
+        return ""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return f'<section><h2>{escape(title)}</h2><img class="figure" alt="{escape(title)}" src="{source}"></section>'
+
+
+def _cases(result: DatasetResult, folder: Path) -> str:
+    groups = []
+    for entry in result.classes:
+        if entry.cases:
+            drawn = "".join(_case(case, folder / result.key) for case in entry.cases)
+            low, high = entry.cases[0].scale
+            scale = f'<span class="scale">map values from {low:.3g} (black) to {high:.3g} (yellow)</span>'
+            groups.append(f'<h3>{escape(entry.name)} {scale}</h3><div class="case-class">{drawn}</div>')
+    if not groups:
+        return ""
+    say = (
+        "Of each class: the anomalous images with the highest scores, those with the lowest, and the normal images "
+        "with the highest. Colours stand for the same map values in all pictures of a class."
+    )
+    title = f"Best and worst cases: {escape(result.key)}"
+    return f'<section><h2>{title}</h2><p class="say">{say}</p>{"".join(groups)}</section>'
+
+
+def _case(case: Case, folder: Path) -> str:
+    pictures = "".join(
+        f"<figure>{_picture(folder, case.pictures.get(panel), panel)}<figcaption>{panel}</figcaption></figure>"
+        for panel in _PANELS
+    )
+    tag = case.kind.replace(" ", "-")
+    return (
+        f'<div class="case"><p><span class="tag {tag}">{escape(case.kind)}</span>'
+        f'<span class="file" title="{escape(case.image)}">{escape(case.image)}</span><b>{case.score:.3f}</b></p>'
+        f'<div class="pictures">{pictures}</div></div>'
+    )
+
+
+def _picture(folder: Path, name: str | None, panel: str) -> str:
+    if name is None or not (folder / name).is_file():
+        return '<div class="none">–</div>'
+    content = base64.b64encode((folder / name).read_bytes()).decode()
+    return f'<img alt="{panel}" src="data:image/jpeg;base64,{content}">'
+
+
+def _facts(evaluation: Evaluation) -> str:
+    about = evaluation.about
+    seconds = about.get("seconds", {})
+    images = sum(len(entry.images) for result in evaluation.results for entry in result.classes)
+    run = {
+        "images": images,
+        "scoring": f"{seconds.get('encode', 0.0):.1f} s",
+        "metrics": f"{seconds.get('metrics', 0.0):.1f} s, beside the scoring of the next class",
+        "peak memory": f"{about.get('peak_memory_mb')} MB",
+        "device": about.get("device"),
+    }
+    threshold = evaluation.threshold
+    limits = (
+        {} if threshold is None else {"score": threshold.score, "pixel": threshold.pixel, **threshold.info}
+    )
+    groups: list[tuple[str, Mapping[str, Any]]] = [
+        ("Model", about.get("model", {"maps": about.get("maps")})),
+        ("Scoring", {**about.get("scoring", {}), "protocol": evaluation.protocol}),
+        *((f"Data: {entry['dataset']}", entry) for entry in about.get("data", [])),
+        ("Threshold", limits),
+        ("This run", run),
+        ("Versions", about.get("versions", {})),
+    ]
+    shown = "".join(f"<div><h3>{escape(title)}</h3>{_list(facts)}</div>" for title, facts in groups if facts)
+    title = "Settings, versions, hashes, time and memory"
+    return f'<section id="facts"><h2>{title}</h2><div class="facts">{shown}</div></section>'
+
+
+def _list(facts: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in facts.items():
+        if value is None:
+            continue
+        text = escape(value if isinstance(value, str) else json.dumps(value))
+        shown = f"<code>{text}</code>" if name.endswith("sha256") else text
+        rows.append(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{shown}</dd>")
+    return f"<dl>{''.join(rows)}</dl>"

@@ -1,0 +1,239 @@
+"""What an evaluation found: metrics by class, their mean, and the files that a stopped run goes on from."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing, writing
+
+Metrics = dict[str, float | None]
+"""By name (a key of `METRICS`), within [0, 1]; None where a metric does not apply."""
+
+METRICS = {
+    "image_auroc": ("image", "AUROC"),
+    "image_ap": ("image", "AP"),
+    "pixel_auroc": ("pixel", "AUROC"),
+    "pixel_aupro": ("pixel", "AUPRO"),
+    "image_f1_max": ("image", "F1-max"),
+    "pixel_aupro_exact": ("pixel", "AUPRO exact"),
+    "pixel_ap": ("pixel", "AP"),
+    "pixel_f1_max": ("pixel", "F1-max"),
+}
+"""Level and name of every metric; the first four are the paper's, AUPRO being the published one."""
+
+PAPER = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
+EXTRA = tuple(name for name in METRICS if name not in PAPER)
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image: what it is, and what was said of it.
+
+    Parameters
+    ----------
+    image : str
+        Path relative to the data set's root.
+    defect : str
+        Kind of defect, or name of the normal folder.
+    anomaly : bool
+        Whether something is wrong with it.
+    score : float
+        Image score.
+    in_pixel_metrics : bool
+        Whether its pixels' truth is known.
+    """
+
+    image: str
+    defect: str
+    anomaly: bool
+    score: float
+    in_pixel_metrics: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of the best or worst images of a class, drawn.
+
+    Parameters
+    ----------
+    kind : str
+        "clearest defect", "faintest defect" or "highest normal".
+    image : str
+        Path relative to the data set's root.
+    score : float
+        Image score.
+    pictures : dict of str to str
+        By name ("image", "truth", "map", "overlay"), paths relative to the data set's results.
+    scale : tuple of float
+        Map values of the darkest and the brightest colour.
+    """
+
+    kind: str
+    image: str
+    score: float
+    pictures: dict[str, str]
+    scale: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Results of one class.
+
+    Parameters
+    ----------
+    name : str
+        The class.
+    images : tuple of ImageResult
+        Every image that was scored.
+    failed : dict of str to str
+        Images (and masks) that could not be used, and why.
+    metrics : dict of str to float or None
+        See `METRICS`.
+    thresholds : dict of str to float or None
+        That are best on these images: "image_f1", "pixel_f1", "pixel_youden".
+    curves : dict
+        By name ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro"): x and y values.
+    cases : tuple of Case
+        Best and worst images, if they were drawn.
+    seconds : dict of str to float
+        "encode" and "metrics".
+    """
+
+    name: str
+    images: tuple[ImageResult, ...]
+    failed: dict[str, str]
+    metrics: Metrics
+    thresholds: dict[str, float | None]
+    curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    cases: tuple[Case, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def normal(self) -> int:
+        """Number of normal images."""
+        return sum(not image.anomaly for image in self.images)
+
+    @property
+    def anomalous(self) -> int:
+        """Number of anomalous images."""
+        return sum(image.anomaly for image in self.images)
+
+    @property
+    def without_mask(self) -> int:
+        """Number of images that count for image metrics only, in a class that has masks."""
+        known = sum(image.in_pixel_metrics for image in self.images if image.anomaly)
+        return self.anomalous - known if known else 0
+
+    def save(self, path: Path) -> None:
+        """Write the results as JSON, whole or not at all."""
+        with writing(path), replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "ClassResult":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The file is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["images"] = tuple(ImageResult(**image) for image in content["images"])
+            content["cases"] = tuple(Case(**case) for case in content["cases"])
+            return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AnomalyCLIPError(
+                f"{path}: damaged ({error}); delete it, and --resume evaluates this class again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class DatasetResult:
+    """Results of one data set by one scorer.
+
+    Parameters
+    ----------
+    key : str
+        Name of the data set: its key in the catalogue, or its folder's name.
+    root : str
+        Its folder.
+    classes : tuple of ClassResult
+        In the order of the listing.
+    scorer : str
+        "model", or the name of a control.
+    """
+
+    key: str
+    root: str
+    classes: tuple[ClassResult, ...]
+    scorer: str = "model"
+
+    @property
+    def mean(self) -> Metrics:
+        """Mean over the classes in which a metric applies."""
+        return mean_metrics(result.metrics for result in self.classes)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Everything that could not be used."""
+        return {name: why for result in self.classes for name, why in result.failed.items()}
+
+    def seconds(self, what: str) -> float:
+        """Return the time of "encode" or "metrics", all classes together."""
+        return sum(result.seconds.get(what, 0.0) for result in self.classes)
+
+
+def mean_metrics(several: Iterable[Mapping[str, float | None]]) -> Metrics:
+    """Return the mean of each metric over where it applies; None where it never does.
+
+    Examples
+    --------
+    >>> mean_metrics([{"image_auroc": 0.5}, {"image_auroc": 1.0}, {"image_auroc": None}])["image_auroc"]
+    0.75
+    """
+    rows = list(several)
+    mean: Metrics = {}
+    for name in METRICS:
+        values = [value for row in rows if (value := row.get(name)) is not None]
+        mean[name] = math.fsum(values) / len(values) if values else None
+    return mean
+
+
+def number(value: float) -> float | None:
+    """Return a metric as JSON has it: None for NaN."""
+    return None if math.isnan(value) else float(value)
+
+
+def to_json(result: DatasetResult) -> dict[str, Any]:
+    """Return what results.json holds of a data set; no curves, no images.
+
+    Examples
+    --------
+    >>> to_json(DatasetResult("mine", "/data/mine", ()))["classes"]
+    []
+    """
+    return {
+        "dataset": result.key,
+        "root": result.root,
+        "scorer": result.scorer,
+        "mean": result.mean,
+        "classes": [
+            {
+                "class": entry.name,
+                "normal": entry.normal,
+                "anomalous": entry.anomalous,
+                "without_mask": entry.without_mask,
+                "metrics": entry.metrics,
+                "best_thresholds": entry.thresholds,
+                "failed": entry.failed,
+                "seconds": entry.seconds,
+            }
+            for entry in result.classes
+        ],
+    }

@@ -1,0 +1,186 @@
+"""All that one run of an evaluation found, and the files that it leaves behind."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalyclip.evaluation.controls import not_beaten
+from anomalyclip.evaluation.results import DatasetResult, to_json
+from anomalyclip.evaluation.tables import SOURCE, Table, tables, to_csv, to_latex, to_markdown
+from anomalyclip.files import replacing, writing
+
+if TYPE_CHECKING:
+    from anomalyclip.data.meta import SampleList
+    from anomalyclip.prediction import Threshold
+
+SIZE, SIGMA = 518, 4.0
+"""Image size and smoothing of the paper's protocol."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a run.
+
+    Parameters
+    ----------
+    results, controls : sequence of DatasetResult
+        The model's, and those of the controls on the same data sets.
+    about : mapping
+        JSON-ready: model, settings, versions, hashes, time and memory.
+    protocol, compare
+        As of `anomalyclip.evaluation.tables.tables`.
+    threshold : Threshold, optional
+        Its verdicts are counted in the report.
+    notes : sequence of str
+        What a reader must know: same data as trained on, missing masks, settings other than the paper's.
+    """
+
+    results: Sequence[DatasetResult]
+    controls: Sequence[DatasetResult] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str = "paper"
+    compare: bool = False
+    threshold: "Threshold | None" = None
+    notes: Sequence[str] = ()
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables, the one that sums up first."""
+        return tables(self.results, self.controls, protocol=self.protocol, compare=self.compare)
+
+    def not_beaten(self) -> list[str]:
+        """Return, in words, where a control that knows nothing is as good as the model, on a data set's mean."""
+        found = []
+        for result in self.results:
+            controls = {
+                control.scorer: control.mean for control in self.controls if control.key == result.key
+            }
+            found += [f"{result.key}: {words}" for words in not_beaten(result.mean, controls)]
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what results.json holds."""
+        return {
+            **self.about,
+            "protocol": self.protocol,
+            "notes": list(self.notes),
+            "threshold": None
+            if self.threshold is None
+            else {"score": self.threshold.score, "pixel": self.threshold.pixel},
+            "results": [to_json(result) for result in self.results],
+            "controls": [to_json(control) for control in self.controls],
+            "controls_not_beaten": self.not_beaten(),
+            **({"paper": self._paper()} if self.compare else {}),
+        }
+
+    def _paper(self) -> dict[str, Any]:
+        figures = {
+            table.title: {row.label: row.paper for row in table.rows if row.paper} for table in self.tables
+        }
+        return {"source": SOURCE, "figures": figures}
+
+
+def _json(evaluation: Evaluation) -> str:
+    return json.dumps(evaluation.to_json(), indent=1, allow_nan=False) + "\n"
+
+
+def _images_csv(evaluation: Evaluation) -> str:
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["dataset", "class", "image", "defect", "anomaly", "score"])
+    for result in evaluation.results:
+        for entry in result.classes:
+            for image in entry.images:
+                writer.writerow(
+                    [result.key, entry.name, image.image, image.defect, int(image.anomaly), image.score]
+                )
+    return buffer.getvalue()
+
+
+WRITERS: dict[str, tuple[str, Callable[[Evaluation], str]]] = {
+    "json": ("results.json", _json),
+    "csv": ("results.csv", lambda evaluation: to_csv(evaluation.tables)),
+    "md": ("results.md", lambda evaluation: to_markdown(evaluation.tables)),
+    "latex": ("results.tex", lambda evaluation: to_latex(evaluation.tables)),
+}
+"""File name and content of each format of the results; the report is made by `anomalyclip.evaluation.report`."""
+
+
+def write_results(evaluation: Evaluation, folder: Path, formats: Iterable[str]) -> list[Path]:
+    """Write the results in these formats, and images.csv with the score of every image.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A file cannot be written.
+    """
+    files = []
+    for name, content in [*(WRITERS[kind] for kind in formats), ("images.csv", _images_csv)]:
+        path = folder / name
+        with writing(path), replacing(path) as temporary:
+            temporary.write_text(content(evaluation), encoding="utf-8")
+        files.append(path)
+    return files
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("anomalyclip", "torch", "numpy", "scipy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def describe_data(data: "SampleList", key: str) -> dict[str, Any]:
+    """Return what a data set is, with a hash of its listing (paths, masks and labels, not contents)."""
+    listing = "\n".join(f"{s.image}\t{s.mask or ''}\t{s.class_name}\t{int(s.anomaly)}" for s in data)
+    return {
+        "dataset": key,
+        "root": str(data.root),
+        "images": len(data),
+        "classes": len(data.classes),
+        "source": data.source,
+        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+
+
+def data_notes(result: DatasetResult) -> list[str]:
+    """Return what a reader of a data set's figures must know."""
+    notes = []
+    without = sum(entry.without_mask for entry in result.classes)
+    if without:
+        notes.append(
+            f"{result.key}: {without} anomalous images have no mask: they count for image metrics, not for pixel ones"
+        )
+    if result.failed:
+        notes.append(
+            f"{result.key}: {len(result.failed)} files could not be used and are left out (see results.json)"
+        )
+    return notes
+
+
+def setting_notes(settings: Mapping[str, Any]) -> list[str]:
+    """Return how settings differ from the paper's; nothing where they are its own.
+
+    Examples
+    --------
+    >>> setting_notes({"image_size": 518, "sigma": 2.0})
+    ["settings other than the paper's: sigma 2.0 (4.0)"]
+    """
+    differ = [
+        f"{name.replace('_', ' ')} {settings[name]} ({paper})"
+        for name, paper in (("image_size", SIZE), ("sigma", SIGMA))
+        if name in settings and settings[name] != paper
+    ]
+    return [f"settings other than the paper's: {', '.join(differ)}"] if differ else []

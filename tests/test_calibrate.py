@@ -1,0 +1,170 @@
+"""Thresholds: what they promise on normal images, what the number of images allows to say, and the file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.evaluation.thresholds import (
+    NormalMaps,
+    clopper_pearson,
+    images_needed,
+    labelled_threshold,
+    score_threshold,
+)
+from anomalyclip.prediction import Threshold
+from tests.generated_sets import make_set
+
+scores = st.lists(st.floats(0, 0.875, width=32, allow_subnormal=False), min_size=1, max_size=60)
+
+
+@given(scores, st.floats(0.001, 0.5))
+def test_at_most_the_wanted_share_of_the_normal_images_is_called_anomalous(normal, rate):
+    threshold = score_threshold(normal, rate)
+    values = np.array(normal, np.float32)
+    alarms = int((values >= threshold.value).sum())
+    assert alarms == threshold.alarms.count <= rate * len(normal) + 1e-6
+    lower = values[values < threshold.value].max()  # any lower threshold would call this one too
+    assert (values >= lower).sum() > rate * len(normal) - 1e-6
+
+
+def test_twenty_images_cannot_tell_one_percent_from_fourteen():
+    threshold = score_threshold(np.linspace(0.1, 0.5, 20), 0.01)
+    assert threshold.alarms.high == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert "With 20 images a 1 % rate cannot be told from 14 %" in threshold.explanation()
+    assert "299 normal images" in threshold.explanation()
+
+
+def test_enough_images_keep_what_was_wanted():
+    threshold = score_threshold(np.linspace(0, 0.5, 299), 0.01)
+    assert threshold.alarms.count == 2
+    assert "calibrate at a rate of 0.0017, which allows 0 of 299" in threshold.explanation()
+    assert score_threshold(np.linspace(0, 0.5, 299), 0.0017).alarms.high <= 0.01
+    assert "cannot be told from" in threshold.explanation()  # 2 alarms of 299 may be more than 1 %
+    assert "the wanted 50 % is kept" in replace(threshold, wanted=0.5).explanation()
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 20), (3, 40), (20, 20), (7, 300)])
+def test_bounds_are_where_the_seen_count_becomes_a_5_percent_surprise(count, total):
+    interval = clopper_pearson(count, total)
+    if count < total:
+        assert binom.cdf(count, total, interval.high) == pytest.approx(0.05)
+    else:
+        assert interval.high == 1
+    if count:
+        assert binom.sf(count - 1, total, interval.low) == pytest.approx(0.05)
+    else:
+        assert interval.low == 0
+
+
+def test_the_bound_of_the_false_alarm_rate_holds_on_fresh_images():
+    """The promise itself: in at least 95 of 100 calibrations the true rate is below the bound."""
+    random = np.random.default_rng(0)
+    kept = 0
+    for _ in range(2000):
+        threshold = score_threshold(random.random(50) * 0.9, 0.05)  # uniform: the true rate is known
+        kept += 1 - threshold.value / 0.9 <= threshold.alarms.high
+    assert 0.94 < kept / 2000 < 0.97
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.01, 0.001])
+def test_the_number_of_images_needed_is_the_least_that_suffices(rate):
+    needed = images_needed(rate)
+    assert clopper_pearson(0, needed).high <= rate < clopper_pearson(0, needed - 1).high
+
+
+def test_scores_that_are_all_one_allow_no_threshold():
+    with pytest.raises(AnomalyCLIPError, match="20 of 20 normal images have the highest score"):
+        score_threshold(np.ones(20), 0.01)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])
+def test_a_rate_must_be_within_0_and_1(rate):
+    with pytest.raises(AnomalyCLIPError, match="expected a number above 0 and below 1"):
+        score_threshold([0.1], rate)
+
+
+def test_the_pixel_threshold_is_within_one_bin_of_the_exact_quantile():
+    random = np.random.default_rng(0)
+    everything, maps = [], NormalMaps()
+    for _ in range(20):
+        values = random.beta(2, 30, (64, 64)).astype(np.float32)
+        everything.append(values)
+        maps.add(values)
+    found = maps.threshold(0.001)
+    exact = np.quantile(everything, 0.999)
+    assert exact <= found.value <= exact * (1 + 2 / 4096) + 1e-6
+    assert found.share == pytest.approx(np.mean(np.array(everything) >= found.value))
+    assert found.marked.count == sum(values.max() >= found.value for values in everything)
+
+
+def test_labelled_images_give_the_best_f1_or_the_best_difference_of_rates():
+    labels = [False] * 6 + [True] * 4
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.6, 0.7, 0.8, 0.35]
+    f1 = labelled_threshold(labels, values, "f1")
+    assert (f1.value, f1.misses.count, f1.alarms.count) == (0.6, 1, 1)
+    youden = labelled_threshold([False] * 9 + [True], [0.1] * 8 + [0.9, 0.8], "youden")
+    assert (youden.value, youden.misses.count, youden.alarms.count) == (0.8, 0, 1)
+
+
+def test_one_kind_of_image_alone_cannot_be_told_apart():
+    with pytest.raises(AnomalyCLIPError, match="must be normal and anomalous"):
+        labelled_threshold([True, True], [0.1, 0.2], "f1")
+
+
+@pytest.fixture
+def model(paper_case, tiny_backbone, tmp_path):
+    paper_case.prompts.save(tmp_path / "prompts.safetensors")
+    return ["--backbone", tiny_backbone, "--prompts", tmp_path / "prompts.safetensors", "--image-size", 56]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_set(tmp_path / "parts", normal=5, side=56)
+
+
+def test_the_file_of_normal_images_brings_predict_its_verdicts(cli, model, root, tmp_path):
+    file, good = tmp_path / "threshold.json", root / "nut" / "test" / "good"
+    done = cli("calibrate", good, *model, "--false-alarm-rate", 0.2, "--output", file)
+    assert done.code == 0, done.err
+    assert "1 of 5 are called anomalous" in done.out
+    threshold = Threshold.from_file(file)
+    assert threshold.info["images"] == 5
+    assert threshold.info["false_alarm_rate"]["wanted"] == 0.2
+    assert len(threshold.info["model"]["weights_sha256"]) == 64
+    done = cli("predict", good, *model, "--threshold", file, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert sum(record["pred_label"] for record in records) == 1
+
+
+@pytest.mark.parametrize("criterion", ["f1", "youden"])
+def test_labelled_images_give_a_file_too(cli, model, root, tmp_path, criterion):
+    file = tmp_path / "threshold.json"
+    done = cli("calibrate", "--labelled", root, *model, "--criterion", criterion, "--output", file)
+    assert done.code == 0, done.err
+    assert "expect somewhat worse" in done.out
+    threshold = Threshold.from_file(file)
+    assert threshold.info["images"] == 22
+    assert 0 < threshold.pixel < 1
+
+
+def test_an_image_that_cannot_be_used_is_named_and_the_rest_counts(cli, model, root, tmp_path):
+    good = root / "nut" / "test" / "good"
+    (good / "broken.png").write_bytes(b"")
+    done = cli("calibrate", good, *model, "--output", tmp_path / "threshold.json")
+    assert done.code == 1
+    assert "broken.png" in done.err
+    assert Threshold.from_file(tmp_path / "threshold.json").info["images"] == 5
+
+
+def test_it_is_normal_images_or_labelled_ones(cli, model, root):
+    for arguments in ([], [root, "--labelled", root]):
+        done = cli("calibrate", *arguments, *model)
+        assert done.code == 2
+        assert "give either normal images, or a labelled data set" in done.err
