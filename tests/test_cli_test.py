@@ -109,7 +109,9 @@ def test_the_same_images_under_another_name_are_warned_of_too(cli, model, paper_
     info = {"trained_on": "another name", "trained_on_content": content}
     replace(paper_case.prompts, info=info).save(tmp_path / "prompts.safetensors")
     done = cli("test", root, *model, "--format", "json", "--output", tmp_path / "out")
-    assert "the prompts were trained on another name, which parts is" in done.err
+    assert (
+        "the prompts were trained on another name, the very data of this evaluation (here parts)" in done.err
+    )
 
 
 def test_missing_masks_are_said(cli, model, root, tmp_path):

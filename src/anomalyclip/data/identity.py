@@ -69,4 +69,8 @@ def same_data(
     same_content = content is not None and digests is not None and content == content_fingerprint(digests)
     if not (same_name or same_content):
         return None
-    return f"the prompts were trained on {trained_on}, the very data of this evaluation: its figures are not zero-shot"
+    here = "" if name in (None, trained_on) else f" (here {name})"
+    return (
+        f"the prompts were trained on {trained_on}, the very data of this evaluation{here}: "
+        "its figures are not zero-shot"
+    )
