@@ -261,7 +261,7 @@ class Detector:
                     self.scorer, image, tiling, image_size=side, batch_size=batch_size
                 )
             else:
-                scores, maps = self.scorer(squash(image, side)[None])
+                scores, maps = self.scorer(np.stack([squash(image, side)]))
                 score, anomaly_map = float(scores[0]), maps[0]
             del image  # it may be a gigabyte, and whoever takes the prediction may open it again
             yield Prediction(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
@@ -316,6 +315,8 @@ def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
 def _find_regions(
     anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_], image_size: tuple[int, int]
 ) -> tuple[Region, ...]:
+    from scipy import ndimage  # here, for it takes longer to import than all the rest
+
     # Whole numbers throughout: 518 * (384 / 518) is not 384 in floating point.
     (width, height), (mask_height, mask_width) = image_size, mask.shape
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))

@@ -107,7 +107,7 @@ def score_tiles(
         (height, width) of the image, within [0, 1].
     """
     width, height = image.size
-    whole = float(score(squash(image, image_size)[None])[0][0])
+    whole = float(score(np.stack([squash(image, image_size)]))[0][0])
     rows, columns = tiling.weights(height), tiling.weights(width)
     anomaly_map = np.zeros((height, width), np.float32)
     highest = 0.0
