@@ -102,6 +102,15 @@ def test_a_prediction_does_not_change_and_leaves_the_array_it_was_made_of_alone(
     source[0, 0] = 1
 
 
+def test_a_map_of_the_images_own_size_is_used_as_it_is():
+    anomaly_map = np.zeros((2, 6), np.float32)
+    anomaly_map[1, 2:4] = 0.75
+    prediction = predict(anomaly_map, image_size=(6, 2)).with_threshold(0.5)
+    assert prediction.regions == (Region((2, 1, 4, 2), 2, 0.75, (2, 1)),)
+    assert np.shares_memory(prediction.map_at(), anomaly_map)
+    assert predict(anomaly_map, image_size=(12, 8)).with_threshold(0.5).regions[0].box == (4, 4, 8, 8)
+
+
 def test_rounding_beyond_one_is_cut_and_more_is_refused():
     assert predict([[1 + 1e-6, 0], [0, 0]]).anomaly_map.max() == 1
     with pytest.raises(ValueError, match="within"):
@@ -112,7 +121,7 @@ def test_rounding_beyond_one_is_cut_and_more_is_refused():
     ("changes", "message"),
     [
         ({"anomaly_map": np.zeros((2, 2))}, "float64"),
-        ({"anomaly_map": np.zeros((2, 3), np.float32)}, r"\(2, 3\)"),
+        ({"anomaly_map": np.zeros((2, 2, 3), np.float32)}, r"\(2, 2, 3\)"),
         ({"anomaly_map": np.full((2, 2), np.nan, np.float32)}, "nan"),
         ({"pred_score": float("nan")}, "pred_score"),
         ({"pred_score": 1.5}, "pred_score"),

@@ -90,12 +90,12 @@ def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:
     >>> enlarge(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 4)[0]
     tensor([0.0000, 0.2500, 0.7500, 1.0000])
     """
-    matrix = _enlarging_matrix(grids.shape[-1], size, float(sigma)).to(grids)
+    matrix = enlarging_matrix(grids.shape[-1], size, float(sigma)).to(grids)
     return matrix @ grids @ matrix.T
 
 
 @lru_cache(maxsize=16)
-def _enlarging_matrix(grid: int, size: int, sigma: float) -> Tensor:
+def enlarging_matrix(grid: int, size: int, sigma: float) -> Tensor:
     """Return A, (S, g) float32: its rows are convex combinations, so maps keep their range."""
     with torch.inference_mode(False):  # a cached constant must be usable in training too
         identity = torch.eye(grid, dtype=torch.float64)[None]  # 1 g g

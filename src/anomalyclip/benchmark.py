@@ -160,7 +160,7 @@ def peak_memory() -> float:
 def machine(scorer: TorchScorer) -> dict[str, Any]:
     """Return what a figure must be read with."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -169,7 +169,8 @@ def machine(scorer: TorchScorer) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
@@ -180,13 +181,18 @@ def _processor() -> str:
 def _random_scorer(
     config: CLIPConfig, image_size: int | None, device: str, precision: str, seed: int
 ) -> TorchScorer:
+    clip, prompts = random_model(config, seed=seed)
+    return TorchScorer(clip, prompts, image_size=image_size, device=device, precision=precision)
+
+
+def random_model(config: CLIPConfig, *, seed: int = 0) -> tuple[CLIP, Prompts]:
+    """Return a frozen CLIP and prompts with random weights."""
     torch.manual_seed(seed)
     clip = CLIP(config).requires_grad_(False).eval()
     ids = torch.tensor(
         [[49406, *[343] * 12, 14115, 269, 49407, 0], [49406, *[343] * 12, 13568, 14115, 269, 49407]]
     )
-    prompts = Prompts.initial(ids, width=config.text_width)
-    return TorchScorer(clip, prompts, image_size=image_size, device=device, precision=precision)
+    return clip, Prompts.initial(ids, width=config.text_width)
 
 
 def _time_stages(scorer: TorchScorer, *, batch_size: int, repeats: int) -> dict[str, float]:

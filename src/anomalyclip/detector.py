@@ -15,6 +15,7 @@ from PIL import Image
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.images import as_image, squash
 from anomalyclip.prediction import Prediction, Threshold
+from anomalyclip.tiling import Tiling, score_tiles
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an H x W x 3 uint8 array."""
@@ -81,6 +82,7 @@ class Detector:
         threshold: float | Threshold | str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: str = "fp32",
+        compiled: bool = False,
     ) -> "Detector":
         """Load a backbone and prompts.
 
@@ -105,6 +107,8 @@ class Detector:
             ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         precision : {"fp32", "bf16", "fp16", "auto"}
             Of the image tower's matrix products.
+        compiled : bool
+            Whether to compile the image tower (`torch.compile`): slow to start, faster for many images.
 
         Raises
         ------
@@ -125,21 +129,60 @@ class Detector:
             sigma=sigma,
             device=device,
             precision=precision,
+            compiled=compiled,
         )
         return cls(scorer, threshold=ready)
 
-    @overload
-    def predict(self, images: ImageLike) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too
+    @classmethod
+    def from_exported(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        threshold: float | Threshold | str | os.PathLike[str] | None = None,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> "Detector":
+        """Load a file that ``anomalyclip export`` wrote; PyTorch is neither needed nor imported.
+
+        Parameters
+        ----------
+        path : path-like
+            An ``.onnx`` file, or OpenVINO's ``.xml`` with its ``.bin`` beside it.
+        threshold : float, Threshold or path, optional
+            One number for scores and pixels both, or a threshold file. None: the file's own, if it has one.
+        providers : sequence of str, optional
+            ONNX Runtime's execution providers (cpu, cuda, tensorrt, openvino), first choice first, or one OpenVINO
+            device. None: cpu.
+        threads : int, optional
+            Threads of the CPU. None: the runtime's own choice.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The file cannot be used, or a provider is not there.
+        """
+        from anomalyclip.deploy.runtime import ExportedScorer
+
+        ready = as_threshold(threshold)
+        scorer = ExportedScorer(path, providers=providers, threads=threads)
+        return cls(scorer, threshold=scorer.card.limits if ready is None else ready)
 
     @overload
-    def predict(self, images: Sequence[ImageLike]) -> list[Prediction]: ...
+    def predict(self, images: ImageLike, *, tiling: Tiling | None = None) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too
 
-    def predict(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:
+    @overload
+    def predict(self, images: Sequence[ImageLike], *, tiling: Tiling | None = None) -> list[Prediction]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], *, tiling: Tiling | None = None
+    ) -> Prediction | list[Prediction]:
         """Score one image, or a list of them one by one.
 
         Parameters
         ----------
         images : path, PIL image or (H, W, 3) uint8 array, or a list of these
+        tiling : Tiling, optional
+            How images larger than a tile are cut. None: every image is squashed whole.
 
         Returns
         -------
@@ -151,8 +194,8 @@ class Detector:
             An image cannot be used.
         """
         if isinstance(images, list | tuple):
-            return list(self.stream(images))
-        return next(self.stream([images]))  # type: ignore[list-item]
+            return list(self.stream(images, tiling=tiling))
+        return next(self.stream([images], tiling=tiling))  # type: ignore[list-item]
 
     def stream(
         self,
@@ -161,6 +204,7 @@ class Detector:
         batch_size: int = 1,
         workers: int | None = None,
         on_error: OnError | None = None,
+        tiling: Tiling | None = None,
     ) -> Iterator[Prediction]:
         """Score any number of images in bounded memory, in their order.
 
@@ -176,6 +220,9 @@ class Detector:
             Decoding threads. None: one for each core, at most four.
         on_error : callable, optional
             Called with an image that cannot be used and the error, and the rest goes on. None: the error is raised.
+        tiling : Tiling, optional
+            How images larger than a tile are cut; their maps have the images' own size, and a batch is of tiles. One
+            image is held at a time, and none is decoded ahead.
 
         Yields
         ------
@@ -183,6 +230,9 @@ class Detector:
         """
         if batch_size < 1:
             raise AnomalyCLIPError(f"batch size {batch_size}: expected 1 or more")
+        if tiling is not None:
+            yield from self._stream_tiled(images, tiling, batch_size=batch_size, on_error=on_error)
+            return
         decoded = self._decode_ahead(images, depth=2 * batch_size, workers=workers, on_error=on_error)
         while batch := list(islice(decoded, batch_size)):
             scores, maps = self.scorer(np.stack([item.pixels for item in batch]))
@@ -193,6 +243,34 @@ class Detector:
                     anomaly_map=anomaly_map,
                     image_size=item.original_size,
                 ).with_threshold(self.threshold)
+
+    def _stream_tiled(
+        self, images: Iterable[ImageLike], tiling: Tiling, *, batch_size: int, on_error: OnError | None
+    ) -> Iterator[Prediction]:
+        for source in images:
+            try:
+                image = as_image(source)
+            except InputError as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+                continue
+            size, side = image.size, self.scorer.image_size
+            if tiling.cuts(size):
+                score, anomaly_map = score_tiles(
+                    self.scorer, image, tiling, image_size=side, batch_size=batch_size
+                )
+            else:
+                scores, maps = self.scorer(np.stack([squash(image, side)]))
+                score, anomaly_map = float(scores[0]), maps[0]
+            del image  # it may be a gigabyte, and whoever takes the prediction may open it again
+            yield Prediction(
+                image_path=os.fspath(source) if isinstance(source, str | os.PathLike) else None,
+                pred_score=score,
+                anomaly_map=anomaly_map,
+                image_size=size,
+            ).with_threshold(self.threshold)
+            del anomaly_map
 
     def _decode_ahead(
         self, images: Iterable[ImageLike], *, depth: int, workers: int | None, on_error: OnError | None

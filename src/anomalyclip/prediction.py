@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
@@ -144,8 +143,9 @@ class Prediction:
     ----------
     pred_score : float
         How likely the image is anomalous, in [0, 1].
-    anomaly_map : ndarray of float32, shape (S, S)
-        How likely each pixel of the model's square input is anomalous, in [0, 1]. Kept read-only.
+    anomaly_map : ndarray of float32, shape (S, S) or (height, width)
+        How likely each pixel of the model's square input is anomalous, in [0, 1]; of an image that was cut into tiles,
+        each of its own pixels. Kept read-only.
     image_size : tuple of int
         (width, height) of the original image, upright (after its EXIF orientation).
     image_path : str or path, optional
@@ -158,7 +158,7 @@ class Prediction:
     Raises
     ------
     ValueError
-        If the map is not square and float32, holds values outside [0, 1] or NaN, or the score or size is
+        If the map is not two-dimensional and float32, holds values outside [0, 1] or NaN, or the score or size is
         impossible.
     AnomalyCLIPError
         If a threshold is outside [0, 1].
@@ -204,14 +204,14 @@ class Prediction:
 
     @cached_property
     def pred_mask(self) -> NDArray[np.bool_] | None:
-        """Bool array (S, S) of the anomalous pixels of the model's input; None without a pixel threshold."""
+        """Bool array of the map's shape, its anomalous pixels; None without a pixel threshold."""
         return None if self.pixel_threshold is None else self.anomaly_map >= self.pixel_threshold
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
         """The 8-connected regions of `pred_mask`, highest peak first; empty without a pixel threshold.
 
-        They are found on the (S, S) map and scaled to the original image: boxes are rounded outwards, areas
+        They are found on the map and scaled to the original image: boxes are rounded outwards, areas
         to the nearest pixel.
         """
         return (
@@ -249,7 +249,10 @@ class Prediction:
         ndarray of float32, shape (height, width)
             Values in [0, 1].
         """
-        image = Image.fromarray(self.anomaly_map).resize(size or self.image_size, Image.Resampling.BILINEAR)
+        size = size or self.image_size
+        if size == self.anomaly_map.shape[::-1]:
+            return self.anomaly_map
+        image = Image.fromarray(self.anomaly_map).resize(size, Image.Resampling.BILINEAR)
         return np.asarray(image).clip(0, 1)
 
     def mask_at(self, size: tuple[int, int] | None = None) -> NDArray[np.bool_] | None:
@@ -297,8 +300,10 @@ def _is_probability(value: object) -> bool:
 
 def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a read-only view (a copy where rounding overshot [0, 1]), or raise ValueError."""
-    if anomaly_map.dtype != np.float32 or anomaly_map.ndim != 2 or len(set(anomaly_map.shape)) != 1:
-        raise ValueError(f"anomaly_map is {anomaly_map.dtype} {anomaly_map.shape}, not float32 (S, S)")
+    if anomaly_map.dtype != np.float32 or anomaly_map.ndim != 2 or anomaly_map.size == 0:
+        raise ValueError(
+            f"anomaly_map is {anomaly_map.dtype} {anomaly_map.shape}, not float32 (height, width)"
+        )
     low, high = float(anomaly_map.min()), float(anomaly_map.max())
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise ValueError(f"anomaly_map holds values from {low} to {high}, not within [0, 1]")
@@ -310,8 +315,10 @@ def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
 def _find_regions(
     anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_], image_size: tuple[int, int]
 ) -> tuple[Region, ...]:
+    from scipy import ndimage  # here, for it takes longer to import than all the rest
+
     # Whole numbers throughout: 518 * (384 / 518) is not 384 in floating point.
-    (width, height), side = image_size, len(mask)
+    (width, height), (mask_height, mask_width) = image_size, mask.shape
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     regions = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
@@ -319,13 +326,13 @@ def _find_regions(
         values = np.where(inside, anomaly_map[rows, columns], -1)
         row, column = np.unravel_index(values.argmax(), values.shape)
         box = (
-            columns.start * width // side,
-            rows.start * height // side,
-            -(-columns.stop * width // side),
-            -(-rows.stop * height // side),
+            columns.start * width // mask_width,
+            rows.start * height // mask_height,
+            -(-columns.stop * width // mask_width),
+            -(-rows.stop * height // mask_height),
         )
-        area = round(np.count_nonzero(inside) * width * height / side**2)
-        peak_x = (2 * (columns.start + int(column)) + 1) * width // (2 * side)
-        peak_y = (2 * (rows.start + int(row)) + 1) * height // (2 * side)
+        area = round(np.count_nonzero(inside) * width * height / mask.size)
+        peak_x = (2 * (columns.start + int(column)) + 1) * width // (2 * mask_width)
+        peak_y = (2 * (rows.start + int(row)) + 1) * height // (2 * mask_height)
         regions.append(Region(box, max(1, area), float(values[row, column]), (peak_x, peak_y)))
     return tuple(sorted(regions, key=lambda region: (-region.peak_score, -region.area, region.box)))

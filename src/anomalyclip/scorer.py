@@ -38,6 +38,9 @@ class TorchScorer:
     precision : {"fp32", "bf16", "fp16", "auto"}
         Of the image tower's matrix products; similarities are always float32. ``auto`` is bf16 or fp16 on a GPU that
         has it, fp32 elsewhere.
+    compiled : bool
+        Whether to compile the image tower (`torch.compile`). It is compiled when the first batch comes, again for each
+        other batch size up to the second, and from then on for any.
 
     Raises
     ------
@@ -56,6 +59,7 @@ class TorchScorer:
         sigma: float = 4.0,
         device: str = "auto",
         precision: str = "fp32",
+        compiled: bool = False,
     ) -> None:
         config = clip.config
         self.config = config
@@ -68,7 +72,10 @@ class TorchScorer:
         self.precision = choose_precision(precision, self.device)
         with torch.inference_mode():
             self.text_features = prompts.text_features(clip).to(self.device)  # 2 E
+        self.prompts_info = prompts.info
         self.visual = clip.visual.to(self.device)
+        self._encode = torch.compile(self.visual) if compiled else self.visual
+        self.compiled = compiled
         self._mean = torch.from_numpy(MEAN).to(self.device)
         self._std = torch.from_numpy(STD).to(self.device)
 
@@ -114,6 +121,13 @@ class TorchScorer:
             maps = enlarge(grids, self.image_size, sigma=self.sigma).clamp_(0, 1)
         return scores.cpu().numpy(), maps.cpu().numpy()
 
+    def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            # From pinned memory the copy need not wait for the GPU, which may still be at the batch before.
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return uint8 RGB (B, S, S, 3) as the image tower's float32 (B, 3, S, S)."""
         return ((pixels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
@@ -122,7 +136,17 @@ class TorchScorer:
         """Return the features of normalised pixels (B, 3, S, S)."""
         dtype = PRECISIONS[self.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            features: ImageFeatures = self.visual(pixels, layers=self.layers, dpam_layers=self.dpam_layers)
+            try:
+                features: ImageFeatures = self._encode(
+                    pixels, layers=self.layers, dpam_layers=self.dpam_layers
+                )
+            except Exception as error:
+                if not self.compiled or not _is_compiler_error(error):
+                    raise
+                raise AnomalyCLIPError(
+                    f"the model cannot be compiled here ({str(error).strip().splitlines()[0]}); torch.compile needs a "
+                    "C++ compiler such as g++: install one, or go without --compile"
+                ) from None
         return features
 
     def score(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
@@ -140,6 +164,13 @@ class TorchScorer:
             "precision": self.precision,
             "device": str(self.device),
         }
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    """Tell whether `torch.compile` itself failed: its errors come from its own packages."""
+    return any(
+        kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__
+    )
 
 
 def default_image_size(config: CLIPConfig) -> int:

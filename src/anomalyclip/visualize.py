@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from scipy import ndimage
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import as_image
@@ -37,6 +36,8 @@ _COLORMAPS: dict[str, list[Color]] = {
     "gray": [(0, 0, 0), (255, 255, 255)],
 }  # fmt: skip
 COLORMAPS = tuple(_COLORMAPS)
+
+_ORIENTATION = 0x0112  # the EXIF tag
 
 # The photograph stays as it is up to the first share of the scale and is covered fully (to `alpha`) from the
 # second.
@@ -213,7 +214,11 @@ def _levels(anomaly_map: NDArray[np.float32], scale: Scale) -> Image.Image:
         raise AnomalyCLIPError(
             f"the colour scale is {low} to {high}; its second value must be the greater one."
         )
-    return Image.fromarray(np.rint(255 * np.clip((anomaly_map - low) / (high - low), 0, 1)).astype(np.uint8))
+    levels = np.empty(anomaly_map.shape, np.uint8)
+    for top in range(0, len(levels), 256):  # in strips: a map may have a hundred million pixels
+        strip = np.clip((anomaly_map[top : top + 256] - low) / (high - low), 0, 1)
+        levels[top : top + 256] = np.rint(255 * strip)
+    return Image.fromarray(levels)
 
 
 def _colored(levels: Image.Image, colormap: str) -> Image.Image:
@@ -227,7 +232,10 @@ def _colored(levels: Image.Image, colormap: str) -> Image.Image:
 
 def _photograph(image: Image.Image) -> Image.Image:
     """Return the image upright, as 8-bit RGB."""
-    return as_image(ImageOps.exif_transpose(image)).convert("RGB")
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image = as_image(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # no needless copy: it may be a gigabyte
 
 
 def _fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -241,6 +249,8 @@ def _draw_contour(picture: Image.Image, prediction: Prediction) -> None:
     mask = prediction.mask_at(_fitted(picture.size, _CONTOUR_SIDE))
     if mask is None or mask.all() or not mask.any():
         return
+    from scipy import ndimage  # here, for it takes longer to import than all the rest
+
     # Distance of a pixel's centre from the nearest edge between inside and outside.
     distance = (
         np.where(mask, ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)) - 0.5

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -164,10 +164,9 @@ class PredictionWriter:
         for kind in self.save:
             folder, extension = _FOLDERS[kind]
             files[kind] = f"{folder}/{name}{extension}"
-            content = self._content(kind, prediction, image)
             path = self.output_dir / files[kind]
-            with writing(path), replacing(path) as temporary:
-                temporary.write_bytes(content)
+            with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+                self._write_content(file, kind, prediction, image)
         record = {**prediction.to_dict(), "files": files}
         with writing(self._predictions):
             _write_line(self._file, record)
@@ -219,18 +218,18 @@ class PredictionWriter:
             name = f"{wanted}~{number}"
         return name
 
-    def _content(self, kind: str, prediction: Prediction, image: Image.Image | None) -> bytes:
-        buffer = io.BytesIO()
+    def _write_content(
+        self, file: BinaryIO, kind: str, prediction: Prediction, image: Image.Image | None
+    ) -> None:
         if kind == "map":
-            np.save(buffer, prediction.anomaly_map)
+            np.save(file, prediction.anomaly_map)
         elif kind == "mask":
             mask = prediction.mask_at()
             if mask is None:
                 raise AnomalyCLIPError("masks need a threshold; set one, or do not save masks.")
-            Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, "png")
+            Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(file, "png")
         elif image is not None:
-            self.draw(image, prediction).save(buffer, "png")
-        return buffer.getvalue()
+            self.draw(image, prediction).save(file, "png")
 
 
 def safe_name(path: str | os.PathLike[str]) -> str:

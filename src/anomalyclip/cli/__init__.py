@@ -12,6 +12,7 @@ from anomalyclip.cli.calibrate import calibrate
 from anomalyclip.cli.console import fail
 from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
+from anomalyclip.cli.export import export
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
 from anomalyclip.cli.test import test
@@ -32,7 +33,7 @@ def _root() -> None:
     """Find what is wrong in images of things for which there is no training data."""
 
 
-for verb in (demo, predict, datasets, prepare, train, test, calibrate, benchmark):
+for verb in (demo, predict, datasets, prepare, train, test, calibrate, export, benchmark):
     app.command()(verb)
 
 

@@ -1,6 +1,7 @@
 """``anomalyclip benchmark``: time per stage, and how far the encoder is from this machine's limit."""
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +22,14 @@ def benchmark(
     repeats: Annotated[int, typer.Option(help="Runs of each stage; the best one counts.", min=1)] = 3,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
+    runtimes: Annotated[
+        bool,
+        typer.Option(
+            "--runtimes",
+            help="Compare PyTorch, compiled PyTorch, ONNX Runtime and OpenVINO instead, at batch 1 and 8, on the CPU: "
+            "half an hour at full size.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time each stage of a prediction and compare the encoder with this machine's own limit.
@@ -29,6 +38,10 @@ def benchmark(
     time that the encoder's matrix products would take at the rate of a plain 4096 x 4096 x 4096 float32 product,
     measured in the same process.
     """
+    if runtimes:
+        _compare(architecture, image_size=image_size, repeats=repeats, as_json=as_json)
+        return
+
     from anomalyclip.benchmark import run
 
     timing = run(
@@ -65,3 +78,26 @@ def _show(timing: "Timing") -> None:
         f"the encoder takes {timing.ratio:.2f} times that"
     )
     out().print(f"peak memory {timing.peak_memory:.0f} MB")
+
+
+def _compare(architecture: str, *, image_size: int | None, repeats: int, as_json: bool) -> None:
+    """Print one line of a Markdown table as soon as it is measured."""
+    from anomalyclip.benchmark import processor
+    from anomalyclip.deploy.comparison import compare
+
+    rows = compare(architecture, image_size=image_size, repeats=repeats)
+    if as_json:
+        out().print_json(json.dumps([row.to_dict() for row in rows]))
+        return
+    out().print(f"{architecture}, {processor()}, {os.cpu_count()} cores\n")
+    out().print("| runtime | batch | s per image | of the floor | start-up s | MB | peak MB | differs by |")
+    out().print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        if row.failure:
+            out().print(f"| {row.runtime} | {row.batch_size} | {row.failure} |", markup=False)
+            continue
+        difference = "" if row.difference != row.difference else f"{row.difference:.1g}"
+        out().print(
+            f"| {row.runtime} | {row.batch_size} | {row.seconds:.3f} | {row.ratio:.2f} | {row.start_up:.1f} "
+            f"| {row.megabytes:.0f} | {row.peak_memory:.0f} | {difference} |"
+        )

@@ -52,6 +52,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_h
 Precision = Annotated[
     str, typer.Option(help="Of the image encoder: fp32, bf16, fp16 or auto.", rich_help_panel=_MODEL)
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the image encoder first (torch.compile): a minute or more, worth it for many images.",
+        rich_help_panel=_MODEL,
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images that go through the model at once.", min=1)]
 Threshold = Annotated[
     str | None,

@@ -15,10 +15,25 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector
     from anomalyclip.inputs import ImageFile
+    from anomalyclip.tiling import Tiling
     from anomalyclip.writers import PredictionWriter
 
 _SHOWN = 20
 _DRAWING = "Drawing"
+_EXPORTED = "Exported model"
+_LARGE = "Large images"
+_FIXED = (
+    "backbone",
+    "prompts",
+    "image_size",
+    "layers",
+    "dpam_layers",
+    "sigma",
+    "device",
+    "precision",
+    "compiled",
+)
+"""Options that an exported file has decided already."""
 
 
 class Saved(str, Enum):
@@ -38,6 +53,7 @@ class ColorMap(str, Enum):
 
 
 def predict(
+    context: typer.Context,
     paths: Annotated[
         list[str] | None,
         typer.Argument(
@@ -70,6 +86,44 @@ def predict(
     sigma: options.Sigma = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
+    compiled: options.Compile = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file that `anomalyclip export` wrote, instead of backbone and prompts; needs no PyTorch.",
+            show_default=False,
+            dir_okay=False,
+            rich_help_panel=_EXPORTED,
+        ),
+    ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where it runs: cpu, cuda, tensorrt, openvino; repeat, first choice first. Default: cpu.",
+            show_default=False,
+            rich_help_panel=_EXPORTED,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of the CPU. Default: the runtime's choice.",
+            show_default=False,
+            min=1,
+            rich_help_panel=_EXPORTED,
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels of the tiles into which larger images are cut. Default: images are squashed whole.",
+            show_default=False,
+            rich_help_panel=_LARGE,
+        ),
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(help="Share of a tile that overlaps the next.", rich_help_panel=_LARGE)
+    ] = 0.25,
     colormap: Annotated[
         ColorMap, typer.Option(help="Colours of the heat maps.", rich_help_panel=_DRAWING)
     ] = ColorMap.inferno,
@@ -91,31 +145,43 @@ def predict(
 
     from anomalyclip.detector import Detector
     from anomalyclip.runs import check_settings, new_folder, write_settings
+    from anomalyclip.tiling import Tiling
     from anomalyclip.visualize import overlay
     from anomalyclip.writers import PredictionWriter
 
     images = _images(paths or [], from_file)
     kinds = [kind.value for kind in save or []]
-    _check(kinds, threshold=threshold, output=output, resume=resume, scale=scale)
-    detector = Detector.from_pretrained(
-        backbone,
-        prompts=prompts,
-        image_size=image_size,
-        layers=layers,
-        dpam_layers=dpam_layers,
-        sigma=sigma,
-        threshold=threshold,
-        device=device,
-        precision=precision,
-    )
+    _check(kinds, threshold=threshold or model, output=output, resume=resume, scale=scale)
+    _check_model(context, model)
+    tiling = None if tile is None else Tiling(tile, overlap=overlap)
+    if model is not None:
+        detector = Detector.from_exported(model, threshold=threshold, providers=provider, threads=threads)
+    else:
+        detector = Detector.from_pretrained(
+            backbone,
+            prompts=prompts,
+            image_size=image_size,
+            layers=layers,
+            dpam_layers=dpam_layers,
+            sigma=sigma,
+            threshold=threshold,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+        )
+    if "mask" in kinds and (detector.threshold is None or detector.threshold.pixel is None):
+        raise AnomalyCLIPError("--save mask needs a pixel threshold, and there is none: give --threshold 0.5")
     folder = output or new_folder("predict")
-    settings = _settings(detector, backbone=backbone, prompts=prompts)
+    source: dict[str, str | None] = (
+        {"backbone": backbone, "prompts": prompts} if model is None else {"model": str(model)}
+    )
+    settings = _settings(detector, source, tiling)
     if resume:
         check_settings(folder, settings)
     draw = partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale)
     with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
         write_settings(folder, settings)
-        summary = _run(detector, images, writer, batch_size=batch_size)
+        summary = _run(detector, images, writer, batch_size=batch_size, tiling=tiling)
     summary.show(folder)
     if summary.failed:
         raise typer.Exit(1)
@@ -145,7 +211,7 @@ def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | 
 def _check(
     kinds: Sequence[str],
     *,
-    threshold: str | None,
+    threshold: str | Path | None,
     output: Path | None,
     resume: bool,
     scale: tuple[float, float],
@@ -161,16 +227,39 @@ def _check(
         )
 
 
-def _settings(detector: "Detector", *, backbone: str, prompts: str | None) -> dict[str, Any]:
+def _check_model(context: typer.Context, model: Path | None) -> None:
+    """Refuse options that an exported file has decided, and those that mean nothing without one."""
+    given = {
+        name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    }
+    if model is not None and (conflicts := [_spelled(name) for name in _FIXED if name in given]):
+        raise AnomalyCLIPError(
+            f"{', '.join(conflicts)} cannot be changed with --model: {model} fixes it; export another file instead"
+        )
+    if model is None and (lost := [_spelled(name) for name in ("provider", "threads") if name in given]):
+        raise AnomalyCLIPError(f"{', '.join(lost)} is for exported files: give --model FILE too")
+
+
+def _spelled(name: str) -> str:
+    return "--compile" if name == "compiled" else f"--{name.replace('_', '-')}"
+
+
+def _settings(detector: "Detector", source: dict[str, str | None], tiling: "Tiling | None") -> dict[str, Any]:
     """Return what changes the results; the device changes only the last digits."""
     settings = {key: value for key, value in detector.scorer.settings().items() if key != "device"}
     threshold = detector.threshold
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
-    return {"backbone": backbone, "prompts": prompts, **settings, "threshold": limits}
+    tiled = {} if tiling is None else {"tile": tiling.size, "overlap": tiling.overlap}
+    return {**source, **settings, **tiled, "threshold": limits}
 
 
 def _run(
-    detector: "Detector", images: "Iterable[ImageFile]", writer: "PredictionWriter", *, batch_size: int
+    detector: "Detector",
+    images: "Iterable[ImageFile]",
+    writer: "PredictionWriter",
+    *,
+    batch_size: int,
+    tiling: "Tiling | None" = None,
 ) -> "_Summary":
     summary = _Summary()
     done_before = frozenset(writer.done)
@@ -194,7 +283,8 @@ def _run(
             advance()
 
         try:
-            for prediction in detector.stream(wanted(), batch_size=batch_size, on_error=on_error):
+            predictions = detector.stream(wanted(), batch_size=batch_size, on_error=on_error, tiling=tiling)
+            for prediction in predictions:
                 path = prediction.image_path
                 assert path is not None
                 try:

@@ -89,7 +89,7 @@ class Attention(nn.Module):
         q = F.linear(x[:, :1], weight[:width], bias[:width])  # B 1 D
         kv = F.linear(x, weight[width:], bias[width:])  # B N 2D
         k, v = kv.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # 2 x B H N D/H
-        return q.view(len(q), 1, self.heads, -1).transpose(1, 2), k, v
+        return q.view(q.shape[0], 1, self.heads, -1).transpose(1, 2), k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return the attended and projected tokens (B, N, D); the N x N matrix is never held in memory."""
@@ -219,7 +219,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(pixels)  # B D h w
         rows, columns = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)  # B N D
-        cls = self.class_embedding.expand(len(x), 1, -1)
+        cls = self.class_embedding.expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1) + self.positions(rows, columns)  # B 1+N D
         normed: Tensor = self.ln_pre(x)
         return normed

@@ -1,0 +1,200 @@
+"""The runtimes side by side: time, start-up, size and memory of the same detector, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError
+
+RUNTIMES = ("torch", "torch-compiled", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8")
+
+
+@dataclass(frozen=True)
+class RuntimeTiming:
+    """One row of the comparison.
+
+    Attributes
+    ----------
+    runtime : str
+        One of `RUNTIMES`.
+    batch_size : int
+        Images at once.
+    seconds : float
+        An image, the best of the repetitions: squashed pixels in, score and map out.
+    ratio : float
+        `seconds` over the floor, the encoder's float32 matrix products at this machine's rate, which is measured
+        before and after each row. int8 may well be below 1.
+    start_up : float
+        Seconds from the start of the process to the first score of one batch.
+    megabytes : float
+        Size of the model's files.
+    peak_memory : float
+        Of the process, in MB.
+    difference : float
+        Largest difference of score and map from PyTorch at the export; nan for PyTorch itself.
+    failure : str
+        Why there are no figures; else empty.
+    """
+
+    runtime: str
+    batch_size: int
+    seconds: float = float("nan")
+    ratio: float = float("nan")
+    start_up: float = float("nan")
+    megabytes: float = float("nan")
+    peak_memory: float = float("nan")
+    difference: float = float("nan")
+    failure: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, JSON-ready."""
+        return {key: None if value != value else value for key, value in asdict(self).items()}
+
+
+def compare(
+    architecture: str = "ViT-L-14-336",
+    *,
+    image_size: int | None = None,
+    batch_sizes: Sequence[int] = (1, 8),
+    runtimes: Sequence[str] = RUNTIMES,
+    repeats: int = 3,
+) -> Iterator[RuntimeTiming]:
+    """Export a detector with random weights in every form and time each on the CPU.
+
+    Yields
+    ------
+    RuntimeTiming
+        As they are measured; at full size each takes a minute or more.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An unknown architecture or runtime.
+    """
+    from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop, matrix_rate
+    from anomalyclip.scorer import choose_device, default_dpam_layers, default_image_size
+
+    if architecture not in ARCHITECTURES:
+        raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
+    if unknown := set(runtimes) - set(RUNTIMES):
+        raise AnomalyCLIPError(
+            f"runtime {', '.join(sorted(unknown))}: expected some of {', '.join(RUNTIMES)}"
+        )
+    config, cpu = ARCHITECTURES[architecture], choose_device("cpu")
+    size = image_size or default_image_size(config)
+    gflop = encoder_gflop(config, image_size=size, dpam_layers=default_dpam_layers(config))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        detector = _prepare(architecture, size, folder)
+        for runtime in runtimes:
+            try:
+                files, difference = _files(runtime, detector, folder)
+            except AnomalyCLIPError as error:
+                yield from (RuntimeTiming(runtime, batch, failure=str(error)) for batch in batch_sizes)
+                continue
+            megabytes = sum(file.stat().st_size for file in files) / 1e6
+            for batch in batch_sizes:
+                before = matrix_rate(cpu)
+                measured = _in_a_process(runtime, files[0], size, batch, repeats)
+                floor = gflop / max(before, matrix_rate(cpu))
+                if "failure" not in measured:
+                    measured["ratio"] = measured["seconds"] / floor
+                yield RuntimeTiming(runtime, batch, megabytes=megabytes, difference=difference, **measured)
+
+
+def _prepare(architecture: str, size: int, folder: Path) -> Detector:
+    """Write random weights and prompts as files that the PyTorch rows load, and return the detector."""
+    from safetensors.torch import save_file
+
+    from anomalyclip.benchmark import ARCHITECTURES, random_model
+    from anomalyclip.scorer import TorchScorer
+
+    clip, prompts = random_model(ARCHITECTURES[architecture])
+    save_file(clip.state_dict(), folder / "weights.safetensors")
+    prompts.save(folder / "prompts.safetensors")
+    return Detector(TorchScorer(clip, prompts, image_size=size, device="cpu"))
+
+
+def _files(runtime: str, detector: Detector, folder: Path) -> tuple[tuple[Path, ...], float]:
+    from PIL import Image
+
+    from anomalyclip.deploy.export import export, probe_pixels
+
+    if runtime.startswith("torch"):
+        return (folder / "weights.safetensors", folder / "prompts.safetensors"), float("nan")
+    format, precision = runtime.split("-")
+    images = []
+    if precision == "int8":
+        for number, pixels in enumerate(probe_pixels(detector.scorer.image_size)):
+            images.append(folder / f"{number}.png")
+            Image.fromarray(pixels).save(images[-1])
+    output = folder / f"{runtime}{'.onnx' if format == 'onnx' else '.xml'}"
+    report = export(
+        detector, output, format=format, precision=precision, dynamic_batch=True, calibration=images
+    )
+    return report.files, max(report.score_difference, report.map_difference)
+
+
+def _in_a_process(runtime: str, file: Path, size: int, batch: int, repeats: int) -> dict[str, Any]:
+    task = {"runtime": runtime, "file": str(file), "size": size, "batch": batch, "repeats": repeats}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    start = time.time()
+    done = subprocess.run(
+        [sys.executable, "-m", "anomalyclip.deploy.comparison", json.dumps(task)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"failure": lines[-1] if lines else f"the process ended with {done.returncode}"}
+    result = dict(json.loads(done.stdout.splitlines()[-1]))
+    result["start_up"] = result.pop("first_score_at") - start
+    return result
+
+
+def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> dict[str, float]:
+    """Load, score once, then time: what the process of one row does. PyTorch is imported for its own rows only."""
+    if runtime.startswith("torch"):
+        detector = Detector.from_pretrained(
+            file,
+            prompts=Path(file).with_name("prompts.safetensors"),
+            image_size=size,
+            device="cpu",
+            compiled=runtime == "torch-compiled",
+        )
+    else:
+        detector = Detector.from_exported(file)
+    pixels: NDArray[np.uint8] = np.random.default_rng(0).integers(
+        0, 256, (batch, size, size, 3), dtype=np.uint8
+    )
+    detector.scorer(pixels)
+    first_score_at = time.time()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        detector.scorer(pixels)
+        times.append(time.perf_counter() - start)
+    return {"seconds": min(times) / batch, "first_score_at": first_score_at, "peak_memory": _peak_memory()}
+
+
+def _peak_memory() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(**json.loads(sys.argv[1]))))

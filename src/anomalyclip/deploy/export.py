@@ -1,0 +1,424 @@
+"""Writes a detector as an ONNX or OpenVINO model, and proves it equal to the PyTorch model before it takes its name."""
+
+import copy
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from anomalyclip.anomaly import enlarging_matrix, patch_probabilities, probabilities
+from anomalyclip.deploy.card import KEY, ModelCard
+from anomalyclip.deploy.runtime import ExportedScorer
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import writing
+from anomalyclip.images import MEAN, STD, open_image, squash
+from anomalyclip.scorer import TorchScorer
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.25}
+"""Largest difference of a score or a map value from PyTorch's that a file of each precision may have.
+
+int8 has no bound in theory: its tolerance only catches a file that is broken. What matters is the difference that is
+printed, and what it does to the AUROC.
+"""
+
+FORMATS = ("onnx", "openvino")
+
+_OPSET = (
+    18  # the newest that every execution provider runs; 23 has fused attention, and gained nothing measurable
+)
+_MAX_CALIBRATION = 128
+_PACKAGES = ("anomalyclip", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the PyTorch model.
+
+    Attributes
+    ----------
+    files : tuple of Path
+        The model; for OpenVINO the ``.xml`` and its ``.bin``.
+    size : int
+        Bytes of all of them.
+    images : int
+        How many images both models were run on.
+    score_difference, map_difference : float
+        The largest absolute differences over these images.
+    tolerance : float
+        What they had to stay under.
+    """
+
+    files: tuple[Path, ...]
+    size: int
+    images: int
+    score_difference: float
+    map_difference: float
+    tolerance: float
+
+
+class DetectorGraph(nn.Module):
+    """What an exported file computes: uint8 RGB (B, S, S, 3) to scores (B,) and maps (B, S, S).
+
+    The positional table at this image size, the text features and the matrix that enlarges the maps are constants.
+
+    Parameters
+    ----------
+    scorer : TorchScorer
+        On any device; the graph is on the CPU.
+    half : bool
+        Whether the image tower computes in half precision; similarities stay in float32.
+    """
+
+    positions: Tensor
+    text_features: Tensor
+    enlarging: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, scorer: TorchScorer, *, half: bool = False) -> None:
+        super().__init__()
+        side = scorer.image_size // scorer.config.patch_size
+        self.dtype = torch.float16 if half else torch.float32
+        self.layers, self.dpam_layers = scorer.layers, scorer.dpam_layers
+        visual = scorer.visual
+        if half or scorer.device.type != "cpu":
+            visual = copy.deepcopy(visual).to("cpu", self.dtype)
+        self.visual = visual
+        constants = {
+            "positions": scorer.visual.positions(side, side).to("cpu", self.dtype),
+            "text_features": scorer.text_features.float().cpu(),
+            "enlarging": enlarging_matrix(side, scorer.image_size, float(scorer.sigma)),
+            "mean": torch.from_numpy(MEAN),
+            "std": torch.from_numpy(STD),
+        }
+        for name, tensor in constants.items():
+            self.register_buffer(name, tensor.clone())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and maps."""
+        pixels = ((image.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2).to(self.dtype)
+        features = torch.func.functional_call(
+            self.visual,
+            {"positional_embedding": self.positions},
+            (pixels,),
+            {"layers": self.layers, "dpam_layers": self.dpam_layers},
+        )
+        scores = probabilities(features.image, self.text_features)[:, 1]
+        grids = patch_probabilities(features.patches, self.text_features)
+        return scores, (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)
+
+
+def export(
+    detector: Detector,
+    output: str | os.PathLike[str],
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    dynamic_batch: bool = False,
+    calibration: Iterable[str | os.PathLike[str]] = (),
+    names: Mapping[str, str] | None = None,
+) -> ExportReport:
+    """Write a detector as one model that needs no PyTorch, and compare the two before it takes its name.
+
+    Parameters
+    ----------
+    detector : Detector
+        Made by `Detector.from_pretrained`; its threshold, if it has one, goes into the file.
+    output : path-like
+        The file: ``NAME.onnx``, or ``NAME.xml``, beside which OpenVINO's weights are written as ``NAME.bin``.
+    format : {"onnx", "openvino"}
+        For ONNX Runtime and whatever else reads ONNX, or OpenVINO's own form.
+    precision : {"fp32", "fp16", "int8"}
+        Of the weights. fp16: half the size, and for ONNX the image tower's arithmetic too. int8: a quarter of the
+        size; weights and activations of the blocks' linear layers are quantised, attention is not.
+    dynamic_batch : bool
+        Whether the file takes any number of images at once; else it takes one.
+    calibration : iterable of path-like
+        For int8: images like those that will come, from which the ranges of the activations are taken; at most 128 are
+        used. Also the images on which int8 is compared with PyTorch.
+    names : mapping of str to str, optional
+        ``backbone`` and ``prompts`` as the user gave them, for the file's card.
+
+    Returns
+    -------
+    ExportReport
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An option is unknown or does not fit, a package is missing, the file cannot be written, or its results are
+        further from PyTorch's than `TOLERANCES` allows; then no file is left.
+    """
+    output = Path(output)
+    _check_options(output, format, precision)
+    scorer = _torch_scorer(detector)
+    images = _calibration_pixels(calibration, scorer.image_size, precision)
+    card = _card(detector, scorer, precision, names or {})
+    with writing(output), _staging(output) as folder:
+        graph = folder / "graph.onnx"
+        _write_onnx(scorer, graph, card, half=precision == "fp16" and format == "onnx", dynamic=dynamic_batch)
+        make = _finish_onnx if format == "onnx" else _finish_openvino
+        files = make(graph, folder / output.name, card, images)
+        probes = images if precision == "int8" else probe_pixels(scorer.image_size)
+        report = _compare(scorer, files, probes, output)
+        for file in reversed(files):  # the weights first: an .xml never stands without its .bin
+            os.replace(file, output.with_name(file.name))
+    return report
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors as float32, whatever file they came from.
+
+    Examples
+    --------
+    >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(2).half()})
+    True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def probe_pixels(size: int) -> NDArray[np.uint8]:
+    """Return images that are as different as can be: (4, S, S, 3) uint8 of noise, a ramp, black, and blocks."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (size, size, 3))
+    ramp = np.stack(np.broadcast_arrays(*np.ogrid[0 : 255 : size * 1j, 0 : 255 : size * 1j], 128), axis=-1)
+    blocks = random.integers(0, 256, (8, 8, 3)).repeat(-(-size // 8), axis=0).repeat(-(-size // 8), axis=1)
+    return np.stack([noise, ramp, np.zeros_like(noise), blocks[:size, :size]]).astype(np.uint8)
+
+
+def _check_options(output: Path, format: str, precision: str) -> None:
+    if format not in FORMATS:
+        raise AnomalyCLIPError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    if precision not in TOLERANCES:
+        raise AnomalyCLIPError(f"export precision {precision!r}: expected one of {', '.join(TOLERANCES)}")
+    suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
+    if output.suffix != suffix:
+        raise AnomalyCLIPError(
+            f"{output}: the name of {format} output ends in {suffix}: {output.with_suffix(suffix)}"
+        )
+    needed = ["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else ["onnx", "onnxscript", "openvino"]
+    needed += ["nncf"] if (format, precision) == ("openvino", "int8") else []
+    missing = [name for name in needed if _version(name) is None]
+    if missing:
+        extra = "export" if format == "onnx" else "export,openvino"
+        raise AnomalyCLIPError(
+            f"{format} export needs {', '.join(missing)}: pip install 'anomalyclip[{extra}]'"
+        )
+
+
+def _torch_scorer(detector: Detector) -> TorchScorer:
+    scorer = detector.scorer
+    if not isinstance(scorer, TorchScorer):
+        raise AnomalyCLIPError(
+            "only a detector with PyTorch weights can be exported; load it with from_pretrained"
+        )
+    if scorer.precision != "fp32":
+        raise AnomalyCLIPError(
+            f"the detector computes in {scorer.precision}; the export is compared with float32: load it with precision "
+            '"fp32"'
+        )
+    return scorer
+
+
+def _calibration_pixels(
+    paths: Iterable[str | os.PathLike[str]], size: int, precision: str
+) -> NDArray[np.uint8]:
+    pixels = [squash(open_image(path), size) for path in islice(paths, _MAX_CALIBRATION)]
+    if bool(pixels) != (precision == "int8"):
+        raise AnomalyCLIPError(
+            "int8 needs calibration images: --calibration PATH, some twenty or more like those that will come"
+            if precision == "int8"
+            else f"calibration images are for int8; {precision} needs none"
+        )
+    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+
+
+def _card(detector: Detector, scorer: TorchScorer, precision: str, names: Mapping[str, str]) -> ModelCard:
+    threshold = detector.threshold
+    limits = None
+    if threshold is not None:
+        limits = {"score": threshold.score, "pixel": threshold.pixel, "info": dict(threshold.info)}
+    backbone = {"sha256": fingerprint(scorer.visual.state_dict())}
+    return ModelCard(
+        image_size=scorer.image_size,
+        precision=precision,
+        settings={"layers": list(scorer.layers), "dpam_layers": scorer.dpam_layers, "sigma": scorer.sigma},
+        backbone=backbone | ({"name": names["backbone"]} if "backbone" in names else {}),
+        prompts=dict(scorer.prompts_info) | ({"name": names["prompts"]} if "prompts" in names else {}),
+        text_features=fingerprint({"text_features": scorer.text_features}),
+        threshold=limits,
+        made_with={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Give a folder beside the output, so that a finished file only has to take its name; it does not stay."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool, dynamic: bool) -> None:
+    graph = DetectorGraph(scorer, half=half).eval()
+    # Two images where the batch is free: the exporter takes a dimension of 1 for fixed.
+    example = torch.zeros(2 if dynamic else 1, scorer.image_size, scorer.image_size, 3, dtype=torch.uint8)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=["score", "map"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic else None,
+            opset_version=_OPSET,
+        )
+    assert program is not None
+    model = program.model
+    for node in model.graph:  # the exporter keeps the paths and lines of this machine's source code
+        node.metadata_props.clear()
+    model.metadata_props[KEY] = card.to_json()
+    program.save(path, external_data=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks about their own insides from the user's screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _finish_onnx(graph: Path, target: Path, card: ModelCard, images: NDArray[np.uint8]) -> tuple[Path, ...]:
+    if card.precision == "int8":
+        _quantise_onnx(graph, target, images)
+    else:
+        graph.rename(target)
+    return (target,)
+
+
+def _quantise_onnx(graph: Path, target: Path, images: NDArray[np.uint8]) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has no types
+        def __init__(self) -> None:
+            self.batches = iter(images[:, None])
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"image": batch}
+
+    with _quiet():
+        quantize_static(
+            graph,
+            target,
+            Reader(),
+            nodes_to_quantize=_linear_layers(graph),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def _linear_layers(graph: Path) -> list[str]:
+    """Return the names of the nodes that are the blocks' linear layers: constant weights in and out of the width."""
+    import onnx
+
+    model = onnx.load(graph)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    width = next(shape[0] for name, shape in shapes.items() if name.endswith("ln_pre.weight"))
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        and len(shape := shapes.get(node.input[1], ())) == 2
+        and width in shape
+        and min(shape) >= width
+    ]
+
+
+def _finish_openvino(
+    graph: Path, target: Path, card: ModelCard, images: NDArray[np.uint8]
+) -> tuple[Path, ...]:
+    import openvino
+
+    model = openvino.Core().read_model(graph)
+    if card.precision == "int8":
+        model = _quantise_openvino(model, images)
+    model.set_rt_info(card.to_json(), [KEY])
+    openvino.save_model(model, target, compress_to_fp16=card.precision == "fp16")
+    return target, target.with_suffix(".bin")
+
+
+def _quantise_openvino(model: Any, images: NDArray[np.uint8]) -> Any:
+    with _quiet():
+        import nncf
+
+        return nncf.quantize(
+            model,
+            nncf.Dataset(images[:, None], lambda image: {"image": image}),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(images),
+        )
+
+
+def _compare(
+    scorer: TorchScorer, files: Sequence[Path], pixels: NDArray[np.uint8], output: Path
+) -> ExportReport:
+    """Run both models on the same images, two at a time."""
+    exported = ExportedScorer(files[0])
+    tolerance = TOLERANCES[exported.card.precision]
+    score = score_map = 0.0
+    for start in range(0, len(pixels), 2):
+        batch = pixels[start : start + 2]
+        (scores, maps), (own_scores, own_maps) = exported(batch), scorer(batch)
+        score = max(score, _difference(scores, own_scores))
+        score_map = max(score_map, _difference(maps, own_maps))
+    if not max(score, score_map) <= tolerance:
+        raise AnomalyCLIPError(
+            f"{output}: not written, for the exported model differs from PyTorch's by {score:.2g} in the score and "
+            f"{score_map:.2g} in the map; {exported.card.precision} may differ by {tolerance:g}"
+        )
+    size = sum(file.stat().st_size for file in files)
+    final = tuple(output.with_name(file.name) for file in files)
+    return ExportReport(final, size, len(pixels), score, score_map, tolerance)
+
+
+def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Return the largest absolute difference; infinite where one is not a number."""
+    return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())

@@ -1,0 +1,213 @@
+"""Runs an exported detector with ONNX Runtime or OpenVINO. Nothing here, or imported from here, imports PyTorch."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyclip.deploy.card import KEY, ModelCard
+from anomalyclip.errors import AnomalyCLIPError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+"""Short names of ONNX Runtime's execution providers; its own names are taken too."""
+
+Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+class ExportedScorer:
+    """A file that ``anomalyclip export`` wrote, ready to score; takes the place of the PyTorch model in a `Detector`.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.onnx`` (run by ONNX Runtime) or OpenVINO's ``.xml`` with the ``.bin`` beside it.
+    providers : sequence of str, optional
+        For ONNX: execution providers, first choice first: cpu, cuda, tensorrt, openvino. For OpenVINO: one device (cpu,
+        gpu, npu, auto). None: cpu.
+    threads : int, optional
+        Threads of the CPU. None: the runtime's own choice.
+
+    Attributes
+    ----------
+    card : ModelCard
+        What the file says of itself.
+    image_size : int
+        Side S that it takes.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The file is missing, damaged, no export or of a newer format; the runtime is not installed; a provider is not
+        there.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise AnomalyCLIPError(f"{self.path}: no such file; expected one that `anomalyclip export` wrote")
+        if threads is not None and threads < 1:
+            raise AnomalyCLIPError(f"{threads} threads: expected 1 or more")
+        load = _load_openvino if _is_xml(self.path) else _load_onnx
+        self.card, self.device, self._batch, self._run = load(self.path, providers, threads)
+        self.image_size = self.card.image_size
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch; a file with a fixed batch size is run as often as needed.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8
+            (B, S, S, 3) RGB.
+
+        Returns
+        -------
+        scores : ndarray of float32
+            (B,) within [0, 1].
+        maps : ndarray of float32
+            (B, S, S) within [0, 1].
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The pixels have another shape or type.
+        """
+        side = self.image_size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+            raise AnomalyCLIPError(
+                f"pixels of {pixels.dtype} {pixels.shape}; {self.path} takes uint8 (B, {side}, {side}, 3)"
+            )
+        if self._batch is None:
+            return self._run(pixels)
+        results = [self._run(pixels[i : i + self._batch]) for i in range(0, len(pixels), self._batch)]
+        scores, maps = zip(*results, strict=True)
+        return np.concatenate(scores), np.concatenate(maps)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what determines the scores, JSON-ready."""
+        return {
+            "image_size": self.image_size,
+            **self.card.settings,
+            "precision": self.card.precision,
+            "backbone_sha256": self.card.backbone.get("sha256"),
+            "text_features_sha256": self.card.text_features,
+            "device": self.device,
+        }
+
+
+_Loaded = tuple[ModelCard, str, int | None, Run]
+
+
+def _is_xml(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"<")
+
+
+def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None) -> _Loaded:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise AnomalyCLIPError(f"{path} needs ONNX Runtime: pip install onnxruntime") from None
+    wanted = _provider_names(providers, onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; warnings about its own choices help nobody
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=wanted)
+    except Exception as error:  # its exceptions have no common base
+        raise AnomalyCLIPError(
+            f"{path}: not a model that ONNX Runtime {onnxruntime.__version__} can load ({_first_line(error)}); "
+            "expected a file that `anomalyclip export` wrote"
+        ) from None
+    # A provider whose libraries are missing is dropped in silence; scores from another device are not what was asked.
+    if missing := set(wanted) - set(session.get_providers()):
+        raise AnomalyCLIPError(
+            f"execution provider {', '.join(sorted(missing))} is installed but does not start; are its drivers there?"
+        )
+    card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), name=path)
+    first = session.get_inputs()[0].shape[0]
+
+    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        scores, maps = session.run(["score", "map"], {"image": pixels})
+        return scores, maps
+
+    return card, wanted[0], first if isinstance(first, int) else None, run
+
+
+def _provider_names(wanted: Sequence[str] | None, available: Sequence[str]) -> list[str]:
+    names = []
+    for name in wanted or ["cpu"]:
+        full = PROVIDERS.get(name.lower(), name)
+        if full not in available:
+            short = {long: key for key, long in PROVIDERS.items()}
+            there = ", ".join(short.get(name, name) for name in available)
+            raise AnomalyCLIPError(
+                f"execution provider {name!r} is not there; this ONNX Runtime has: {there}"
+            )
+        names.append(full)
+    return names
+
+
+def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | None) -> _Loaded:
+    try:
+        import openvino
+    except ImportError:
+        raise AnomalyCLIPError(f"{path} needs OpenVINO: pip install openvino") from None
+    core = openvino.Core()
+    device = _openvino_device(providers, core.available_devices)
+    if not path.with_suffix(".bin").is_file():
+        raise AnomalyCLIPError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it")
+    # The plug-in would compute in bfloat16 where the processor can, far beyond the tolerance of the export.
+    config: dict[str, Any] = (
+        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"} if device == "CPU" else {}
+    )
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = core.read_model(path)
+        text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+        card = ModelCard.from_json(text, name=path)
+        compiled = core.compile_model(model, device, config)
+    except RuntimeError as error:
+        raise AnomalyCLIPError(
+            f"{path}: not a model that OpenVINO can load ({_first_line(error)}); expected a file that "
+            "`anomalyclip export --format openvino` wrote"
+        ) from None
+    first = model.inputs[0].partial_shape[0]
+
+    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        results = compiled({"image": pixels})
+        return results["score"].copy(), results["map"].copy()
+
+    return card, device, None if first.is_dynamic else first.get_length(), run
+
+
+def _openvino_device(wanted: Sequence[str] | None, available: Sequence[str]) -> str:
+    names = [name.upper() for name in wanted or ["cpu"]]
+    if len(names) > 1:
+        raise AnomalyCLIPError(f"an OpenVINO model runs on one device, not on {', '.join(names)}; name one")
+    if names[0] != "AUTO" and names[0].split(".")[0] not in {name.split(".")[0] for name in available}:
+        there = ", ".join(name.lower() for name in available)
+        raise AnomalyCLIPError(
+            f"OpenVINO device {names[0].lower()!r} is not there; this machine has: {there}"
+        )
+    return names[0]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

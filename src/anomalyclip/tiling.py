@@ -1,0 +1,132 @@
+"""Images far larger than the model's input: cut into overlapping tiles, scored in batches, blended into one map."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.images import squash
+
+Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut.
+
+    Parameters
+    ----------
+    size : int
+        Side of a tile in pixels of the image; each tile is squashed to the model's input. An image that is larger in
+        neither direction is not cut.
+    overlap : float
+        Share of a tile that the next one covers at least, from 0 to 0.9.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A value that is impossible.
+
+    Examples
+    --------
+    >>> Tiling(100, overlap=0.25).starts(250)
+    [0, 75, 150]
+    """
+
+    size: int
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise AnomalyCLIPError(f"tile size {self.size}: expected at least 16 pixels")
+        if not 0 <= self.overlap <= 0.9:
+            raise AnomalyCLIPError(f"overlap {self.overlap}: expected a share from 0 to 0.9 of a tile")
+
+    def cuts(self, image_size: tuple[int, int]) -> bool:
+        """Tell whether an image of (width, height) is cut at all."""
+        return max(image_size) > self.size
+
+    def starts(self, length: int) -> list[int]:
+        """Return where tiles begin along a side: evenly spread, the first at 0, the last ending at the end."""
+        room = length - self.size
+        if room <= 0:
+            return [0]
+        stride = max(1, int(self.size * (1 - self.overlap)))
+        count = -(-room // stride) + 1
+        return [round(index * room / (count - 1)) for index in range(count)]
+
+    def weights(self, length: int) -> NDArray[np.float32]:
+        """Return how much each tile along a side counts at each of its pixels.
+
+        A raised cosine over each tile, divided by the sum of all tiles there: seams are smooth, and the weights add up
+        to 1 everywhere. Windows are products of their sides, and so is the grid of tiles, so that what is true along
+        the sides is true in the plane, and no array of the image's size is needed for it.
+
+        Returns
+        -------
+        ndarray of float32
+            (tiles, min(size, length)).
+        """
+        starts, side = self.starts(length), min(self.size, length)
+        window = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2
+        total = np.zeros(length)
+        for start in starts:
+            total[start : start + side] += window
+        return np.stack([window / total[start : start + side] for start in starts]).astype(np.float32)
+
+
+def score_tiles(
+    score: Score, image: Image.Image, tiling: Tiling, *, image_size: int, batch_size: int
+) -> tuple[float, NDArray[np.float32]]:
+    """Score an image by its tiles.
+
+    Parameters
+    ----------
+    score : callable
+        The model: pixels (B, S, S, 3) uint8 to scores (B,) and maps (B, S, S).
+    image : PIL.Image.Image
+        Of any mode and size.
+    tiling : Tiling
+        How it is cut.
+    image_size : int
+        The model's S.
+    batch_size : int
+        Tiles that go through the model at once.
+
+    Returns
+    -------
+    score : float
+        The mean of the whole image's score (squashed, as without tiling) and the highest tile's. The highest of many
+        tiles alone grows with their number on flawless images too; the whole image's score holds against that, and a
+        defect that only a tile shows still lifts the mean.
+    anomaly_map : ndarray of float32
+        (height, width) of the image, within [0, 1].
+    """
+    width, height = image.size
+    whole = float(score(np.stack([squash(image, image_size)]))[0][0])
+    rows, columns = tiling.weights(height), tiling.weights(width)
+    anomaly_map = np.zeros((height, width), np.float32)
+    highest = 0.0
+    tiles = _tiles(tiling, width, height)
+    while batch := list(islice(tiles, batch_size)):
+        boxes = [(x, y, x + columns.shape[1], y + rows.shape[1]) for _, y, _, x in batch]
+        scores, maps = score(np.stack([squash(image.crop(box), image_size) for box in boxes]))
+        highest = max(highest, float(scores.max()))
+        for (row, y, column, x), tile_map in zip(batch, maps, strict=True):
+            size = columns.shape[1], rows.shape[1]
+            full = np.asarray(Image.fromarray(tile_map).resize(size, Image.Resampling.BILINEAR))
+            weighted = full * rows[row][:, None] * columns[column]
+            anomaly_map[y : y + size[1], x : x + size[0]] += weighted
+    np.clip(anomaly_map, 0, 1, out=anomaly_map)
+    return (whole + highest) / 2, anomaly_map
+
+
+def _tiles(tiling: Tiling, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield row number, y, column number and x of each tile."""
+    for row, y in enumerate(tiling.starts(height)):
+        for column, x in enumerate(tiling.starts(width)):
+            yield row, y, column, x

@@ -1,0 +1,277 @@
+"""An exported file gives what PyTorch gives, says what it is, and runs where there is no PyTorch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.deploy import export as exporting
+from anomalyclip.deploy.card import KEY, ModelCard
+from anomalyclip.deploy.export import export, probe_pixels
+from anomalyclip.deploy.runtime import ExportedScorer
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.images import open_image, squash
+from anomalyclip.prediction import Threshold
+from anomalyclip.scorer import TorchScorer
+from tests.conftest import GOLDEN
+
+SMALL = CLIPConfig(32, 56, 14, 64, 2, 1, 64, 12, 1, 77, 49408)
+PICTURES = sorted(GOLDEN.glob("*_[01].png"))
+
+# A process in which every import of torch fails, whoever tries it.
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "safetensors", "huggingface_hub", "tokenizers"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Refuse())
+from anomalyclip.cli import main
+sys.argv = ["anomalyclip", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def small_state(tiny_state):
+    """The golden CLIP with two vision blocks: exporting all 24 takes half a minute."""
+    prefix = "visual.transformer.resblocks."
+    return {k: v for k, v in tiny_state.items() if not k.startswith(prefix) or int(k.split(".")[3]) < 2}
+
+
+@pytest.fixture(scope="module")
+def detector(small_state, paper_case):
+    scorer = TorchScorer(CLIP.frozen(SMALL, small_state), paper_case.prompts, image_size=70, dpam_layers=1)
+    return Detector(scorer, threshold=Threshold(score=0.5, pixel=0.4, info={"images": 20}))
+
+
+@pytest.fixture(scope="module")
+def exported(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(detector, path, dynamic_batch=True, names={"backbone": "small", "prompts": "paper"})
+    return path
+
+
+def with_card(source: Path, target: Path, **changes) -> Path:
+    """A copy of an exported file whose card says something else; None for `card` drops it."""
+    model = onnx.load(source)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == KEY]
+    if "card" in changes:
+        model.metadata_props.remove(entry)
+    else:
+        entry.value = json.dumps({**json.loads(entry.value), **changes})
+    onnx.save(model, target)
+    return target
+
+
+def largest_difference(one, other):
+    return max(np.abs(a - b).max() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_with_a_free_batch_size_gives_what_pytorch_gives(detector, exported, batch):
+    pixels = probe_pixels(70)[:batch]
+    assert largest_difference(ExportedScorer(exported)(pixels), detector.scorer(pixels)) < 1e-4
+
+
+def test_predictions_are_those_of_the_detector_that_was_exported(detector, exported):
+    ours, theirs = (
+        d.predict([str(p) for p in PICTURES[:3]])
+        for d in (detector, Detector.from_exported(exported, threads=1))
+    )
+    for own, other in zip(ours, theirs, strict=True):
+        assert other.pred_score == pytest.approx(own.pred_score, abs=1e-4)
+        np.testing.assert_allclose(other.anomaly_map, own.anomaly_map, atol=1e-4)
+        assert (other.threshold, other.pixel_threshold) == (0.5, 0.4)
+        assert other.image_size == own.image_size
+
+
+def test_the_file_says_what_it_is(exported, detector):
+    card = ExportedScorer(exported).card
+    assert (card.image_size, card.precision, card.labels) == (70, "fp32", ("normal", "anomalous"))
+    assert card.settings == {"layers": [2], "dpam_layers": 1, "sigma": 4.0}
+    assert card.threshold == {"score": 0.5, "pixel": 0.4, "info": {"images": 20}}
+    assert card.backbone == {
+        "name": "small",
+        "sha256": exporting.fingerprint(detector.scorer.visual.state_dict()),
+    }
+    assert card.prompts["name"] == "paper"
+    assert {"anomalyclip", "torch", "onnx"} <= card.made_with.keys()
+
+
+def test_the_file_holds_nothing_of_this_machine(exported):
+    content = exported.read_bytes()
+    assert str(Path(exporting.__file__).parent).encode() not in content
+    assert b"token_embedding" not in content  # the text tower stays behind
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_half_precision_has_half_the_size(detector, exported, tmp_path, format):
+    pytest.importorskip(format)
+    report = export(
+        detector, tmp_path / {"onnx": "m.onnx", "openvino": "m.xml"}[format], format=format, precision="fp16"
+    )
+    assert max(report.score_difference, report.map_difference) < 5e-3
+    assert report.files[-1].stat().st_size < 0.6 * exported.stat().st_size
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in report.files}
+    # One image at a time is what this file takes; more are run one by one.
+    pixels = probe_pixels(70)
+    assert largest_difference(ExportedScorer(report.files[0])(pixels), detector.scorer(pixels)) < 5e-3
+
+
+def test_openvino_gives_what_pytorch_gives(detector, tmp_path):
+    pytest.importorskip("openvino")
+    export(detector, tmp_path / "model.xml", format="openvino", dynamic_batch=True)
+    loaded = Detector.from_exported(tmp_path / "model.xml", threshold=0.25)
+    pixels = probe_pixels(70)
+    assert largest_difference(loaded.scorer(pixels), detector.scorer(pixels)) < 1e-4
+    assert loaded.threshold == Threshold(score=0.25, pixel=0.25)
+    with pytest.raises(AnomalyCLIPError, match=r"device 'abacus' is not there; this machine has: .*cpu"):
+        ExportedScorer(tmp_path / "model.xml", providers=["abacus"])
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(AnomalyCLIPError, match=r"model\.bin, are not beside it"):
+        ExportedScorer(tmp_path / "model.xml")
+
+
+def test_int8_is_calibrated_on_the_users_images_and_stays_near(detector, exported, tmp_path):
+    report = export(detector, tmp_path / "m.onnx", precision="int8", calibration=PICTURES)
+    assert report.images == len(PICTURES)
+    assert 0 < report.score_difference < 0.1
+    assert 0 < report.map_difference < 0.1
+    kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_a_file_that_is_not_equal_is_not_written(detector, tmp_path, monkeypatch):
+    monkeypatch.setitem(exporting.TOLERANCES, "fp32", 0.0)
+    (tmp_path / "model.onnx").write_text("the former one")
+    with pytest.raises(AnomalyCLIPError, match=r"model\.onnx: not written, .* differs from PyTorch's by"):
+        export(detector, tmp_path / "model.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "the former one"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "tflite"}, "format 'tflite': expected one of onnx, openvino"),
+        ({"precision": "int4"}, "precision 'int4': expected one of fp32, fp16, int8"),
+        ({"format": "openvino"}, r"ends in \.xml"),
+        ({"precision": "int8"}, "needs calibration images"),
+        ({"calibration": PICTURES}, "calibration images are for int8"),
+    ],
+)
+def test_impossible_exports_are_refused_before_anything_is_written(detector, tmp_path, options, message):
+    with pytest.raises(AnomalyCLIPError, match=message):
+        export(detector, tmp_path / "model.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_detector_cannot_be_exported_again(exported, tmp_path):
+    with pytest.raises(AnomalyCLIPError, match="load it with from_pretrained"):
+        export(Detector.from_exported(exported), tmp_path / "again.onnx")
+
+
+def test_a_file_that_is_no_export_is_one_message(exported, tmp_path):
+    (tmp_path / "text.onnx").write_text("not a model")
+    for path, message in [
+        (tmp_path / "missing.onnx", "no such file"),
+        (tmp_path / "text.onnx", r"text\.onnx: not a model that ONNX Runtime .* can load"),
+        (with_card(exported, tmp_path / "other.onnx", card=None), "not one that `anomalyclip export` wrote"),
+        (
+            with_card(exported, tmp_path / "newer.onnx", version=99, made_with={"anomalyclip": "9.0"}),
+            r"format 99, made by anomalyclip 9\.0; .* update anomalyclip",
+        ),
+        (with_card(exported, tmp_path / "odd.onnx", surprise=1), "metadata is damaged"),
+    ]:
+        with pytest.raises(AnomalyCLIPError, match=message):
+            Detector.from_exported(path)
+
+
+def test_a_card_without_a_version_is_damaged():
+    with pytest.raises(AnomalyCLIPError, match=r"m\.onnx: its 'anomalyclip' metadata is damaged"):
+        ModelCard.from_json("{}", name="m.onnx")
+
+
+def test_pixels_of_another_size_or_type_are_refused(exported):
+    scorer = ExportedScorer(exported)
+    for pixels in (np.zeros((1, 84, 84, 3), np.uint8), np.zeros((1, 70, 70, 3), np.float32)):
+        with pytest.raises(AnomalyCLIPError, match=r"takes uint8 \(B, 70, 70, 3\)"):
+            scorer(pixels)
+
+
+def test_an_absent_provider_is_named_with_those_that_are_there(exported):
+    with pytest.raises(
+        AnomalyCLIPError, match=r"provider 'tensorrt' is not there; this ONNX Runtime has: .*cpu"
+    ):
+        ExportedScorer(exported, providers=["tensorrt", "cpu"])
+    assert ExportedScorer(exported, providers=["CPUExecutionProvider"]).device == "CPUExecutionProvider"
+    with pytest.raises(AnomalyCLIPError, match="0 threads"):
+        ExportedScorer(exported, threads=0)
+
+
+def test_predict_runs_an_exported_file_where_torch_cannot_be_imported(detector, exported, tmp_path):
+    arguments = [*PICTURES[:2], "--model", exported, "--threads", 1, "--output", tmp_path / "out"]
+    kinds = ["--save", "map", "--save", "heatmap", "--save", "mask"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "predict", *map(str, arguments), *kinds],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    for record, expected in zip(records, detector.predict([str(p) for p in PICTURES[:2]]), strict=True):
+        assert record["pred_score"] == pytest.approx(expected.pred_score, abs=1e-4)
+        assert record["pred_label"] == expected.pred_label
+        saved = np.load(tmp_path / "out" / record["files"]["map"])
+        np.testing.assert_allclose(saved, expected.anomaly_map, atol=1e-4)
+        assert open_image(tmp_path / "out" / record["files"]["mask"]).size == expected.image_size
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert (settings["image_size"], settings["sigma"]) == (70, 4.0)
+
+
+def test_options_that_the_file_has_decided_are_refused(cli, exported, tmp_path):
+    done = cli("predict", PICTURES[0], "--model", exported, "--image-size", 84, "--sigma", 2)
+    assert done.code == 2
+    assert "--image-size, --sigma cannot be changed with --model" in done.err
+    done = cli("predict", PICTURES[0], "--provider", "cpu")
+    assert done.code == 2
+    assert "--provider is for exported files" in done.err
+
+
+def test_the_command_exports_and_tells_the_differences(cli, small_state, tmp_path):
+    torch.save(small_state, tmp_path / "small.pt")
+    options = ["--backbone", tmp_path / "small.pt", "--prompts", GOLDEN / "paper_prompts.safetensors"]
+    done = cli("export", *options, "--image-size", 56, "--output", tmp_path / "deep" / "model.onnx")
+    assert (done.code, done.err) == (0, "")
+    assert "largest difference from PyTorch over 4 images: score" in done.out
+    card = ExportedScorer(tmp_path / "deep" / "model.onnx").card
+    assert (card.backbone["name"], card.prompts["name"]) == ("small.pt", "paper_prompts.safetensors")
+    assert card.threshold is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_exports_equal_the_published_code(golden, tiny_clip, tmp_path, format):
+    scorer = TorchScorer(
+        tiny_clip,
+        golden.prompts,
+        image_size=golden.image_size,
+        layers=golden.layers,
+        dpam_layers=golden.dpam_layers,
+    )
+    path = tmp_path / {"onnx": "m.onnx", "openvino": "m.xml"}[format]
+    report = export(Detector(scorer), path, format=format, dynamic_batch=True)
+    assert max(report.score_difference, report.map_difference) < 1e-4
+    pixels = np.stack([squash(open_image(image), golden.image_size) for image in golden.images])
+    scores, maps = ExportedScorer(path)(pixels)
+    np.testing.assert_allclose(scores, golden.arrays["score"], atol=1e-4)
+    np.testing.assert_allclose(maps, golden.published_map("anomaly_map"), atol=1e-4)

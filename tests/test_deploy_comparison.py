@@ -1,0 +1,34 @@
+"""The comparison of runtimes measures what it says."""
+
+import pytest
+
+from anomalyclip import benchmark
+from anomalyclip.clip.model import CLIPConfig
+from anomalyclip.deploy.comparison import compare
+from anomalyclip.errors import AnomalyCLIPError
+
+
+def test_each_runtime_is_timed_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setitem(
+        benchmark.ARCHITECTURES, "small", CLIPConfig(32, 56, 14, 64, 2, 1, 64, 9, 1, 77, 49408)
+    )
+    monkeypatch.setattr(benchmark, "MATRIX", 256)
+    rows = list(
+        compare("small", image_size=56, runtimes=["torch", "onnx-fp32"], batch_sizes=[1, 2], repeats=1)
+    )
+    assert [(row.runtime, row.batch_size, row.failure) for row in rows] == [
+        ("torch", 1, ""),
+        ("torch", 2, ""),
+        ("onnx-fp32", 1, ""),
+        ("onnx-fp32", 2, ""),
+    ]
+    assert all(0 < row.seconds < row.start_up for row in rows)
+    assert rows[2].peak_memory < rows[0].peak_memory  # the process without PyTorch is the smaller one
+    assert rows[2].megabytes < rows[0].megabytes  # and has no text tower
+    assert rows[2].difference < 1e-4
+    assert rows[0].to_dict()["difference"] is None
+
+
+def test_an_unknown_runtime_is_named():
+    with pytest.raises(AnomalyCLIPError, match="runtime abacus: expected some of torch, torch-compiled"):
+        next(compare(runtimes=["abacus"]))

@@ -1,0 +1,63 @@
+"""PyTorch made faster: lower precision keeps the similarities exact, compilation changes nothing but the time."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from anomalyclip.deploy.export import probe_pixels
+from anomalyclip.scorer import TorchScorer
+from tests.conftest import GOLDEN
+
+RUN_COMPILED = """
+import sys
+from anomalyclip.cli import main
+sys.argv = ["anomalyclip", *sys.argv[1:]]
+main()
+"""
+
+
+def test_bf16_stays_near_and_computes_similarities_in_float32(tiny_clip, paper_case):
+    options = {"image_size": 70, "device": "cpu"}
+    exact = TorchScorer(tiny_clip, paper_case.prompts, **options)
+    rough = TorchScorer(tiny_clip, paper_case.prompts, precision="bf16", **options)
+    pixels = probe_pixels(70)
+    with torch.inference_mode():
+        features = rough.features(rough.normalise(torch.from_numpy(pixels)))
+        assert features.image.dtype == torch.bfloat16  # the tower did compute in it
+        scores, grids = rough.score(features)
+        assert (scores.dtype, grids.dtype) == (torch.float32, torch.float32)
+        # A similarity in bfloat16 has steps of 1/256 near 1, and its softmax few values; these are as fine as float32.
+        assert (grids != grids.bfloat16().float()).float().mean() > 0.9
+    for ours, theirs in zip(rough(pixels), exact(pixels), strict=True):
+        assert 0 < np.abs(ours - theirs).max() < 0.1
+
+
+def test_auto_is_float32_on_a_cpu(tiny_clip, paper_case):
+    assert TorchScorer(tiny_clip, paper_case.prompts, device="cpu", precision="auto").precision == "fp32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "/no/such/compiler"])
+def test_compiling_works_or_says_what_it_needs(tiny_state, tmp_path, compiler):
+    prefix = "visual.transformer.resblocks."
+    state = {k: v for k, v in tiny_state.items() if not k.startswith(prefix) or int(k.split(".")[3]) < 2}
+    torch.save(state, tmp_path / "small.pt")
+    arguments = [GOLDEN / "paper_0.png", "--backbone", tmp_path / "small.pt", "--image-size", 70, "--compile"]
+    arguments += ["--prompts", GOLDEN / "paper_prompts.safetensors", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_COMPILED, "predict", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    if compiler == "g++":
+        assert (done.returncode, "1 scored" in done.stdout) == (0, True), done.stderr
+    else:
+        assert done.returncode == 2, done.stderr
+        assert "error: the model cannot be compiled here" in done.stderr
+        assert "Traceback" not in done.stderr
