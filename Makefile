@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check clean
 
 # The two stamps are the two installations: what users run, and what developers add to it.
 $(VENV)/.core: pyproject.toml constraints.txt

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector as Detector
     from anomalyclip.errors import AnomalyCLIPError as AnomalyCLIPError
+    from anomalyclip.errors import InputError as InputError
     from anomalyclip.prediction import Prediction as Prediction
 
 __version__ = version("anomalyclip")
@@ -17,10 +18,11 @@ __version__ = version("anomalyclip")
 _HOMES = {
     "AnomalyCLIPError": "anomalyclip.errors",
     "Detector": "anomalyclip.detector",
+    "InputError": "anomalyclip.errors",
     "Prediction": "anomalyclip.prediction",
 }
 
-__all__ = ["AnomalyCLIPError", "Detector", "Prediction", "__version__"]
+__all__ = ["AnomalyCLIPError", "Detector", "InputError", "Prediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,12 @@
 """`Detector`: images in, predictions out. It decodes ahead of the model and knows nothing of PyTorch itself."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -116,9 +117,10 @@ class Detector:
             Weights, prompts or an option cannot be used; the message says which, and what would do.
         """
         from anomalyclip.loading import load_clip, load_prompts_for
-        from anomalyclip.scorer import TorchScorer
+        from anomalyclip.scorer import TorchScorer, choose_device, choose_precision
 
         ready = as_threshold(threshold)
+        choose_precision(precision, choose_device(device))  # before a gigabyte is fetched
         clip = load_clip(backbone)
         scorer = TorchScorer(
             clip,
@@ -275,29 +277,44 @@ class Detector:
     def _decode_ahead(
         self, images: Iterable[ImageLike], *, depth: int, workers: int | None, on_error: OnError | None
     ) -> Iterator[_Decoded]:
+        """Yield decoded images in order, each as soon as it is there: the source may be slower than the model."""
         pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="decode")
-        source = iter(images)
-        waiting: deque[tuple[ImageLike, Future[_Decoded]]] = deque()
+        waiting: SimpleQueue[tuple[ImageLike, Future[_Decoded]] | BaseException | None] = SimpleQueue()
+        room, stopped = Semaphore(depth), Event()
 
-        def fill() -> None:
-            for image in islice(source, depth - len(waiting)):
-                waiting.append((image, pool.submit(_Decoded, image, self.scorer.image_size)))
+        def read_source() -> None:
+            end: BaseException | None = None
+            try:
+                for image in images:
+                    room.acquire()
+                    if stopped.is_set():
+                        return
+                    waiting.put((image, pool.submit(_Decoded, image, self.scorer.image_size)))
+            except BaseException as error:
+                end = error
+            finally:
+                waiting.put(end)
 
+        # A daemon: a source that waits for input which never comes must not keep the program alive.
+        Thread(target=read_source, name="decode source", daemon=True).start()
         try:
-            fill()
-            while waiting:
-                image, future = waiting.popleft()
+            while (entry := waiting.get()) is not None:
+                if isinstance(entry, BaseException):
+                    raise entry
+                image, future = entry
                 try:
                     item = future.result()
                 except InputError as error:
                     if on_error is None:
                         raise
                     on_error(image, error)
-                    fill()
                 else:
-                    fill()
                     yield item
+                finally:
+                    room.release()
         finally:
+            stopped.set()
+            room.release()
             pool.shutdown(cancel_futures=True)
 
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and what their content is recognised by."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, InputError
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -54,6 +55,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{path} cannot be written: the name is too long; shorten the image's name"
+            ) from error
         raise AnomalyCLIPError(
             f"{path} cannot be written: {error.strerror or error}. "
             "Free some space, or choose a folder that can be written to."

@@ -74,6 +74,8 @@ def _read(path: str | os.PathLike[str]) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except InputError:
         raise
+    except PermissionError:
+        raise InputError(f"{path}: no permission to read it") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -114,7 +116,7 @@ def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Imag
         The file cannot be used, or the array is not uint8 of shape (H, W, 3) or (H, W).
     """
     if isinstance(image, Image.Image):
-        return eight_bit(image) if image.mode in _DEEP_GRAY else image
+        return _loaded(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
             raise InputError(
@@ -123,7 +125,19 @@ def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Imag
         if image.size == 0:
             raise InputError(f"array of shape {image.shape} holds no pixels")
         return Image.fromarray(image)
+    if not isinstance(image, str | os.PathLike):
+        raise InputError(f"{type(image).__name__}: expected a path, a PIL image or an array")
     return open_image(image)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Return an image in memory as `open_image` returns a file: complete, upright, at most 8 bits a channel."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        upright.load()
+    except Exception as error:  # as when a file is read: Pillow's decoders raise nearly anything
+        raise InputError(f"damaged image: {error or type(error).__name__}") from None
+    return eight_bit(upright) if upright.mode in _DEEP_GRAY else upright
 
 
 def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -76,18 +76,43 @@ def _matches(path: str) -> list[str]:
 
 def _common_folder(roots: Sequence[Path]) -> str:
     folders = [os.path.abspath(root if root.is_dir() else root.parent) for root in roots]
-    return os.path.commonpath(folders) if folders else os.getcwd()
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # nothing, or several drives
+        return os.getcwd()
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
+    if os.path.basename(folder).startswith(".") or os.path.exists(os.path.join(folder, "predictions.jsonl")):
+        return False
+    identity = _identity(folder)
+    if identity in visited:
+        return False
+    visited.add(identity)
+    return True
 
 
 def _relative(path: str, base: str) -> str:
-    return Path(os.path.relpath(os.path.abspath(path), base)).as_posix()
+    try:
+        return Path(os.path.relpath(os.path.abspath(path), base)).as_posix()
+    except ValueError:  # on another drive
+        return Path(os.path.abspath(path)).as_posix()
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield the image files below a folder in a stable order; hidden ones are left out."""
+    """Yield the image files below a folder in a stable order.
+
+    Left out are hidden ones, the results of earlier runs, and folders to which a link leads back.
+    """
     found = False
+    visited = {_identity(root)}
     for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = [name for name in sorted(subfolders) if _is_new(os.path.join(folder, name), visited)]
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
                 found = True

@@ -114,6 +114,10 @@ class Prompts:
         self._check_fits(clip)
         ids = self.token_ids.to(clip.token_embedding.weight.device)
         end = ids.argmax(dim=-1)  # the end token has the largest id
+        if int(end.max()) >= clip.config.context_length:
+            raise AnomalyCLIPError(
+                f"prompts of {int(end.max()) + 1} tokens do not fit the backbone's {clip.config.context_length}"
+            )
         fixed = clip.token_embedding(ids[:, : int(end.max()) + 1])  # 2 N D
         contexts = torch.stack([self.normal, self.abnormal]).to(fixed)  # 2 n D
         embeddings = torch.cat([fixed[:, :1], contexts, fixed[:, 1 + self.length :]], dim=1)  # 2 N D
@@ -252,7 +256,9 @@ def _read_safetensors(path: Path) -> Prompts:
             f"{path}: a safetensors file, but not prompts: its header says format {header.get('format')!r}, "
             f"expected {FORMAT!r}"
         )
-    deep = _numbered(tensors, "deep_tokens.")
+    if missing := {"normal", "abnormal", "token_ids"} - tensors.keys():
+        raise AnomalyCLIPError(f"{path}: not whole prompts: {', '.join(sorted(missing))} missing")
+    deep = _numbered(tensors, "deep_tokens.", path)
     return Prompts(
         tensors["normal"],
         tensors["abnormal"],
@@ -274,23 +280,36 @@ def _read_published(path: Path) -> Prompts:
     names = ("ctx_pos", "ctx_neg", "tokenized_prompts_pos", "tokenized_prompts_neg")
     if not isinstance(state, dict) or not all(isinstance(state.get(name), Tensor) for name in names):
         raise AnomalyCLIPError(f"{path}: not a prompts checkpoint; expected {expected}")
+    if any(state[name].dim() < 2 for name in names[:2]):
+        raise AnomalyCLIPError(f"{path}: ctx_pos and ctx_neg are no lists of vectors; expected {expected}")
     normal, abnormal = (state[name].float().flatten(0, -2) for name in names[:2])
     ids = torch.stack([state[name].flatten() for name in names[2:]]).long()
-    deep = tuple(tokens.float() for tokens in _numbered(state, "compound_prompts_text."))
+    deep = tuple(tokens.float() for tokens in _numbered(state, "compound_prompts_text.", path))
     return Prompts(normal, abnormal, deep, ids, {})
 
 
-def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, ...]:
-    names = [name for name in tensors if name.startswith(prefix)]
-    return tuple(tensors[name] for name in sorted(names, key=lambda name: int(name.removeprefix(prefix))))
+def _numbered(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> tuple[Tensor, ...]:
+    count = sum(name.startswith(prefix) for name in tensors)
+    if missing := [f"{prefix}{i}" for i in range(count) if f"{prefix}{i}" not in tensors]:
+        raise AnomalyCLIPError(f"{path}: not whole prompts: {', '.join(missing)} missing")
+    return tuple(tensors[f"{prefix}{i}"] for i in range(count))
 
 
 def _check_consistent(prompts: Prompts, path: Path) -> None:
-    shapes = [tuple(t.shape) for t in (prompts.normal, prompts.abnormal, *prompts.deep_tokens)]
-    flat = all(len(shape) == 2 and shape[1] == prompts.width for shape in shapes)
-    ends = prompts.token_ids.argmax(dim=-1)
-    room = bool((ends > prompts.length).all())
-    if not flat or shapes[0] != shapes[1] or not room:
+    vectors = (prompts.normal, prompts.abnormal, *prompts.deep_tokens)
+    shapes = [tuple(tensor.shape) for tensor in vectors]
+    ids = prompts.token_ids
+    flat = all(len(shape) == 2 and shape[1] == shapes[0][-1] for shape in shapes)
+    if not flat or shapes[0] != shapes[1] or ids.dim() != 2 or len(ids) != 2:
         raise AnomalyCLIPError(
-            f"{path}: the prompts' tensors do not fit together: shapes {shapes}, end tokens at {ends.tolist()}"
+            f"{path}: the prompts' tensors do not fit together: shapes {shapes}, token ids {tuple(ids.shape)}"
+        )
+    end = int(ids.argmax(dim=-1).min())
+    if max(prompts.length, *(len(tokens) for tokens in prompts.deep_tokens), 0) >= end:
+        raise AnomalyCLIPError(
+            f"{path}: the prompts' tensors do not fit together: shapes {shapes} in a text whose end token is at {end}"
+        )
+    if not all(tensor.isfinite().all() for tensor in vectors):
+        raise AnomalyCLIPError(
+            f"{path}: the prompts hold values that are no numbers; get or train them again"
         )

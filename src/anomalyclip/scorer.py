@@ -1,5 +1,6 @@
 """The PyTorch model behind a detector: squashed RGB pixels in, scores and maps out."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from anomalyclip.images import MEAN, STD
 
 if TYPE_CHECKING:
     from anomalyclip.prompts import Prompts
+
+_NAN = "the weights are damaged, or half precision overflows (try --precision fp32)"
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,7 +76,12 @@ class TorchScorer:
         self.precision = choose_precision(precision, self.device)
         with torch.inference_mode():
             self.text_features = prompts.text_features(clip).to(self.device)  # 2 E
+        if not self.text_features.isfinite().all():
+            raise AnomalyCLIPError(
+                "the prompts' text features are no numbers: the weights or the prompts are damaged"
+            )
         self.prompts_info = prompts.info
+        self.digest = _digest(clip, prompts)
         self.visual = clip.visual.to(self.device)
         self._encode = torch.compile(self.visual) if compiled else self.visual
         self.compiled = compiled
@@ -96,8 +105,8 @@ class TorchScorer:
             raise AnomalyCLIPError(
                 f"{self.dpam_layers} DPAM layers: expected 0 to {depth}, the backbone's blocks"
             )
-        if not (math.isfinite(self.sigma) and self.sigma >= 0):
-            raise AnomalyCLIPError(f"sigma {self.sigma}: expected 0 or more pixels")
+        if not 0 <= self.sigma <= size:
+            raise AnomalyCLIPError(f"sigma {self.sigma}: expected 0 to {size} pixels, the image size")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch.
@@ -115,10 +124,13 @@ class TorchScorer:
             (B, S, S) within [0, 1].
         """
         with torch.inference_mode():
-            scores, grids = self.score(
-                self.features(self.normalise(torch.from_numpy(pixels).to(self.device)))
-            )
+            scores, grids = self.score(self.features(self.normalise(self._on_device(pixels))))
             maps = enlarge(grids, self.image_size, sigma=self.sigma).clamp_(0, 1)
+        # One sum tells whether any number is not finite, at no cost.
+        if not math.isfinite(float(scores.sum() + maps.sum())):
+            raise AnomalyCLIPError(
+                f"the model gave scores that are no numbers at precision {self.precision}: {_NAN}"
+            )
         return scores.cpu().numpy(), maps.cpu().numpy()
 
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -166,6 +178,13 @@ class TorchScorer:
         }
 
 
+def _digest(clip: CLIP, prompts: "Prompts") -> str:
+    """Return what tells models apart: the prompts whole, and of the weights the last projection, which is enough."""
+    digest = hashlib.sha256(prompts.digest().encode())
+    digest.update(clip.visual.proj.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _is_compiler_error(error: Exception) -> bool:
     """Tell whether `torch.compile` itself failed: its errors come from its own packages."""
     return any(
@@ -204,6 +223,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in _DEVICES:
+            raise RuntimeError(f"expected auto or one of {', '.join(_DEVICES)}")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

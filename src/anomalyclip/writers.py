@@ -28,6 +28,9 @@ from anomalyclip.images import open_image
 from anomalyclip.prediction import Prediction
 from anomalyclip.visualize import overlay
 
+PREDICTIONS = "predictions.jsonl"
+"""Name of the file with one line an image."""
+
 _FOLDERS = {"map": ("maps", ".npy"), "heatmap": ("heatmaps", ".png"), "mask": ("masks", ".png")}
 SAVEABLE = tuple(_FOLDERS)
 
@@ -98,7 +101,7 @@ class PredictionWriter:
         self.draw = draw
         self.done: set[str] = set()
         self._names: set[str] = set()
-        self._predictions = self.output_dir / "predictions.jsonl"
+        self._predictions = self.output_dir / PREDICTIONS
         self._errors = self.output_dir / "errors.jsonl"
         with writing(self._predictions):
             self.output_dir.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,9 @@
 Nothing heavy is imported before a command runs, so that ``anomalyclip --help`` is instant.
 """
 
+import io
 import sys
+from typing import Annotated
 
 import typer
 
@@ -28,8 +30,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from anomalyclip import __version__
+
+        typer.echo(f"anomalyclip {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
     """Find what is wrong in images of things for which there is no training data."""
 
 
@@ -39,6 +54,9 @@ for verb in (demo, predict, datasets, prepare, train, test, calibrate, export, b
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one message and exit code 2, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show must not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AnomalyCLIPError as error:

@@ -1,5 +1,6 @@
 """What the commands print with: results go to standard output, everything else to standard error."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +15,8 @@ def out() -> "Console":
     """Return the console for results (standard output)."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    # In a pipe a table is as wide as it must be: folded paths are of no use to the next program.
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 
 
 @cache

@@ -1,5 +1,6 @@
 """``anomalyclip predict``: score images and draw where they are anomalous."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -147,11 +148,12 @@ def predict(
     from anomalyclip.runs import check_settings, new_folder, write_settings
     from anomalyclip.tiling import Tiling
     from anomalyclip.visualize import overlay
-    from anomalyclip.writers import PredictionWriter
+    from anomalyclip.writers import PREDICTIONS, PredictionWriter
 
     images = _images(paths or [], from_file)
     kinds = [kind.value for kind in save or []]
-    _check(kinds, threshold=threshold or model, output=output, resume=resume, scale=scale)
+    _check(kinds, threshold=threshold or model, scale=scale)
+    _check_folder(output, resume=resume, overwrite=overwrite)
     _check_model(context, model)
     tiling = None if tile is None else Tiling(tile, overlap=overlap)
     if model is not None:
@@ -173,15 +175,20 @@ def predict(
         raise AnomalyCLIPError("--save mask needs a pixel threshold, and there is none: give --threshold 0.5")
     folder = output or new_folder("predict")
     source: dict[str, str | None] = (
-        {"backbone": backbone, "prompts": prompts} if model is None else {"model": str(model)}
+        {"backbone": _whole(backbone), "prompts": _whole(prompts)}
+        if model is None
+        else {"model": _whole(str(model))}
     )
     settings = _settings(detector, source, tiling)
-    if resume:
+    if resume and (folder / PREDICTIONS).exists():
         check_settings(folder, settings)
+    else:
+        write_settings(folder, settings)
     draw = partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale)
     with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
-        write_settings(folder, settings)
         summary = _run(detector, images, writer, batch_size=batch_size, tiling=tiling)
+    if summary.nothing:
+        raise AnomalyCLIPError("no image came from standard input")
     summary.show(folder)
     if summary.failed:
         raise typer.Exit(1)
@@ -198,9 +205,12 @@ def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | 
     images = list(find_images(paths))
     if from_file is not None:
         try:
-            images += read_list(from_file.read_text().splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise AnomalyCLIPError(f"{from_file}: not a readable list of image paths ({error})") from None
+            content = from_file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        except OSError as error:
+            raise AnomalyCLIPError(
+                f"{from_file}: not a readable list of image paths ({error.strerror})"
+            ) from None
+        images += read_list(content.split("\n"))
     if not images:
         raise AnomalyCLIPError(
             "no images given: name files, folders or patterns, --from-file LIST, or - for stdin"
@@ -212,19 +222,37 @@ def _check(
     kinds: Sequence[str],
     *,
     threshold: str | Path | None,
-    output: Path | None,
-    resume: bool,
     scale: tuple[float, float],
 ) -> None:
     """Refuse, before anything is loaded, what could not work in the end."""
     if "mask" in kinds and threshold is None:
         raise AnomalyCLIPError("--save mask needs a threshold: give --threshold 0.5 or a threshold file")
-    if resume and output is None:
-        raise AnomalyCLIPError("--resume needs the folder to go on in: give --output FOLDER")
     if not 0 <= scale[0] < scale[1] <= 1:
         raise AnomalyCLIPError(
             f"--scale {scale[0]} {scale[1]}: expected two map values, 0 <= first < second <= 1"
         )
+
+
+def _check_folder(output: Path | None, *, resume: bool, overwrite: bool) -> None:
+    from anomalyclip.runs import SETTINGS
+    from anomalyclip.writers import PREDICTIONS
+
+    if output is None:
+        if resume:
+            raise AnomalyCLIPError("--resume needs the folder to go on in: give --output FOLDER")
+        return
+    there = (output / PREDICTIONS).exists()
+    if there and not (resume or overwrite):
+        raise AnomalyCLIPError(
+            f"{output} has predictions already: give --resume, --overwrite or another folder"
+        )
+    if there and resume and not (output / SETTINGS).exists():
+        raise AnomalyCLIPError(f"{output} does not say how it began ({SETTINGS} is missing): start anew")
+
+
+def _whole(path: str | None) -> str | None:
+    """Return a name as it is, and a path in its whole length, so that one file has one spelling."""
+    return path if path is None or not os.path.exists(path) else os.path.abspath(path)
 
 
 def _check_model(context: typer.Context, model: Path | None) -> None:
@@ -250,7 +278,8 @@ def _settings(detector: "Detector", source: dict[str, str | None], tiling: "Tili
     threshold = detector.threshold
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
     tiled = {} if tiling is None else {"tile": tiling.size, "overlap": tiling.overlap}
-    return {**source, **settings, **tiled, "threshold": limits}
+    digest = getattr(detector.scorer, "digest", None)
+    return {**source, "digest": digest, **settings, **tiled, "threshold": limits}
 
 
 def _run(
@@ -262,14 +291,14 @@ def _run(
     tiling: "Tiling | None" = None,
 ) -> "_Summary":
     summary = _Summary()
-    done_before = frozenset(writer.done)
+    done_before = {os.path.abspath(path) for path in writer.done}
     names: dict[str, str] = {}
     total = len(images) if isinstance(images, Sequence) else None
     with track("Scoring", total=total) as advance:
 
         def wanted() -> Iterator[str]:
             for image in images:
-                if image.path in done_before:
+                if os.path.abspath(image.path) in done_before:
                     summary.skipped += 1
                     advance()
                     continue
@@ -316,11 +345,16 @@ class _Summary:
         if len(self.top) > 10 * _SHOWN:
             self._trim()
 
+    @property
+    def nothing(self) -> bool:
+        return self.scored + self.skipped + self.failed == 0
+
     def _trim(self) -> None:
         self.top = sorted(self.top, key=lambda record: -record["pred_score"])[:_SHOWN]
 
     def show(self, folder: Path) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         self._trim()
         if self.top:
@@ -335,7 +369,7 @@ class _Summary:
                     if self.judged
                     else []
                 )
-                table.add_row(f"{record['pred_score']:.4f}", *verdict, record["image_path"])
+                table.add_row(f"{record['pred_score']:.4f}", *verdict, Text(record["image_path"]))
             out().print(table)
             if self.scored > len(self.top):
                 out().print(
@@ -348,4 +382,4 @@ class _Summary:
             counts.append(f"{self.skipped} done before")
         if self.failed:
             counts.append(f"{self.failed} failed (errors.jsonl)")
-        out().print(f"{', '.join(counts)}; results in {folder}")
+        out().print(f"{', '.join(counts)}; results in {folder}", markup=False)
