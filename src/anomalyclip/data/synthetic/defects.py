@@ -69,7 +69,6 @@ def scratch(scene: Scene, brush: Brush) -> Mask:
     """One to three grooves with raised rims; on glossy things they are bright."""
     mask = np.zeros(scene.height.shape, np.float32)
     x, y = _somewhere(scene, brush)
-    heading = brush.rng.bit_generator.state
     for _ in range(int(brush.rng.integers(1, 4))):
         path = _walk(brush, x, y, brush.rng.uniform(35, 110), curl=0.04)
         x, y = x + brush.rng.normal(0, 7), y + brush.rng.normal(0, 7)
@@ -79,7 +78,6 @@ def scratch(scene: Scene, brush: Brush) -> Mask:
         rim = _on(scene, smoothstep(2.2, 0.4, distance) * (1 - share))
         scene.height[...] += np.float32(0.5) * rim - np.float32(brush.rng.uniform(0.6, 1.6)) * share
         mask = np.maximum(mask, share)
-    del heading
     return mask > 0.5
 
 
@@ -188,8 +186,9 @@ def fold(scene: Scene, brush: Brush) -> Mask:
     x, y = _somewhere(scene, brush, 40)
     path = _walk(brush, x, y, brush.rng.uniform(70, 170), curl=0.03)
     width = brush.rng.uniform(2.5, 5)
-    distance = brush.stroke(path, np.full(len(path), 0.01), reach=14)
-    profile = _on(scene, np.exp(-np.abs(distance) / np.float32(width)) * smoothstep(13.5, 8, distance))
+    # Widths below zero towards the ends push the distance up there, so that the crease runs out gently.
+    distance = brush.stroke(path, 8 * (np.sqrt(1 - np.linspace(-1, 1, len(path)) ** 2) - 1), reach=14)
+    profile = _on(scene, np.exp(-np.maximum(distance, 0) / np.float32(width)) * smoothstep(13.5, 8, distance))
     sign = -1 if brush.rng.random() < 0.5 else 1
     scene.height[...] += np.float32(sign * width * brush.rng.uniform(0.9, 1.6)) * profile
     worn = _on(scene, coverage(distance - np.float32(0.8)))
@@ -239,8 +238,9 @@ def print_error(scene: Scene, brush: Brush) -> Mask:
     else:
         distance = brush.blob(x, y, brush.rng.uniform(8, 16), lobes=0.1)
         distance = np.maximum(distance, -(distance + np.float32(brush.rng.uniform(3, 5))))
+    distance = distance + np.float32(0.5) * brush.noise(8, 1.5)
     ink = _on(scene, coverage(distance))
-    patchy = np.clip(0.85 + 0.15 * brush.noise(6, 1.2), 0, 1)
+    patchy = np.clip(0.85 + 0.2 * brush.noise(14, 1.2, stretch=3, angle=brush.rng.uniform(0, np.pi)), 0.3, 1)
     _paint(scene, _contrast(scene, brush, ink, 0.3, 0.6), ink * patchy * np.float32(brush.rng.uniform(0.7, 1)))
     return ink > 0.5
 

@@ -59,6 +59,7 @@ def _place(
     scale = brush.size / NOMINAL_SIZE
     angle = brush.pick(0, 2 * np.pi)
     offset = (3 * np.sin(angle) * scale, 3 * np.cos(angle) * scale)
+    ground = np.minimum(ground, 0.85)
     shadow = gaussian_filter(shift(inside, offset, order=1, mode="nearest"), 3 * scale)
     ground = np.clip(shaded(ground, 1 - np.float32(brush.pick(0.3, 0.6)) * shadow), 0.01, 1)
     rounded = np.sqrt(np.clip(1 - np.square(np.clip(1 + outline / np.float32(bevel), 0, 1)), 0, 1))

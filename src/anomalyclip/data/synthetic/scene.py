@@ -137,5 +137,7 @@ def photograph(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
     blur = camera.blur * float(scale)
     for channel in range(3):
         image[..., channel] = gaussian_filter(image[..., channel], blur, truncate=2.5)
-    image = np.sqrt(np.maximum(image, 0)) + camera.grain
+    # A soft shoulder, as film and cameras have, keeps highlights from burning out: x / (1 + x^4)^(1/4).
+    image = np.maximum(image, 0)
+    image = np.sqrt(image / np.sqrt(np.sqrt(1 + np.square(np.square(image))))) + camera.grain
     return (np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

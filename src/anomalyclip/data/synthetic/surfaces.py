@@ -31,7 +31,7 @@ PLASTER: list[Colour] = [(0.86, 0.84, 0.8), (0.78, 0.72, 0.62), (0.7, 0.72, 0.73
 def tone(brush: Brush, palette: list[Colour], spread: float = 0.06) -> Field:
     """Draw the style's colour: one of a palette, shifted a little; float32 (3,)."""
     base = np.asarray(palette[int(brush.style.integers(len(palette)))])
-    shift = brush.style.normal(0, spread) + brush.style.normal(0, spread / 3, 3)
+    shift = brush.style.normal(0, spread) + brush.style.normal(0, spread / 5, 3)
     image = brush.rng.normal(0, 0.008)
     return np.clip(base + shift + image, 0.04, 0.95).astype(np.float32)
 
@@ -64,6 +64,31 @@ def _seam(brush: Brush, scene: Scene) -> Scene:
     albedo = mix(shaded(scene.albedo, 1 - 0.35 * groove), thread, stitch)
     height = scene.height - 2.2 * groove + 1.2 * stitch
     return Scene(albedo, height, scene.gloss, scene.behind)
+
+
+def _fittings(brush: Brush, scene: Scene) -> Scene:
+    """Add a regular row or grid of rivets, studs or drilled holes."""
+    u, v = brush.axes(0.01, aligned=True)
+    pitch_u, pitch_v = np.float32(brush.pick(40, 90)), np.float32(brush.pick(40, 90))
+    radius = brush.pick(2.5, 7)
+    distance = np.hypot(triangle(u / pitch_u) * pitch_u, triangle(v / pitch_v) * pitch_v) - np.float32(radius)
+    share = coverage(distance)
+    if brush.chance(0.5):
+        dome = np.sqrt(np.clip(-distance, 0, radius))
+        albedo = mix(scene.albedo, tone(brush, METALS), share * np.float32(0.8))
+        return Scene(albedo, scene.height * (1 - share) + 1.5 * dome, scene.gloss, scene.behind)
+    albedo = mix(scene.albedo, scene.behind * np.float32(0.8), share)
+    return Scene(albedo, scene.height - 3 * smoothstep(1, -2, distance), scene.gloss, scene.behind)
+
+
+def _lettering(brush: Brush, albedo: Field) -> Field:
+    """Print lines of strokes that look like small type."""
+    u, v = brush.axes(0.01, aligned=True)
+    line = np.float32(brush.pick(11, 17))
+    stroke = smoothstep(0.1, 0.7, brush.spots(brush.pick(3, 4.5), 0.45))
+    row = smoothstep(0.3, 0.22, triangle(v / line))
+    word = smoothstep(0.12, 0.2, triangle(u / line * 0.35 + 0.37 * np.round(v / line)))
+    return mix(albedo, tone(brush, PAINTS), stroke * row * word * np.float32(0.8))
 
 
 def leather(brush: Brush) -> Scene:
@@ -103,7 +128,7 @@ def wood(brush: Brush) -> Scene:
     if brush.chance(0.3):
         width = np.float32(brush.pick(45, 80))
         joint = smoothstep(1.1, 0.4, triangle(v / width) * width)
-        plank = hashed(np.floor(v / width + 0.5).astype(np.int64), int(brush.rng.integers(1000)))
+        plank = hashed(np.floor(v / width).astype(np.int64), int(brush.rng.integers(1000)))
         albedo = shaded(scene.albedo, (0.88 + 0.2 * plank) * (1 - 0.6 * joint))
         scene = Scene(albedo, scene.height - 2 * joint, scene.gloss, scene.behind)
     return scene
@@ -111,11 +136,11 @@ def wood(brush: Brush) -> Scene:
 
 def marble(brush: Brush) -> Scene:
     """Polished stone with veins."""
-    base, vein = tone(brush, STONES + [(0.9, 0.89, 0.87), (0.13, 0.13, 0.14)]), tone(brush, EARTHS + STONES)
+    base, vein = tone(brush, STONES + [(0.9, 0.89, 0.87)]), tone(brush, EARTHS + [(0.95, 0.94, 0.92)])
     angle, stretch = brush.pick(0, np.pi), brush.pick(1.2, 3)
     cloud = brush.noise(90, 1.7, stretch=stretch, angle=angle)
     share = 0.18 * smoothstep(-1.5, 2, cloud)
-    for wavelength, sharp, weight in ((70, 0.06, 0.6), (40, 0.05, 0.35)):
+    for wavelength, sharp, weight in ((70, 0.08, 0.8), (40, 0.06, 0.5)):
         field = brush.noise(wavelength, 1.9, stretch=stretch, angle=angle)
         strength = smoothstep(-0.6, 1.2, brush.noise(60, 2.5))
         share = share + weight * strength * np.exp(-np.abs(field) / np.float32(sharp * brush.pick(0.6, 2)))
@@ -155,9 +180,16 @@ def denim(brush: Brush) -> Scene:
 
 
 def canvas(brush: Brush) -> Scene:
-    """Plain weave of one colour."""
+    """Plain weave of one colour, in some with stripes of another yarn."""
     colour = tone(brush, TEXTILES)
-    return _woven(brush, 1, colour, colour * np.float32(brush.pick(0.85, 1.1)), brush.pick(3, 6.5))
+    scene = _woven(brush, 1, colour, colour * np.float32(brush.pick(0.85, 1.1)), brush.pick(3, 6.5))
+    if not brush.chance(0.3):
+        return scene
+    _, v = brush.axes(0.02, aligned=True)
+    pitch = np.float32(brush.pick(16, 50))
+    yarn = coverage(triangle(v / pitch) * pitch - np.float32(brush.pick(0.8, 2.5)))
+    albedo = mix(scene.albedo, tone(brush, TEXTILES) * scene.albedo.mean(2, keepdims=True) * 1.6, yarn * 0.8)
+    return Scene(np.clip(albedo, 0.01, 1), scene.height, scene.gloss, scene.behind)
 
 
 def knit(brush: Brush) -> Scene:
@@ -213,7 +245,7 @@ def tiles(brush: Brush) -> Scene:
     width = np.float32(brush.pick(0.8, 2.0))
     tile = smoothstep(float(width), float(width) + 1.0, gap)
     bevel = smoothstep(float(width), float(width) + 3.5, gap)
-    number = (np.floor(u / long + 0.5) * 131 + np.floor(v / side + 0.5)).astype(np.int64) + 100000
+    number = (np.floor(u / long) * 131 + row).astype(np.int64) + 100000
     glaze, grout = tone(brush, PAINTS + PLASTER), tone(brush, STONES)
     cloud = brush.noise(40, 1.8)
     bright = 1 + brush.pick(0.02, 0.1) * (hashed(number, 7) - 0.5) * 2 + brush.pick(0, 0.04) * cloud
@@ -234,7 +266,8 @@ def brushed(brush: Brush) -> Scene:
         angle = brush.pick(0, np.pi) + brush.rng.normal(0, 0.02)
         lines = 0.75 * brush.noise(3, 0.7, stretch=60, angle=angle) + 0.4 * brush.noise(10, 1, stretch=30, angle=angle)
     bright = 1 + brush.pick(0.03, 0.09) * lines + 0.04 * brush.noise(120, 3)
-    return material(brush, shaded(tone(brush, METALS), bright), brush.pick(0.04, 0.12) * lines, brush.pick(0.25, 0.7))
+    scene = material(brush, shaded(tone(brush, METALS), bright), brush.pick(0.04, 0.12) * lines, brush.pick(0.25, 0.7))
+    return _fittings(brush, scene) if brush.chance(0.25) else scene
 
 
 def cast(brush: Brush) -> Scene:
@@ -259,6 +292,8 @@ def paper(brush: Brush) -> Scene:
         if brush.chance(0.4):
             line = np.maximum(line, coverage(triangle(u / pitch) * pitch - np.float32(0.4)))
         albedo = mix(albedo, tone(brush, PAINTS), line * np.float32(0.6))
+    elif brush.chance(0.4):
+        albedo = _lettering(brush, albedo)
     return material(brush, albedo, 0.12 * fibre, 0.0, (0.3, 0.28, 0.25))
 
 
@@ -294,7 +329,8 @@ def plastic(brush: Brush) -> Scene:
         pitch = np.float32(brush.pick(24, 50))
         height = height + 2.0 * smoothstep(3.2, 1.2, triangle(v / pitch) * pitch)
     bright = 1 + 0.02 * bumps + 0.02 * brush.noise(100, 3)
-    return material(brush, shaded(tone(brush, PAINTS), bright), height, brush.pick(0.1, 0.5))
+    scene = material(brush, shaded(tone(brush, PAINTS), bright), height, brush.pick(0.1, 0.5))
+    return _fittings(brush, scene) if brush.chance(0.25) else scene
 
 
 def glass(brush: Brush) -> Scene:
@@ -322,7 +358,8 @@ def concrete(brush: Brush) -> Scene:
         gap = np.abs(v - v.mean() - np.float32(brush.rng.uniform(-60, 60)))
         joint = smoothstep(2.2, 0.8, gap)
         bright, height = bright * (1 - 0.4 * joint), height - 1.8 * joint
-    return material(brush, shaded(colour, bright), height, 0.03)
+    scene = material(brush, shaded(colour, bright), height, 0.03)
+    return _fittings(brush, scene) if brush.chance(0.25) else scene
 
 
 def rubber(brush: Brush) -> Scene:
@@ -342,7 +379,7 @@ def rubber(brush: Brush) -> Scene:
 def carpet(brush: Brush) -> Scene:
     """Cut or looped pile."""
     u, v = brush.axes(0.05, aligned=True)
-    tuft = brush.cells(u, v, brush.pick(3, 5.5), jitter=brush.pick(0.4, 0.95))
+    tuft = brush.cells(u, v, brush.pick(3, 5.5), jitter=brush.pick(0.75, 1.0))
     lift = np.clip(1 - 1.5 * np.square(tuft.distance), 0, 1)
     first, second = tone(brush, TEXTILES), tone(brush, TEXTILES)
     share = (hashed(tuft.ids, 11) > brush.pick(0.5, 1.0)).astype(np.float32)
@@ -460,8 +497,7 @@ def brick(brush: Brush) -> Scene:
     ragged = 0.8 * brush.noise(8, 1.3)
     gap = np.minimum(triangle(u / long) * long, triangle(v / tall) * tall) + ragged
     stone = smoothstep(1.4, 2.6, gap)
-    number = (np.floor(u / long + 0.5) * 131 + np.floor(v / tall + 0.5)).astype(np.int64) + 100000
-    # Cell borders of the numbering fall in the middle of the mortar because both are rounded the same way.
+    number = (np.floor(u / long) * 131 + row).astype(np.int64) + 100000
     colour = tone(brush, [(0.6, 0.3, 0.22), (0.7, 0.45, 0.33), (0.45, 0.25, 0.2), (0.75, 0.68, 0.58)])
     mortar, rough = tone(brush, PLASTER), brush.noise(4, 1.0)
     bright = (0.85 + 0.3 * hashed(number, 2) + 0.07 * rough + 0.04 * brush.noise(25, 1.6)).astype(np.float32)
@@ -494,7 +530,8 @@ def painted(brush: Brush) -> Scene:
     bright = 1 + 0.015 * peel + 0.03 * brush.noise(120, 3)
     if brush.chance(0.4):
         bright = bright + 0.25 * smoothstep(1.5, 3, brush.noise(1.6, 0.5))
-    return material(brush, shaded(tone(brush, PAINTS), bright), brush.pick(0.04, 0.15) * peel, brush.pick(0.3, 0.8))
+    scene = material(brush, shaded(tone(brush, PAINTS), bright), brush.pick(0.04, 0.15) * peel, brush.pick(0.3, 0.8))
+    return _fittings(brush, scene) if brush.chance(0.25) else scene
 
 
 def linen(brush: Brush) -> Scene:
