@@ -158,7 +158,7 @@ def contamination(scene: Scene, brush: Brush) -> Mask:
     shadow = shift(share, brush.rng.uniform(-2, 2, 2), order=1)
     _paint(scene, scene.albedo * np.float32(0.5), gaussian_filter(shadow, 1.2) * np.float32(0.7))
     if brush.rng.random() < 0.4:
-        colour = np.clip(brush.rng.uniform(0.1, 0.9, 3), 0, 1).astype(np.float32)
+        colour = (brush.rng.uniform(0.1, 0.8) + brush.rng.normal(0, 0.13, 3)).clip(0.03, 0.95).astype(np.float32)
     else:
         colour = _contrast(scene, brush, share, 0.25, 0.6)
     grain = 1 + 0.15 * brush.noise(5, 1)
@@ -206,7 +206,7 @@ def thread(scene: Scene, brush: Brush) -> Mask:
     shadow = gaussian_filter(shift(share, brush.rng.uniform(-3, 3, 2), order=1), 1.0)
     _paint(scene, scene.albedo * np.float32(0.45), _on(scene, shadow) * np.float32(0.8))
     if brush.rng.random() < 0.5:
-        colour = brush.rng.uniform(0.05, 0.95, 3).astype(np.float32)
+        colour = (brush.rng.uniform(0.1, 0.85) + brush.rng.normal(0, 0.15, 3)).clip(0.03, 0.95).astype(np.float32)
     else:
         colour = _contrast(scene, brush, share, 0.25, 0.55)
     _paint(scene, colour, share)
@@ -301,6 +301,8 @@ def distortion(scene: Scene, brush: Brush) -> Mask:
     for channel in range(3):
         scene.albedo[..., channel] = map_coordinates(scene.albedo[..., channel], where, order=1, mode="nearest")
     scene.height[...] = map_coordinates(scene.height, where, order=1, mode="nearest")
+    # What is pulled also bulges, or the defect could not be seen at all where there is no structure.
+    scene.height[...] += np.float32(radius * brush.rng.uniform(0.08, 0.2)) * inside * inside
     moved = inside > 0.12
     return moved if scene.foreground is None else moved & scene.foreground
 
