@@ -58,7 +58,9 @@ def write_tokenizer(path: Path) -> int:
     """Write the vocabulary, one token a word, in the form of the ``tokenizers`` library; return its size."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    words = sorted({word for text in all_captions() for word in text.split()} | {"x", "object", "damaged", "."})
+    words = sorted(
+        {word for text in all_captions() for word in text.split()} | {"x", "object", "damaged", "."}
+    )
     # 0 is the padding; the end token has the largest id, since a text's feature is read where the id is largest.
     tokens = ["<|pad|>", "<|unknown|>", *words, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}

@@ -1,6 +1,6 @@
 """The training images: pairs of one scene without and with its defect, drawn once and kept on disk.
 
-    python -m recipes.micro.data CACHE
+python -m recipes.micro.data CACHE
 """
 
 import argparse
@@ -38,7 +38,9 @@ def draw_pair(seed: int, index: int, objects: float) -> tuple[np.ndarray, np.nda
         name, defect = choose(seed, index, objects, attempt)
         sample = generate(name, seed=seed, index=index, defect=defect)
         if sample.mask.any():
-            change = np.abs(sample.image[sample.mask].astype(np.float32) - sample.normal[sample.mask]).mean() / 255
+            change = (
+                np.abs(sample.image[sample.mask].astype(np.float32) - sample.normal[sample.mask]).mean() / 255
+            )
             if change > LEAST_CHANGE:
                 break
     return np.stack([sample.normal, sample.image]), sample.mask, name, defect
@@ -68,7 +70,9 @@ def main() -> None:
     shape = (count, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE // 8))
-    jobs = [(folder, config["seed"], at, min(at + 100, count), config["objects"]) for at in range(0, count, 100)]
+    jobs = [
+        (folder, config["seed"], at, min(at + 100, count), config["objects"]) for at in range(0, count, 100)
+    ]
     labels: list[tuple[str, str]] = []
     with multiprocessing.get_context("fork").Pool(arguments.workers) as pool:
         for part in pool.imap(_fill, jobs):

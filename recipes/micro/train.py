@@ -68,7 +68,9 @@ class Scenes:
             image, mask = self._crop(index, crop, rng)
             pixels.append(image)
             masks.append(mask)
-        images = torch.from_numpy(np.stack(pixels, 1)).flatten(0, 1)  # 2n S S 3: all flawless, then all defective
+        images = torch.from_numpy(np.stack(pixels, 1)).flatten(
+            0, 1
+        )  # 2n S S 3: all flawless, then all defective
         x = images.permute(0, 3, 1, 2).float() / 255
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
         x = _recolour(x, rng)
@@ -141,7 +143,9 @@ class Texts:
         return F.normalize(clip.encode_text(embeddings, self.end[rows]), dim=-1)
 
 
-def losses(clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int) -> dict[str, Tensor]:
+def losses(
+    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int
+) -> dict[str, Tensor]:
     """Return the four losses of a batch.
 
     contrast: every caption that is true of an image is a positive (both ways); normality: cross-entropy between the
@@ -152,7 +156,10 @@ def losses(clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpa
     features = clip.encode_image(batch.pixels, layers=[last], dpam_layers=dpam_layers)
     captions = [normal_captions(name) for name in batch.names]
     damaged = [anomalous_captions(name, kind) for name, kind in zip(batch.names, batch.defects, strict=True)]
-    true_of = captions + [d if label else c for c, d, label in zip(captions, damaged, batch.labels[len(captions) :], strict=True)]
+    true_of = captions + [
+        d if label else c
+        for c, d, label in zip(captions, damaged, batch.labels[len(captions) :], strict=True)
+    ]
     pairs = [(c[0], d[int(i) % 2]) for i, (c, d) in enumerate(zip(captions, damaged, strict=True))] * 2
     used = list(dict.fromkeys(text for texts_ in (*true_of, *pairs) for text in texts_))
     at = {text: number for number, text in enumerate(used)}
@@ -243,7 +250,9 @@ def build(config: dict[str, Any], vocabulary: int) -> tuple[CLIP, int]:
     dpam_layers = architecture.pop("dpam_layers")
     torch.manual_seed(config["training"]["seed"])
     clip = CLIP(CLIPConfig(**architecture, vocab_size=vocabulary))
-    for block in clip.visual.transformer.resblocks:  # residual branches start small, as in CLIP's initialisation
+    for (
+        block
+    ) in clip.visual.transformer.resblocks:  # residual branches start small, as in CLIP's initialisation
         torch.nn.init.normal_(block.attn.out_proj.weight, std=0.02)
         torch.nn.init.normal_(block.mlp.c_proj.weight, std=0.02)
     torch.nn.init.normal_(clip.token_embedding.weight, std=0.02)
@@ -254,12 +263,17 @@ def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
     """AdamW; gains, biases and tables are not decayed."""
     decayed = [p for name, p in clip.named_parameters() if p.ndim >= 2 and "embedding" not in name]
     others = [p for name, p in clip.named_parameters() if p.ndim < 2 or "embedding" in name]
-    groups = [{"params": decayed, "weight_decay": settings["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": settings["weight_decay"]},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=tuple(settings["betas"]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cache", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, help="instead of the configuration's: a pilot")
@@ -270,7 +284,9 @@ def main() -> None:
     settings = config["training"] | ({"steps": arguments.steps} if arguments.steps else {})
     arguments.run.mkdir(parents=True, exist_ok=True)
     vocabulary = write_tokenizer(arguments.run / "tokenizer.json")
-    texts = Texts(Tokenizer(arguments.run / "tokenizer.json", context_length=config["model"]["context_length"]))
+    texts = Texts(
+        Tokenizer(arguments.run / "tokenizer.json", context_length=config["model"]["context_length"])
+    )
     clip, dpam_layers = build(config, vocabulary)
     adam = optimiser(clip, settings)
     average = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
@@ -305,12 +321,19 @@ def main() -> None:
             if done % settings["checkpoint_every"] and done % 50 and done != settings["steps"]:
                 continue
             line: dict[str, Any] = {"step": done} | {name: round(v / counted, 4) for name, v in sums.items()}
-            line["images_per_second"] = round(counted * 2 * settings["scenes_per_step"] / (time.perf_counter() - began), 1)
+            line["images_per_second"] = round(
+                counted * 2 * settings["scenes_per_step"] / (time.perf_counter() - began), 1
+            )
             if done % settings["checkpoint_every"] == 0 or done == settings["steps"]:
                 averaged = CLIP.frozen(clip.config, average)
                 line |= validation.measure(averaged, dpam_layers)
                 temporary = checkpoint.with_suffix(".tmp")
-                state = {"model": clip.state_dict(), "optimiser": adam.state_dict(), "average": average, "step": done}
+                state = {
+                    "model": clip.state_dict(),
+                    "optimiser": adam.state_dict(),
+                    "average": average,
+                    "step": done,
+                }
                 torch.save(state, temporary)
                 temporary.replace(checkpoint)
             log.write(json.dumps(line) + "\n")

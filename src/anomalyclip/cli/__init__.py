@@ -14,6 +14,7 @@ from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
+from anomalyclip.cli.synth import synth
 from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
 from anomalyclip.errors import AnomalyCLIPError
@@ -34,6 +35,12 @@ def _root() -> None:
 
 for verb in (demo, predict, datasets, prepare, train, test, calibrate, benchmark):
     app.command()(verb)
+app.command()(demo)
+app.command()(predict)
+app.command()(benchmark)
+app.command()(datasets)
+app.command()(prepare)
+app.command()(synth)
 
 
 def main() -> None:

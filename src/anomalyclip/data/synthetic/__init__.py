@@ -56,7 +56,13 @@ def _stream(*key: int | str) -> Generator:
 
 
 def generate(
-    name: str, *, seed: int, index: int, defect: str | None = None, style: int | None = None, size: int = IMAGE_SIZE
+    name: str,
+    *,
+    seed: int,
+    index: int,
+    defect: str | None = None,
+    style: int | None = None,
+    size: int = IMAGE_SIZE,
 ) -> Sample:
     """Draw one image.
 
@@ -103,7 +109,9 @@ def generate(
     best, best_change = Sample(normal, np.zeros((size, size), np.bool_), normal), -1.0
     for attempt in range(4):
         damaged = scene.copy()
-        mask = DEFECTS[defect](damaged, Brush(size, look, _stream("defect", name, seed, index, defect, attempt)))
+        mask = DEFECTS[defect](
+            damaged, Brush(size, look, _stream("defect", name, seed, index, defect, attempt))
+        )
         if mask.sum() < 12 * (size / IMAGE_SIZE) ** 2:
             continue
         image = photograph(damaged, camera)

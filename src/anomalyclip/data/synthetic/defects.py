@@ -49,7 +49,9 @@ def _contrast(scene: Scene, brush: Brush, share: Field, low: float = 0.18, high:
     return np.clip(under + (-step if dark else step) + hue, 0.02, 0.98).astype(np.float32)
 
 
-def _walk(brush: Brush, x: float, y: float, length: float, *, curl: float, kink: float = 0.0) -> NDArray[np.float64]:
+def _walk(
+    brush: Brush, x: float, y: float, length: float, *, curl: float, kink: float = 0.0
+) -> NDArray[np.float64]:
     """Walk from a point: direction drifts by ``curl`` and jumps by ``kink`` (radians a step); (N, 2)."""
     count = max(6, int(length / 4))
     turns = brush.rng.normal(0, curl, count).cumsum() + brush.rng.normal(0, kink, count)
@@ -104,7 +106,9 @@ def hole(scene: Scene, brush: Brush) -> Mask:
     distance = brush.blob(x, y, brush.rng.uniform(4.5, 14), lobes=0.2, rough=brush.rng.uniform(0, 1.6))
     share = _on(scene, coverage(distance))
     rim = _on(scene, smoothstep(3.5, 0, distance) * (1 - share))
-    _paint(scene, np.clip(scene.albedo * np.float32(brush.rng.uniform(0.9, 1.5)), 0, 1), rim * np.float32(0.6))
+    _paint(
+        scene, np.clip(scene.albedo * np.float32(brush.rng.uniform(0.9, 1.5)), 0, 1), rim * np.float32(0.6)
+    )
     depth = smoothstep(1.5, -3.5, distance)
     floor = scene.behind * np.float32(brush.rng.uniform(0.4, 0.9)) * (1 - 0.5 * depth[..., None])
     _paint(scene, floor, share)
@@ -158,7 +162,9 @@ def contamination(scene: Scene, brush: Brush) -> Mask:
     shadow = shift(share, brush.rng.uniform(-2, 2, 2), order=1)
     _paint(scene, scene.albedo * np.float32(0.5), gaussian_filter(shadow, 1.2) * np.float32(0.7))
     if brush.rng.random() < 0.4:
-        colour = (brush.rng.uniform(0.1, 0.8) + brush.rng.normal(0, 0.13, 3)).clip(0.03, 0.95).astype(np.float32)
+        colour = (
+            (brush.rng.uniform(0.1, 0.8) + brush.rng.normal(0, 0.13, 3)).clip(0.03, 0.95).astype(np.float32)
+        )
     else:
         colour = _contrast(scene, brush, share, 0.25, 0.6)
     grain = 1 + 0.15 * brush.noise(5, 1)
@@ -206,7 +212,9 @@ def thread(scene: Scene, brush: Brush) -> Mask:
     shadow = gaussian_filter(shift(share, brush.rng.uniform(-3, 3, 2), order=1), 1.0)
     _paint(scene, scene.albedo * np.float32(0.45), _on(scene, shadow) * np.float32(0.8))
     if brush.rng.random() < 0.5:
-        colour = (brush.rng.uniform(0.1, 0.85) + brush.rng.normal(0, 0.15, 3)).clip(0.03, 0.95).astype(np.float32)
+        colour = (
+            (brush.rng.uniform(0.1, 0.85) + brush.rng.normal(0, 0.15, 3)).clip(0.03, 0.95).astype(np.float32)
+        )
     else:
         colour = _contrast(scene, brush, share, 0.25, 0.55)
     _paint(scene, colour, share)
@@ -221,8 +229,13 @@ def _glyphs(brush: Brush, x: float, y: float) -> Field:
     heading, tall = brush.rng.normal(0, 0.2), brush.rng.uniform(8, 18)
     for k in range(int(brush.rng.integers(2, 6))):
         cx, cy = x + k * tall * 0.8 * np.cos(heading), y + k * tall * 0.8 * np.sin(heading)
-        corners = brush.rng.uniform(-0.45, 0.45, (int(brush.rng.integers(3, 6)), 2)) * (0.7 * tall, tall) + (cx, cy)
-        distance = np.minimum(distance, brush.stroke(corners, np.full(len(corners), brush.rng.uniform(0.9, 1.6))))
+        corners = brush.rng.uniform(-0.45, 0.45, (int(brush.rng.integers(3, 6)), 2)) * (0.7 * tall, tall) + (
+            cx,
+            cy,
+        )
+        distance = np.minimum(
+            distance, brush.stroke(corners, np.full(len(corners), brush.rng.uniform(0.9, 1.6)))
+        )
     return distance
 
 
@@ -241,7 +254,9 @@ def print_error(scene: Scene, brush: Brush) -> Mask:
     distance = distance + np.float32(0.5) * brush.noise(8, 1.5)
     ink = _on(scene, coverage(distance))
     patchy = np.clip(0.85 + 0.2 * brush.noise(14, 1.2, stretch=3, angle=brush.rng.uniform(0, np.pi)), 0.3, 1)
-    _paint(scene, _contrast(scene, brush, ink, 0.3, 0.6), ink * patchy * np.float32(brush.rng.uniform(0.7, 1)))
+    _paint(
+        scene, _contrast(scene, brush, ink, 0.3, 0.6), ink * patchy * np.float32(brush.rng.uniform(0.7, 1))
+    )
     return ink > 0.5
 
 
@@ -255,12 +270,16 @@ def missing(scene: Scene, brush: Brush) -> Mask:
         layer = np.clip(under.astype(np.float32) * (1 + 0.1 * brush.noise(5, 1.0))[..., None], 0.01, 1)
         bare = scene.behind if scene.behind.mean() < 0.1 or scene.behind.std() > 0.02 else layer
         _paint(scene, bare, share)
-        scene.height[...] = np.where(share > 0.5, 0.3 * brush.noise(6, 1.2) - 2.0, scene.height).astype(np.float32)
+        scene.height[...] = np.where(share > 0.5, 0.3 * brush.noise(6, 1.2) - 2.0, scene.height).astype(
+            np.float32
+        )
         return share > 0.5
     edge = scene.foreground & (gaussian_filter(scene.foreground.astype(np.float32), 3) < 0.65)
     places = np.argwhere(edge if edge.any() else scene.foreground)
     row, column = (places[brush.rng.integers(len(places))] + 0.5) * (NOMINAL_SIZE / brush.size)
-    distance = brush.blob(column, row, brush.rng.uniform(9, 22), lobes=0.35, rough=brush.rng.uniform(0.3, 1.2))
+    distance = brush.blob(
+        column, row, brush.rng.uniform(9, 22), lobes=0.35, rough=brush.rng.uniform(0.3, 1.2)
+    )
     share = _on(scene, coverage(distance))
     fracture = _on(scene, smoothstep(3.5, 0, distance) * (1 - share))
     _paint(scene, np.clip(scene.albedo * np.float32(brush.rng.uniform(0.6, 1.4)), 0, 1), fracture)
@@ -276,7 +295,11 @@ def discolouration(scene: Scene, brush: Brush) -> Mask:
     distance = brush.blob(x, y, radius, lobes=0.35, rough=2)
     share = _on(scene, coverage(distance, brush.rng.uniform(3, 9)))
     under = _local_colour(scene, share)
-    factor = brush.rng.uniform(1.3, 1.6) if under.mean() < 0.5 and brush.rng.random() < 0.6 else brush.rng.uniform(0.5, 0.75)
+    factor = (
+        brush.rng.uniform(1.3, 1.6)
+        if under.mean() < 0.5 and brush.rng.random() < 0.6
+        else brush.rng.uniform(0.5, 0.75)
+    )
     hue = np.exp(brush.rng.normal(0, 0.14, 3))
     _paint(scene, np.clip(scene.albedo * (factor * hue).astype(np.float32), 0, 1), share)
     return share > 0.5
@@ -299,7 +322,9 @@ def distortion(scene: Scene, brush: Brush) -> Mask:
     rows, columns = np.indices(scene.height.shape, np.float32)
     where = np.stack([rows + dy, columns + dx])
     for channel in range(3):
-        scene.albedo[..., channel] = map_coordinates(scene.albedo[..., channel], where, order=1, mode="nearest")
+        scene.albedo[..., channel] = map_coordinates(
+            scene.albedo[..., channel], where, order=1, mode="nearest"
+        )
     scene.height[...] = map_coordinates(scene.height, where, order=1, mode="nearest")
     # What is pulled also bulges, or the defect could not be seen at all where there is no structure.
     scene.height[...] += np.float32(radius * brush.rng.uniform(0.08, 0.2)) * inside * inside

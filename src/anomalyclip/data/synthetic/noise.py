@@ -130,7 +130,9 @@ class Brush:
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         return cos * self.x + sin * self.y + np.float32(u0), cos * self.y - sin * self.x + np.float32(v0)
 
-    def noise(self, wavelength: float, slope: float = 2.0, *, stretch: float = 1.0, angle: float = 0.0) -> Field:
+    def noise(
+        self, wavelength: float, slope: float = 2.0, *, stretch: float = 1.0, angle: float = 0.0
+    ) -> Field:
         """Draw smooth noise of mean 0 and standard deviation 1.
 
         Parameters
@@ -166,7 +168,14 @@ class Brush:
         return (field / (field.std() + 1e-6)).astype(np.float32)
 
     def cells(
-        self, u: Field, v: Field, spacing: float, *, jitter: float = 0.9, stretch: float = 1.0, warp: float = 0.0
+        self,
+        u: Field,
+        v: Field,
+        spacing: float,
+        *,
+        jitter: float = 0.9,
+        stretch: float = 1.0,
+        warp: float = 0.0,
     ) -> Cells:
         """Divide the plane of (u, v) into cells around jittered lattice points (Worley, SIGGRAPH 1996).
 
@@ -197,7 +206,9 @@ class Brush:
         for dy in range(3):
             for dx in range(3):
                 cell = corner + (dy * wide + dx)
-                d = np.square(px[cell] + np.float32(dx - 1) - fa) + np.square(py[cell] + np.float32(dy - 1) - fb)
+                d = np.square(px[cell] + np.float32(dx - 1) - fa) + np.square(
+                    py[cell] + np.float32(dy - 1) - fb
+                )
                 closer = d < first
                 np.minimum(second, np.maximum(first, d), out=second)
                 np.minimum(first, d, out=first)
@@ -205,7 +216,9 @@ class Brush:
         distance = np.sqrt(first)
         return Cells(distance, np.sqrt(second) - distance, ids)
 
-    def stroke(self, points: NDArray[np.float64], half_widths: NDArray[np.float64], reach: float = 8.0) -> Field:
+    def stroke(
+        self, points: NDArray[np.float64], half_widths: NDArray[np.float64], reach: float = 8.0
+    ) -> Field:
         """Signed distance to a line of varying width through points, negative inside.
 
         Parameters

@@ -53,7 +53,9 @@ def _place(
     inside = coverage(outline)
     ground_colour = tone(brush, PAINTS + PLASTER + EARTHS, 0.05)
     texture = brush.noise(brush.pick(3, 12), 1.1, stretch=brush.pick(1, 6), angle=brush.pick(0, np.pi))
-    ground = shaded(ground_colour, 1 + np.float32(brush.pick(0.005, 0.04)) * texture + 0.02 * brush.noise(90, 3))
+    ground = shaded(
+        ground_colour, 1 + np.float32(brush.pick(0.005, 0.04)) * texture + 0.02 * brush.noise(90, 3)
+    )
     if np.abs(ground.mean() - albedo[outline < 0].mean()) < 0.12:
         ground = ground * np.float32(0.45 if ground.mean() > 0.3 else 1.9)
     scale = brush.size / NOMINAL_SIZE
@@ -107,7 +109,9 @@ def tablet(brush: Brush) -> Scene:
     palette = [(0.92, 0.91, 0.88), (0.85, 0.62, 0.6), (0.88, 0.82, 0.55), (0.6, 0.72, 0.82)]
     albedo, texture = _finish(brush, palette, 0.02)
     line = smoothstep(3.2, 0.6, np.abs(v)) if brush.chance(0.7) else np.zeros_like(u)
-    return _place(brush, outline, albedo, 0.15 * texture - 2.2 * line, brush.pick(0, 0.15), brush.pick(14, 30), 9)
+    return _place(
+        brush, outline, albedo, 0.15 * texture - 2.2 * line, brush.pick(0, 0.15), brush.pick(14, 30), 9
+    )
 
 
 def button(brush: Brush) -> Scene:
@@ -118,7 +122,9 @@ def button(brush: Brush) -> Scene:
     outline = radius - np.float32(size)
     for k in range(count):
         angle = 2 * np.pi * k / count
-        hole = np.hypot(u - np.float32(size * 0.27 * np.cos(angle)), v - np.float32(size * 0.27 * np.sin(angle)))
+        hole = np.hypot(
+            u - np.float32(size * 0.27 * np.cos(angle)), v - np.float32(size * 0.27 * np.sin(angle))
+        )
         outline = np.maximum(outline, np.float32(size * 0.09) - hole)
     albedo, _ = _finish(brush, PAINTS + TEXTILES, 0.02)
     swirl = 1 + np.float32(brush.pick(0, 0.12)) * brush.noise(40, 2)
@@ -136,7 +142,15 @@ def cap(brush: Brush) -> Scene:
     albedo, _ = _finish(brush, PAINTS + METALS, 0.015)
     ring = coverage(np.abs(radius - np.float32(size * brush.pick(0.45, 0.62))) - np.float32(brush.pick(1, 3)))
     edge = smoothstep(size * 0.76, size * 0.98, radius)
-    return _place(brush, outline, mix(albedo, tone(brush, PAINTS), ring), edge * (2.2 * wave - 5), brush.pick(0.3, 0.7), 4, 8)
+    return _place(
+        brush,
+        outline,
+        mix(albedo, tone(brush, PAINTS), ring),
+        edge * (2.2 * wave - 5),
+        brush.pick(0.3, 0.7),
+        4,
+        8,
+    )
 
 
 def connector(brush: Brush) -> Scene:
@@ -144,7 +158,9 @@ def connector(brush: Brush) -> Scene:
     u, v = _pose(brush, 0.12)
     wide, tall = brush.pick(66, 80), brush.pick(34, 50)
     outline = _box(u, v, wide, tall, brush.pick(4, 10))
-    albedo, texture = _finish(brush, [(0.12, 0.12, 0.13), (0.85, 0.84, 0.8), (0.2, 0.32, 0.5), (0.3, 0.42, 0.3)], 0.02)
+    albedo, texture = _finish(
+        brush, [(0.12, 0.12, 0.13), (0.85, 0.84, 0.8), (0.2, 0.32, 0.5), (0.3, 0.42, 0.3)], 0.02
+    )
     count = int(brush.style.integers(5, 10))
     pitch = np.float32(2 * wide * 0.85 / count)
     cell = triangle(u / pitch - (0.5 if count % 2 == 0 else 0.0)) * pitch
@@ -186,7 +202,15 @@ def capsule(brush: Brush) -> Scene:
     second, _ = _finish(brush, PAINTS + PLASTER, 0.01)
     joint = u - np.float32(brush.pick(-12, 12))
     step = smoothstep(-0.8, 0.8, joint)
-    return _place(brush, outline, mix(first, second, coverage(joint)), -1.2 * step, brush.pick(0.4, 0.8), width * 0.9, 14)
+    return _place(
+        brush,
+        outline,
+        mix(first, second, coverage(joint)),
+        -1.2 * step,
+        brush.pick(0.4, 0.8),
+        width * 0.9,
+        14,
+    )
 
 
 def bracket(brush: Brush) -> Scene:

@@ -13,10 +13,34 @@ from anomalyclip.data.synthetic.scene import Scene, material
 Colour = tuple[float, float, float]
 Surface = Callable[[Brush], Scene]
 
-EARTHS: list[Colour] = [(0.45, 0.27, 0.16), (0.62, 0.42, 0.25), (0.25, 0.16, 0.11), (0.16, 0.14, 0.14), (0.72, 0.6, 0.46)]
-WOODS: list[Colour] = [(0.72, 0.52, 0.33), (0.6, 0.4, 0.24), (0.82, 0.67, 0.47), (0.42, 0.27, 0.18), (0.68, 0.45, 0.3)]
-STONES: list[Colour] = [(0.72, 0.71, 0.69), (0.55, 0.54, 0.53), (0.4, 0.41, 0.43), (0.78, 0.74, 0.67), (0.6, 0.52, 0.46)]
-METALS: list[Colour] = [(0.66, 0.67, 0.69), (0.55, 0.56, 0.58), (0.72, 0.69, 0.63), (0.66, 0.5, 0.4), (0.45, 0.46, 0.49)]
+EARTHS: list[Colour] = [
+    (0.45, 0.27, 0.16),
+    (0.62, 0.42, 0.25),
+    (0.25, 0.16, 0.11),
+    (0.16, 0.14, 0.14),
+    (0.72, 0.6, 0.46),
+]
+WOODS: list[Colour] = [
+    (0.72, 0.52, 0.33),
+    (0.6, 0.4, 0.24),
+    (0.82, 0.67, 0.47),
+    (0.42, 0.27, 0.18),
+    (0.68, 0.45, 0.3),
+]
+STONES: list[Colour] = [
+    (0.72, 0.71, 0.69),
+    (0.55, 0.54, 0.53),
+    (0.4, 0.41, 0.43),
+    (0.78, 0.74, 0.67),
+    (0.6, 0.52, 0.46),
+]
+METALS: list[Colour] = [
+    (0.66, 0.67, 0.69),
+    (0.55, 0.56, 0.58),
+    (0.72, 0.69, 0.63),
+    (0.66, 0.5, 0.4),
+    (0.45, 0.46, 0.49),
+]
 TEXTILES: list[Colour] = [
     (0.75, 0.71, 0.63), (0.35, 0.42, 0.55), (0.6, 0.25, 0.24), (0.28, 0.4, 0.33), (0.3, 0.3, 0.33), (0.86, 0.84, 0.8),
     (0.55, 0.5, 0.58), (0.7, 0.55, 0.3),
@@ -116,7 +140,9 @@ def wood(brush: Brush) -> Scene:
     if brush.chance(0.35):
         for _ in range(int(brush.rng.integers(1, 3))):
             x, y = brush.rng.uniform(20, 172, 2)
-            radius = np.sqrt(np.square((brush.x - x) / 1.0) + np.square((brush.y - y) / 1.0)) / np.float32(period)
+            radius = np.sqrt(np.square((brush.x - x) / 1.0) + np.square((brush.y - y) / 1.0)) / np.float32(
+                period
+            )
             pull = np.exp(-radius * np.float32(0.9))
             bend = bend * (1 - pull) + pull * radius * 2.5
             knot = np.maximum(knot, smoothstep(0.75, 0.3, radius))
@@ -124,7 +150,9 @@ def wood(brush: Brush) -> Scene:
     fibre = brush.noise(5, 1.0, stretch=14, angle=angle)
     pores = smoothstep(1.3, 2.3, brush.noise(3, 1.0, stretch=9, angle=angle))
     share = (1 - dark) * ring * ring + 0.03 * fibre + 0.25 * pores + 0.35 * knot
-    scene = material(brush, shaded(light, 1 - share), 0.12 * fibre - 0.6 * pores + 0.2 * ring, brush.pick(0, 0.3))
+    scene = material(
+        brush, shaded(light, 1 - share), 0.12 * fibre - 0.6 * pores + 0.2 * ring, brush.pick(0, 0.3)
+    )
     if brush.chance(0.3):
         width = np.float32(brush.pick(45, 80))
         joint = smoothstep(1.1, 0.4, triangle(v / width) * width)
@@ -169,7 +197,9 @@ def _woven(brush: Brush, shift: float, warp: Colour | Field, weft: Colour | Fiel
     weft_colour = shaded(np.asarray(weft, np.float32), 0.85 + 0.3 * slub_v)
     bright = 0.55 + 0.45 * level + 0.04 * fuzz
     height = np.float32(0.28 * pitch) * level + 0.08 * fuzz
-    return material(brush, shaded(mix(weft_colour, warp_colour, top), bright), height, 0.02, (0.12, 0.11, 0.1))
+    return material(
+        brush, shaded(mix(weft_colour, warp_colour, top), bright), height, 0.02, (0.12, 0.11, 0.1)
+    )
 
 
 def denim(brush: Brush) -> Scene:
@@ -201,7 +231,11 @@ def knit(brush: Brush) -> Scene:
     inside = np.abs(column - np.floor(column) - 0.5)
     slanted = v / tall + inside * np.float32(brush.pick(1.2, 1.9))
     yarn = triangle(slanted) * 2
-    round_ = np.sqrt(np.clip(1 - np.square(yarn), 0, 1)) * smoothstep(0.02, 0.16, inside) * smoothstep(0.5, 0.4, inside)
+    round_ = (
+        np.sqrt(np.clip(1 - np.square(yarn), 0, 1))
+        * smoothstep(0.02, 0.16, inside)
+        * smoothstep(0.5, 0.4, inside)
+    )
     stripe = 1.0
     colour = tone(brush, TEXTILES)
     if brush.chance(0.3):
@@ -261,12 +295,18 @@ def brushed(brush: Brush) -> Scene:
         x, y = brush.pick(-60, 250), brush.pick(-60, 250)
         radius = np.sqrt(np.square(brush.x - x) + np.square(brush.y - y))
         profile = brush.noise(3, 0.8)[brush.size // 2]
-        lines = np.interp(radius * 2.0 % NOMINAL_SIZE, np.linspace(0, NOMINAL_SIZE, profile.size), profile).astype(np.float32)
+        lines = np.interp(
+            radius * 2.0 % NOMINAL_SIZE, np.linspace(0, NOMINAL_SIZE, profile.size), profile
+        ).astype(np.float32)
     else:
         angle = brush.pick(0, np.pi) + brush.rng.normal(0, 0.02)
-        lines = 0.75 * brush.noise(3, 0.7, stretch=60, angle=angle) + 0.4 * brush.noise(10, 1, stretch=30, angle=angle)
+        lines = 0.75 * brush.noise(3, 0.7, stretch=60, angle=angle) + 0.4 * brush.noise(
+            10, 1, stretch=30, angle=angle
+        )
     bright = 1 + brush.pick(0.03, 0.09) * lines + 0.04 * brush.noise(120, 3)
-    scene = material(brush, shaded(tone(brush, METALS), bright), brush.pick(0.04, 0.12) * lines, brush.pick(0.25, 0.7))
+    scene = material(
+        brush, shaded(tone(brush, METALS), bright), brush.pick(0.04, 0.12) * lines, brush.pick(0.25, 0.7)
+    )
     return _fittings(brush, scene) if brush.chance(0.25) else scene
 
 
@@ -277,7 +317,9 @@ def cast(brush: Brush) -> Scene:
     broad = brush.noise(45, 2)
     bright = 1 + 0.07 * bumps + 0.05 * broad - 0.3 * pits
     height = brush.pick(0.3, 0.8) * bumps - 0.9 * pits + 0.4 * broad
-    return material(brush, shaded(tone(brush, METALS) * np.float32(0.85), bright), height, brush.pick(0.1, 0.4))
+    return material(
+        brush, shaded(tone(brush, METALS) * np.float32(0.85), bright), height, brush.pick(0.1, 0.4)
+    )
 
 
 def paper(brush: Brush) -> Scene:
@@ -316,7 +358,9 @@ def foam(brush: Brush) -> Scene:
     bubble = brush.cells(u, v, brush.pick(4.5, 10), jitter=0.95)
     size = 0.32 + 0.2 * hashed(bubble.ids, 3)
     pit = smoothstep(0.0, 0.3, (size - bubble.distance).astype(np.float32))
-    colour = tone(brush, [(0.82, 0.75, 0.45), (0.35, 0.36, 0.38), (0.8, 0.8, 0.78), (0.45, 0.6, 0.7), (0.75, 0.5, 0.5)])
+    colour = tone(
+        brush, [(0.82, 0.75, 0.45), (0.35, 0.36, 0.38), (0.8, 0.8, 0.78), (0.45, 0.6, 0.7), (0.75, 0.5, 0.5)]
+    )
     return material(brush, shaded(colour, 1 - 0.5 * pit + 0.03 * brush.noise(3, 1)), -1.8 * pit, 0.0)
 
 
@@ -370,7 +414,9 @@ def rubber(brush: Brush) -> Scene:
     if brush.chance(0.5):
         relief = smoothstep(0.12, 0.2, triangle(v / pitch))
     else:
-        relief = smoothstep(0.34, 0.26, np.sqrt(np.square(triangle(u / pitch)) + np.square(triangle(v / pitch))))
+        relief = smoothstep(
+            0.34, 0.26, np.sqrt(np.square(triangle(u / pitch)) + np.square(triangle(v / pitch)))
+        )
     colour = tone(brush, [(0.14, 0.14, 0.15), (0.2, 0.2, 0.21), (0.45, 0.18, 0.16), (0.3, 0.32, 0.35)], 0.03)
     bright = 0.75 + 0.3 * relief + 0.06 * fine
     return material(brush, shaded(colour, bright), 2.2 * relief + 0.1 * fine, brush.pick(0.08, 0.3))
@@ -384,7 +430,9 @@ def carpet(brush: Brush) -> Scene:
     first, second = tone(brush, TEXTILES), tone(brush, TEXTILES)
     share = (hashed(tuft.ids, 11) > brush.pick(0.5, 1.0)).astype(np.float32)
     fuzz = brush.noise(2.5, 0.9)
-    albedo = shaded(mix(first, second, share), (0.45 + 0.5 * lift + 0.1 * fuzz) * (1 + 0.05 * brush.noise(50, 2)))
+    albedo = shaded(
+        mix(first, second, share), (0.45 + 0.5 * lift + 0.1 * fuzz) * (1 + 0.05 * brush.noise(50, 2))
+    )
     return material(brush, albedo, 1.4 * lift + 0.25 * fuzz, 0.0)
 
 
@@ -397,7 +445,9 @@ def cardboard(brush: Brush) -> Scene:
     speck = smoothstep(2.4, 3.0, brush.noise(2.5, 0.8))
     colour = tone(brush, [(0.7, 0.54, 0.36), (0.62, 0.46, 0.3), (0.85, 0.82, 0.76)], 0.04)
     bright = 1 + brush.pick(0.01, 0.04) * flute + 0.03 * fibre - 0.25 * speck + 0.02 * brush.noise(50, 2)
-    return material(brush, shaded(colour, bright), brush.pick(0.1, 0.3) * flute + 0.08 * fibre, 0.0, (0.35, 0.25, 0.16))
+    return material(
+        brush, shaded(colour, bright), brush.pick(0.1, 0.3) * flute + 0.08 * fibre, 0.0, (0.35, 0.25, 0.16)
+    )
 
 
 def hammered(brush: Brush) -> Scene:
@@ -406,7 +456,9 @@ def hammered(brush: Brush) -> Scene:
     blow = brush.cells(u, v, brush.pick(9, 18), jitter=0.85)
     bowl = np.square(blow.distance)
     bright = 1 + 0.05 * brush.noise(30, 2)
-    return material(brush, shaded(tone(brush, METALS), bright), brush.pick(2, 4.5) * bowl, brush.pick(0.3, 0.7))
+    return material(
+        brush, shaded(tone(brush, METALS), bright), brush.pick(2, 4.5) * bowl, brush.pick(0.3, 0.7)
+    )
 
 
 def terrazzo(brush: Brush) -> Scene:
@@ -418,7 +470,11 @@ def terrazzo(brush: Brush) -> Scene:
         cell = brush.cells(u, v, spacing, warp=1.5)
         lot = hashed(cell.ids, int(brush.rng.integers(1000)))
         chip = smoothstep(0.12, 0.2, cell.edge) * (lot < share) * smoothstep(0.62, 0.52, cell.distance)
-        colour = mix(mix(chips[0], chips[1], (lot < share * 0.66).astype(np.float32)), chips[2], (lot < share * 0.3) * 1.0)
+        colour = mix(
+            mix(chips[0], chips[1], (lot < share * 0.66).astype(np.float32)),
+            chips[2],
+            (lot < share * 0.3) * 1.0,
+        )
         albedo = mix(albedo, colour, chip)
     return material(brush, albedo, np.zeros_like(u), brush.pick(0.1, 0.5))
 
@@ -442,7 +498,9 @@ def felt(brush: Brush) -> Scene:
     fibres = (fibres - fibres.mean()) / fibres.std()
     speck = tone(brush, TEXTILES)
     albedo = shaded(tone(brush, TEXTILES), 1 + 0.07 * fibres + 0.03 * brush.noise(40, 2))
-    albedo = mix(albedo, speck, brush.pick(0, 0.5) * smoothstep(1.8, 2.6, brush.noise(3, 0.8, stretch=8, angle=0.8)))
+    albedo = mix(
+        albedo, speck, brush.pick(0, 0.5) * smoothstep(1.8, 2.6, brush.noise(3, 0.8, stretch=8, angle=0.8))
+    )
     return material(brush, albedo, 0.35 * fibres, 0.0)
 
 
@@ -470,7 +528,9 @@ def perforated(brush: Brush) -> Scene:
     ground = shaded(tone(brush, [(0.06, 0.06, 0.07), (0.15, 0.14, 0.14)], 0.02), 1 + 0.1 * brush.noise(60, 2))
     lines = brush.noise(4, 0.9, stretch=brush.pick(1, 30), angle=brush.pick(0, np.pi))
     albedo = mix(shaded(colour, 1 + 0.03 * lines), ground, hole)
-    return material(brush, albedo, -2.5 * smoothstep(0.8, -0.8, distance) + 0.05 * lines, brush.pick(0.1, 0.5), ground)
+    return material(
+        brush, albedo, -2.5 * smoothstep(0.8, -0.8, distance) + 0.05 * lines, brush.pick(0.1, 0.5), ground
+    )
 
 
 def treadplate(brush: Brush) -> Scene:
@@ -511,7 +571,12 @@ def satin(brush: Brush) -> Scene:
     wave = brush.noise(110, 3, stretch=brush.pick(1, 2.5), angle=brush.pick(0, np.pi))
     rib = np.sin(v * np.float32(2 * np.pi / brush.pick(2.2, 3.2)))
     bright = 1 + 0.03 * rib + 0.02 * brush.noise(3, 1, stretch=10)
-    return material(brush, shaded(tone(brush, TEXTILES), bright), brush.pick(3, 9) * wave + 0.08 * rib, brush.pick(0.2, 0.5))
+    return material(
+        brush,
+        shaded(tone(brush, TEXTILES), bright),
+        brush.pick(3, 9) * wave + 0.08 * rib,
+        brush.pick(0.2, 0.5),
+    )
 
 
 def plaster(brush: Brush) -> Scene:
@@ -530,7 +595,9 @@ def painted(brush: Brush) -> Scene:
     bright = 1 + 0.015 * peel + 0.03 * brush.noise(120, 3)
     if brush.chance(0.4):
         bright = bright + 0.25 * smoothstep(1.5, 3, brush.noise(1.6, 0.5))
-    scene = material(brush, shaded(tone(brush, PAINTS), bright), brush.pick(0.04, 0.15) * peel, brush.pick(0.3, 0.8))
+    scene = material(
+        brush, shaded(tone(brush, PAINTS), bright), brush.pick(0.04, 0.15) * peel, brush.pick(0.3, 0.8)
+    )
     return _fittings(brush, scene) if brush.chance(0.25) else scene
 
 
@@ -556,7 +623,10 @@ def honeycomb(brush: Brush) -> Scene:
         inside = np.maximum(np.abs(a), 0.5 * np.abs(a) + (root / 2) * np.abs(b))
         edge = np.minimum(edge, inside)
     wall = smoothstep(0.5 - float(brush.pick(0.07, 0.12)), 0.47, edge)
-    colour, ground = tone(brush, [(0.85, 0.65, 0.3), (0.75, 0.75, 0.76), (0.6, 0.5, 0.4)]), tone(brush, EARTHS) * 0.5
+    colour, ground = (
+        tone(brush, [(0.85, 0.65, 0.3), (0.75, 0.75, 0.76), (0.6, 0.5, 0.4)]),
+        tone(brush, EARTHS) * 0.5,
+    )
     deep = shaded(ground, 0.7 + 0.5 * (0.5 - edge) + 0.05 * brush.noise(8, 1.2))
     return material(brush, mix(deep, colour, wall), 3.0 * wall, brush.pick(0.05, 0.4), deep)
 
@@ -586,7 +656,9 @@ def wicker(brush: Brush) -> Scene:
     fibre = brush.noise(3, 0.9, stretch=3)
     colour = tone(brush, WOODS)
     bright = (0.45 + 0.35 * round_ + 0.2 * round_ * wave) * (0.85 + 0.3 * lot) + 0.05 * fibre
-    return material(brush, shaded(colour, bright.astype(np.float32)), 1.6 * round_ + 1.8 * wave, brush.pick(0.05, 0.25))
+    return material(
+        brush, shaded(colour, bright.astype(np.float32)), 1.6 * round_ + 1.8 * wave, brush.pick(0.05, 0.25)
+    )
 
 
 def chipboard(brush: Brush) -> Scene:
@@ -616,7 +688,12 @@ def asphalt(brush: Brush) -> Scene:
     fine = brush.noise(2.5, 0.8)
     colour = tone(brush, [(0.2, 0.2, 0.21), (0.28, 0.27, 0.27), (0.36, 0.35, 0.34)], 0.03)
     bright = 0.75 + shape * (0.25 + 0.9 * lot * lot) + 0.12 * fine
-    return material(brush, shaded(colour, bright.astype(np.float32)), 1.3 * shape * lot + 0.3 * fine, brush.pick(0.05, 0.25))
+    return material(
+        brush,
+        shaded(colour, bright.astype(np.float32)),
+        1.3 * shape * lot + 0.3 * fine,
+        brush.pick(0.05, 0.25),
+    )
 
 
 def corduroy(brush: Brush) -> Scene:
@@ -628,7 +705,9 @@ def corduroy(brush: Brush) -> Scene:
     fuzz = brush.noise(2.6, 0.9)
     brushed_over = brush.noise(60, 2)
     bright = 0.5 + 0.5 * rib + 0.07 * fuzz + 0.05 * brushed_over + 0 * u
-    return material(brush, shaded(tone(brush, TEXTILES + EARTHS), bright), np.float32(0.3) * pitch * rib + 0.2 * fuzz, 0.0)
+    return material(
+        brush, shaded(tone(brush, TEXTILES + EARTHS), bright), np.float32(0.3) * pitch * rib + 0.2 * fuzz, 0.0
+    )
 
 
 def snakeskin(brush: Brush) -> Scene:
@@ -639,7 +718,11 @@ def snakeskin(brush: Brush) -> Scene:
     dome = 1 - np.square(np.clip(scale.distance * 1.4, 0, 1))
     gap = smoothstep(0.16, 0.03, scale.edge)
     patch = smoothstep(-0.2, 0.4, brush.spots(brush.pick(30, 50), 0.4))
-    albedo = mix(tone(brush, EARTHS + STONES), tone(brush, EARTHS) * np.float32(0.6), patch * np.float32(brush.pick(0.1, 0.8)))
+    albedo = mix(
+        tone(brush, EARTHS + STONES),
+        tone(brush, EARTHS) * np.float32(0.6),
+        patch * np.float32(brush.pick(0.1, 0.8)),
+    )
     bright = (0.92 + 0.16 * hashed(scale.ids, 4)) * (1 - 0.5 * gap)
     return material(brush, shaded(albedo, bright), 1.6 * dome - 0.8 * gap, brush.pick(0.1, 0.4))
 
@@ -662,7 +745,12 @@ def parquet(brush: Brush) -> Scene:
     second = brush.noise(4, 1.0, stretch=12, angle=angle + np.pi / 2)
     fibre = np.where(turned, first, second)
     bright = (0.82 + 0.36 * lot + 0.05 * fibre) * (1 - 0.5 * joint)
-    return material(brush, shaded(tone(brush, WOODS), bright.astype(np.float32)), 0.08 * fibre - 1.2 * joint, brush.pick(0, 0.35))
+    return material(
+        brush,
+        shaded(tone(brush, WOODS), bright.astype(np.float32)),
+        0.08 * fibre - 1.2 * joint,
+        brush.pick(0, 0.35),
+    )
 
 
 TRAINING_SURFACES: dict[str, Surface] = {
