@@ -36,13 +36,13 @@ DAMAGES = {name: name for name in TRAINING_DEFECTS} | {"missing": "missing piece
 
 
 def normal_captions(name: str) -> list[str]:
-    """What is true of a flawless image, the text for "normal" first."""
+    """Return what is true of a flawless image, the text for "normal" first."""
     words = CATEGORIES[name]
     return [f"flawless {words}", f"{words} without damage", words]
 
 
 def anomalous_captions(name: str, defect: str) -> list[str]:
-    """What is true of an image with a defect, the text for "anomalous" first."""
+    """Return what is true of an image with a defect, the text for "anomalous" first."""
     words = CATEGORIES[name]
     return [f"damaged {words}", f"{words} with a {DAMAGES[defect]}", words]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import default_rng
+from recipes.micro import read_config
 
 from anomalyclip.data.synthetic import (
     IMAGE_SIZE,
@@ -19,7 +20,6 @@ from anomalyclip.data.synthetic import (
     TRAINING_SURFACES,
     generate,
 )
-from recipes.micro import read_config
 
 LEAST_CHANGE = 0.025
 """A defect that changes its pixels by less, on average, is drawn anew: nobody could see it."""
@@ -60,6 +60,7 @@ def _fill(job: tuple[Path, int, int, int, float]) -> list[tuple[str, str]]:
 
 
 def main() -> None:
+    """Draw all scenes into the cache."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--workers", type=int, default=2)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from recipes.micro import ASSETS, read_config
 from scipy.ndimage import gaussian_filter
 
 from anomalyclip.clip.tokenizer import Tokenizer
@@ -28,7 +29,6 @@ from anomalyclip.loading import load_clip
 from anomalyclip.metrics import auroc, average_precision
 from anomalyclip.prompts import Prompts, load_prompts
 from anomalyclip.scorer import TorchScorer, default_image_size
-from recipes.micro import ASSETS, read_config
 
 COLUMNS = ("hand, plain path", "hand, local path", "learned", "centre", "contrast")
 
@@ -51,7 +51,7 @@ def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
 
 
 def generated(size: int) -> Iterator[Product]:
-    """Fresh images of the held-out families, all kinds of defects, seeds fixed by the configuration."""
+    """Draw fresh images of the held-out families, all kinds of defects, seeds fixed by the configuration."""
     settings = read_config()["evaluation"]
     kinds, seed = list(DEFECTS), settings["seed"]
     for group, families in (("surfaces", HELD_OUT_SURFACES), ("objects", HELD_OUT_OBJECTS)):
@@ -69,7 +69,7 @@ def generated(size: int) -> Iterator[Product]:
 
 
 def from_folder(root: Path, size: int) -> Iterator[Product]:
-    """The test images of a data set in MVTec AD's layout."""
+    """Read the test images of a data set in MVTec AD's layout."""
     for folder in sorted(path for path in root.iterdir() if (path / "test").is_dir()):
         files = sorted(p for p in (folder / "test").glob("*/*") if p.suffix.lower() in SUFFIXES)
         masks = []
@@ -87,14 +87,14 @@ def from_folder(root: Path, size: int) -> Iterator[Product]:
 
 
 def local_contrast(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Standard deviation of brightness within a Gaussian window of 4 pixels."""
+    """Return the standard deviation of brightness within a Gaussian window of 4 pixels."""
     grey = image.mean(2, dtype=np.float32)
     mean = gaussian_filter(grey, 4)
     return np.sqrt(np.maximum(gaussian_filter(grey * grey, 4) - mean * mean, 0))
 
 
 def controls(images: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Scores and maps that know nothing: nearness to the centre, local contrast."""
+    """Return scores and maps that know nothing: nearness to the centre, local contrast."""
     size = images.shape[1]
     y, x = np.indices((size, size)) - (size - 1) / 2
     centre = np.broadcast_to(-np.hypot(x, y), images.shape[:3]).astype(np.float32)
@@ -103,7 +103,7 @@ def controls(images: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], NDArr
 
 
 def scorers() -> list[TorchScorer]:
-    """The three ways to use the backbone; the text tower is loaded anew for each, since a scorer lets it go."""
+    """Return the three ways to use the backbone; the text tower is loaded anew for each, since a scorer lets it go."""
     config = load_clip("micro").config
     ids = Tokenizer(ASSETS / "tokenizer.json", context_length=config.context_length)(
         ["object.", "damaged object."]
@@ -140,6 +140,7 @@ def print_table(title: str, rows: dict[str, NDArray[np.float64]]) -> None:
 
 
 def main() -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from anomalyclip.training.losses import image_loss, local_loss
+from recipes.micro import ASSETS, read_config
+from recipes.micro.data import draw_pair
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,9 +21,6 @@ from anomalyclip.images import normalise, squash
 from anomalyclip.loading import load_clip
 from anomalyclip.prompts import PromptLearner, Prompts
 from anomalyclip.scorer import default_dpam_layers, default_image_size
-from anomalyclip.training.losses import image_loss, local_loss
-from recipes.micro import ASSETS, read_config
-from recipes.micro.data import draw_pair
 
 
 def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> TensorDataset:
@@ -85,6 +85,7 @@ def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict
 
 
 def main() -> None:
+    """Learn the prompts and put them into the package."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

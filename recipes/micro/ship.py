@@ -9,13 +9,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from recipes.micro import ASSETS, read_config
 
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.weights import Weights, read_weights, save_weights
-from recipes.micro import ASSETS, read_config
 
 
 def main() -> None:
+    """Write the assets and print their hashes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

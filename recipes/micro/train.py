@@ -17,6 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import default_rng
+from recipes.micro import read_config
+from recipes.micro.captions import all_captions, anomalous_captions, normal_captions, write_tokenizer
+from recipes.micro.data import draw_pair
 from torch import Tensor
 
 from anomalyclip.anomaly import TEMPERATURE
@@ -25,9 +28,6 @@ from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.data.synthetic import IMAGE_SIZE
 from anomalyclip.images import MEAN, STD
 from anomalyclip.metrics import auroc
-from recipes.micro import read_config
-from recipes.micro.captions import all_captions, anomalous_captions, normal_captions, write_tokenizer
-from recipes.micro.data import draw_pair
 
 USED_SIZE = 180
 """Side at which the detector shows images to a backbone whose positional table is for 120 (37/24, as ViT-L)."""
@@ -271,6 +271,7 @@ def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
 
 
 def main() -> None:
+    """Train, or go on training from the last checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

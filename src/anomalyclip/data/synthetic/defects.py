@@ -35,9 +35,10 @@ def _paint(scene: Scene, colour: Field, share: Field) -> None:
 
 
 def _local_colour(scene: Scene, share: Field) -> Field:
-    """Mean colour under a defect (3,)."""
+    """Return the mean colour under a defect (3,)."""
     weight = share[..., None]
-    return (scene.albedo * weight).sum((0, 1)) / np.maximum(weight.sum(), 1e-3)
+    mean: Field = (scene.albedo * weight).sum((0, 1)) / np.maximum(weight.sum(), 1e-3)
+    return mean
 
 
 def _contrast(scene: Scene, brush: Brush, share: Field, low: float = 0.18, high: float = 0.5) -> Field:
@@ -57,8 +58,9 @@ def _walk(
     turns = brush.rng.normal(0, curl, count).cumsum() + brush.rng.normal(0, kink, count)
     heading = brush.rng.uniform(0, 2 * np.pi) + turns
     steps = np.stack([np.cos(heading), np.sin(heading)], 1) * (length / count)
-    path = np.concatenate([[[0.0, 0.0]], steps.cumsum(0)])
-    return path - path.mean(0) * brush.rng.uniform(0.3, 1) + (x, y)
+    path: NDArray[np.float64] = np.concatenate([[[0.0, 0.0]], steps.cumsum(0)])
+    path = path - path.mean(0) * brush.rng.uniform(0.3, 1) + (x, y)
+    return path
 
 
 def _taper(count: int, width: float, ends: float = 0.3) -> NDArray[np.float64]:

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy.fft
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 
 NOMINAL_SIZE = 192
 """Side, in nominal pixels, of every generated scene; an image of another size is the same scene sampled otherwise."""
@@ -37,13 +38,20 @@ def smoothstep(low: float, high: float, values: Field) -> Field:
     >>> smoothstep(0, 1, np.float32([-1, 0.5, 2])).tolist()
     [0.0, 0.5, 1.0]
     """
-    t = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    t: Field = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def coverage(distance: Field, soft: float = 1.0) -> Field:
     """Share of a pixel that lies inside a shape, from its signed distance (negative inside) to the outline."""
-    return np.clip(np.float32(0.5) - distance / np.float32(soft), 0, 1)
+    share: Field = np.clip(np.float32(0.5) - distance / np.float32(soft), 0, 1)
+    return share
+
+
+def standardised(field: Field) -> Field:
+    """Scale a field of mean 0 to standard deviation 1, float32."""
+    scaled: Field = (field / (field.std() + 1e-6)).astype(np.float32)
+    return scaled
 
 
 def hashed(cell: NDArray[np.int64], salt: int = 0) -> Field:
@@ -156,7 +164,7 @@ class Brush:
         gain[0, 0] = 0
         white = self.rng.standard_normal((self.size, self.size), dtype=np.float32)
         field = scipy.fft.irfft2(scipy.fft.rfft2(white) * gain, s=(self.size, self.size))
-        return (field / (field.std() + 1e-6)).astype(np.float32)
+        return standardised(field)
 
     def spots(self, wavelength: float, width: float = 0.35) -> Field:
         """Draw noise whose features all have about the same size (a band of frequencies); mean 0, deviation 1."""
@@ -165,7 +173,7 @@ class Brush:
         gain = np.exp(-(((radius - 1) / np.float32(width)) ** 2))
         white = self.rng.standard_normal((self.size, self.size), dtype=np.float32)
         field = scipy.fft.irfft2(scipy.fft.rfft2(white) * gain, s=(self.size, self.size))
-        return (field / (field.std() + 1e-6)).astype(np.float32)
+        return standardised(field)
 
     def cells(
         self,

@@ -36,7 +36,8 @@ def _box(u: Field, v: Field, half_u: float, half_v: float, corner: float) -> Fie
     """Signed distance to a rectangle with rounded corners."""
     a, b = np.abs(u) - np.float32(half_u - corner), np.abs(v) - np.float32(half_v - corner)
     outside = np.sqrt(np.square(np.maximum(a, 0)) + np.square(np.maximum(b, 0)))
-    return outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    distance: Field = outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    return distance
 
 
 def _polygon(u: Field, v: Field, radius: float, corners: int) -> Field:

@@ -140,4 +140,5 @@ def photograph(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
     # A soft shoulder, as film and cameras have, keeps highlights from burning out: x / (1 + x^4)^(1/4).
     image = np.maximum(image, 0)
     image = np.sqrt(image / np.sqrt(np.sqrt(1 + np.square(np.square(image))))) + camera.grain
-    return (np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return pixels

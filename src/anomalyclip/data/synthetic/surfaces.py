@@ -46,8 +46,8 @@ TEXTILES: list[Colour] = [
     (0.55, 0.5, 0.58), (0.7, 0.55, 0.3),
 ]  # fmt: skip
 PAINTS: list[Colour] = [
-    (0.85, 0.85, 0.84), (0.2, 0.22, 0.25), (0.65, 0.16, 0.14), (0.16, 0.32, 0.55), (0.2, 0.45, 0.33), (0.82, 0.68, 0.25),
-    (0.5, 0.52, 0.54), (0.78, 0.5, 0.3),
+    (0.85, 0.85, 0.84), (0.2, 0.22, 0.25), (0.65, 0.16, 0.14), (0.16, 0.32, 0.55), (0.2, 0.45, 0.33),
+    (0.82, 0.68, 0.25), (0.5, 0.52, 0.54), (0.78, 0.5, 0.3),
 ]  # fmt: skip
 PLASTER: list[Colour] = [(0.86, 0.84, 0.8), (0.78, 0.72, 0.62), (0.7, 0.72, 0.73), (0.82, 0.7, 0.58)]
 
@@ -164,7 +164,7 @@ def wood(brush: Brush) -> Scene:
 
 def marble(brush: Brush) -> Scene:
     """Polished stone with veins."""
-    base, vein = tone(brush, STONES + [(0.9, 0.89, 0.87)]), tone(brush, EARTHS + [(0.95, 0.94, 0.92)])
+    base, vein = tone(brush, [*STONES, (0.9, 0.89, 0.87)]), tone(brush, [*EARTHS, (0.95, 0.94, 0.92)])
     angle, stretch = brush.pick(0, np.pi), brush.pick(1.2, 3)
     cloud = brush.noise(90, 1.7, stretch=stretch, angle=angle)
     share = 0.18 * smoothstep(-1.5, 2, cloud)
@@ -236,11 +236,11 @@ def knit(brush: Brush) -> Scene:
         * smoothstep(0.02, 0.16, inside)
         * smoothstep(0.5, 0.4, inside)
     )
-    stripe = 1.0
+    stripe = np.ones_like(u)
     colour = tone(brush, TEXTILES)
     if brush.chance(0.3):
         band = hashed(np.floor(v / (tall * 6)).astype(np.int64) + 900, 3) > 0.6
-        stripe = np.where(band, np.float32(brush.pick(0.5, 0.8)), 1.0)
+        stripe = np.where(band, np.float32(brush.pick(0.5, 0.8)), stripe)
     fuzz = brush.noise(3, 1.0)
     bright = (0.4 + 0.6 * round_ + 0.06 * fuzz) * stripe
     return material(brush, shaded(colour, bright.astype(np.float32)), 1.9 * round_ + 0.12 * fuzz, 0.0)
