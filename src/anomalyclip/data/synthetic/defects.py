@@ -195,13 +195,13 @@ def fold(scene: Scene, brush: Brush) -> Mask:
     path = _walk(brush, x, y, brush.rng.uniform(70, 170), curl=0.03)
     width = brush.rng.uniform(2.5, 5)
     # Widths below zero towards the ends push the distance up there, so that the crease runs out gently.
-    distance = brush.stroke(path, 8 * (np.sqrt(1 - np.linspace(-1, 1, len(path)) ** 2) - 1), reach=14)
+    distance = brush.stroke(path, -14 * np.linspace(-1, 1, len(path)) ** 8, reach=14)
     profile = _on(scene, np.exp(-np.maximum(distance, 0) / np.float32(width)) * smoothstep(13.5, 8, distance))
     sign = -1 if brush.rng.random() < 0.5 else 1
     scene.height[...] += np.float32(sign * width * brush.rng.uniform(0.9, 1.6)) * profile
     worn = _on(scene, coverage(distance - np.float32(0.8)))
     _paint(scene, _contrast(scene, brush, worn, 0.1, 0.25), worn * np.float32(brush.rng.uniform(0.2, 0.6)))
-    return profile > 0.35
+    return profile > 0.3
 
 
 def thread(scene: Scene, brush: Brush) -> Mask:
