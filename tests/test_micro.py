@@ -37,7 +37,13 @@ def unseen() -> list[tuple[str, np.ndarray, np.ndarray]]:
 
 def test_what_is_shipped_is_small_and_whole():
     files = {path.name: path.stat().st_size for path in ASSETS.iterdir() if path.is_file()}
-    assert set(files) == {"README.md", "config.json", "model.safetensors", "prompts.safetensors", "tokenizer.json"}
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "prompts.safetensors",
+        "tokenizer.json",
+    }
     assert sum(files.values()) <= 8_000_000
     weights = read_weights(ASSETS)
     assert weights.config.patch_size == 12
@@ -49,7 +55,14 @@ def test_the_vocabulary_has_what_prompts_need_and_the_end_token_is_the_largest()
     tokens = tokenizer.prompt_tokens()
     assert tokens.end == read_weights(ASSETS).config.vocab_size - 1
     row = tokenizer(["X X damaged object."])[0]
-    expected = [tokens.start, tokens.placeholder, tokens.placeholder, tokens.damaged, tokens.object, tokens.period]
+    expected = [
+        tokens.start,
+        tokens.placeholder,
+        tokens.placeholder,
+        tokens.damaged,
+        tokens.object,
+        tokens.period,
+    ]
     assert row[:7].tolist() == [*expected, tokens.end]
     assert not row[7:].any()
 
@@ -92,6 +105,8 @@ def test_learned_prompts_beat_words_that_nobody_learned(detector, unseen):
     ids = Tokenizer(ASSETS / "tokenizer.json", context_length=24)(["object.", "damaged object."])
     plain = TorchScorer(clip, Prompts.handwritten(ids, width=clip.config.text_width), device="cpu")
     pixels = np.stack([np.asarray(Image.fromarray(image).resize((180, 180))) for _, image, _ in unseen])
-    masks = np.stack([np.asarray(Image.fromarray(mask).resize((180, 180))) for *_, mask in unseen]).astype(int)
+    masks = np.stack([np.asarray(Image.fromarray(mask).resize((180, 180))) for *_, mask in unseen]).astype(
+        int
+    )
     learned = auroc(masks, detector.scorer(pixels)[1])
     assert learned > auroc(masks, plain(pixels)[1])
