@@ -7,12 +7,12 @@ import argparse
 
 import numpy as np
 from PIL import Image
+from recipes.micro import ASSETS, read_config
 
 from anomalyclip.data.synthetic import TRAINING_SURFACES, generate
 from anomalyclip.detector import Detector
 from anomalyclip.images import squash
 from anomalyclip.prediction import Threshold
-from recipes.micro import ASSETS, read_config
 
 
 def main() -> None:

@@ -144,13 +144,13 @@ class Texts:
 
 
 def losses(
-    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int
+    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int, step: int
 ) -> dict[str, Tensor]:
     """Return the four losses of a batch.
 
     contrast: every caption that is true of an image is a positive (both ways); normality: cross-entropy between the
-    image's own "flawless" and "damaged" texts; ranking: a scene with its defect above the same scene without;
-    local: weighted cross-entropy and dice of the local path's patches between these two texts.
+    image's own "flawless ..." and "damaged ..." or "... with a scratch" texts; ranking: a scene with its defect above
+    the same scene without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
     """
     last = clip.config.vision_layers
     features = clip.encode_image(batch.pixels, layers=[last], dpam_layers=dpam_layers)
@@ -160,7 +160,11 @@ def losses(
         d if label else c
         for c, d, label in zip(captions, damaged, batch.labels[len(captions) :], strict=True)
     ]
-    pairs = [(c[0], d[int(i) % 2]) for i, (c, d) in enumerate(zip(captions, damaged, strict=True))] * 2
+    # Early on every other pair is ("flawless ...", "damaged ..."); later all name the kind ("... with a scratch").
+    general = step < settings["damaged_until"]
+    pairs = [
+        (c[0], d[i % 2 if general else 1]) for i, (c, d) in enumerate(zip(captions, damaged, strict=True))
+    ] * 2
     used = list(dict.fromkeys(text for texts_ in (*true_of, *pairs) for text in texts_))
     at = {text: number for number, text in enumerate(used)}
     text_features = texts.encode(clip, [texts.row[text] for text in used])  # T E
@@ -201,19 +205,20 @@ class Validation:
     """Fresh scenes of the *training* families; the held-out ones are left to the evaluation."""
 
     def __init__(self, texts: Texts, patch: int, count: int = 200) -> None:
-        pixels, masks, self.names = [], [], []
+        pixels, masks, self.names, self.pairs = [], [], [], []
         for index in range(count):
-            images, mask, name, _ = draw_pair(30200, index, 0.0)
+            images, mask, name, kind = draw_pair(30200, index, 0.0)
             pixels.append(images)
             masks.append(mask)
             self.names += [name]
+            self.pairs += [(normal_captions(name)[0], anomalous_captions(name, kind)[1])]
         x = torch.from_numpy(np.stack(pixels, 1)).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         x = F.interpolate(x, (USED_SIZE, USED_SIZE), mode="bilinear", align_corners=False, antialias=True)
         self.pixels = (x - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
         m = torch.from_numpy(np.stack(masks)).float()[:, None]
         grid = F.adaptive_avg_pool2d(m, USED_SIZE // patch)[:, 0]
         self.masks = torch.cat([torch.zeros_like(grid), grid])
-        self.pairs = [(normal_captions(n)[0], anomalous_captions(n, "scratch")[0]) for n in self.names] * 2
+        self.pairs = self.pairs * 2
         self.texts = texts
 
     @torch.no_grad()
@@ -306,7 +311,7 @@ def main() -> None:
         for step in range(start, settings["steps"]):
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, settings)
-            parts = losses(clip, scenes.batch(step, patch), texts, settings, dpam_layers)
+            parts = losses(clip, scenes.batch(step, patch), texts, settings, dpam_layers, step)
             adam.zero_grad()
             sum(parts.values()).backward()
             torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
