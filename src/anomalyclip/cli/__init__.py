@@ -33,14 +33,8 @@ def _root() -> None:
     """Find what is wrong in images of things for which there is no training data."""
 
 
-for verb in (demo, predict, datasets, prepare, train, test, calibrate, benchmark):
+for verb in (demo, predict, datasets, prepare, train, test, calibrate, benchmark, synth):
     app.command()(verb)
-app.command()(demo)
-app.command()(predict)
-app.command()(benchmark)
-app.command()(datasets)
-app.command()(prepare)
-app.command()(synth)
 
 
 def main() -> None:
