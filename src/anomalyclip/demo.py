@@ -6,6 +6,7 @@ the micro backbone has never seen.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from anomalyclip.detector import Detector
@@ -13,16 +14,19 @@ from anomalyclip.files import replacing
 from anomalyclip.images import open_image
 from anomalyclip.inputs import find_images
 from anomalyclip.prediction import Prediction
-from anomalyclip.visualize import contact_sheet
+from anomalyclip.visualize import contact_sheet, overlay
 from anomalyclip.writers import PredictionWriter
 
 PICTURES = Path(__file__).parent / "assets" / "demo"
 """The bundled pictures: ``<class>_<good or defect>.jpg``."""
 
 THRESHOLD = Path(__file__).parent / "assets" / "micro" / "threshold.json"
-"""Calibrated for the micro backbone by its recipe, on generated images of other families than the pictures'."""
+"""Set for the micro backbone by its recipe, on generated images of other families than the pictures'."""
 
 SHEET = "demo.png"
+
+SCALE = (0.0, 0.5)
+"""Map values of the first and last colour: the small model's maps are low; one scale for all pictures."""
 
 
 def run(
@@ -45,7 +49,8 @@ def run(
     detector = Detector.from_pretrained("micro", threshold=THRESHOLD)
     names = {image.path: image.name for image in find_images([PICTURES])}
     predictions = []
-    with PredictionWriter(output, save=["heatmap"], overwrite=True) as writer:
+    draw = partial(overlay, scale=SCALE)
+    with PredictionWriter(output, save=["heatmap"], overwrite=True, draw=draw) as writer:
         for prediction in detector.stream(names, batch_size=4):
             assert prediction.image_path is not None
             writer.write(prediction, name=names[prediction.image_path])
@@ -53,7 +58,7 @@ def run(
             if on_prediction is not None:
                 on_prediction(prediction)
     cells = [(open_image(str(prediction.image_path)), prediction) for prediction in predictions]
-    sheet = contact_sheet(cells, columns=3, tile_size=200)
+    sheet = contact_sheet(cells, columns=3, tile_size=200, scale=SCALE)
     with replacing(Path(output) / SHEET) as temporary:
         sheet.save(temporary, "PNG")
     return predictions

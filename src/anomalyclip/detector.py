@@ -60,9 +60,9 @@ class Detector:
 
     Examples
     --------
-    >>> detector = Detector.from_pretrained("micro", threshold=0.5)  # doctest: +SKIP
-    >>> prediction = detector.predict(np.full((64, 64, 3), 200, dtype=np.uint8))  # doctest: +SKIP
-    >>> prediction.anomaly_map.dtype, 0 <= prediction.pred_score <= 1  # doctest: +SKIP
+    >>> detector = Detector.from_pretrained("micro", threshold=0.5)
+    >>> prediction = detector.predict(np.full((64, 64, 3), 200, dtype=np.uint8))
+    >>> prediction.anomaly_map.dtype, 0 <= prediction.pred_score <= 1
     (dtype('float32'), True)
     """
 

@@ -17,6 +17,7 @@ from anomalyclip.cli.demo import demo
 from anomalyclip.cli.export import export
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
+from anomalyclip.cli.synth import synth
 from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
 from anomalyclip.errors import AnomalyCLIPError
@@ -48,7 +49,7 @@ def _root(
     """Find what is wrong in images of things for which there is no training data."""
 
 
-for verb in (demo, predict, datasets, prepare, train, test, calibrate, export, benchmark):
+for verb in (demo, predict, calibrate, test, train, datasets, prepare, synth, export, benchmark):
     app.command()(verb)
 
 

@@ -1,0 +1,72 @@
+"""What is said of the training images: category words only, never "object", which the prompts shall have to learn."""
+
+from pathlib import Path
+
+from anomalyclip.data.synthetic import TRAINING_DEFECTS, TRAINING_OBJECTS, TRAINING_SURFACES
+
+WORDS = {
+    "brushed": "brushed metal",
+    "cast": "cast metal",
+    "hammered": "hammered metal",
+    "perforated": "perforated sheet",
+    "treadplate": "tread plate",
+    "mesh": "wire mesh",
+    "knit": "knitted fabric",
+    "denim": "denim fabric",
+    "canvas": "canvas fabric",
+    "satin": "satin fabric",
+    "felt": "felt fabric",
+    "tiles": "ceramic tiles",
+    "painted": "painted sheet",
+    "brick": "brick wall",
+    "plaster": "plaster wall",
+    "concrete": "concrete wall",
+    "granite": "granite stone",
+    "marble": "marble stone",
+    "terrazzo": "terrazzo stone",
+    "nut": "metal nut",
+    "washer": "metal washer",
+    "button": "plastic button",
+    "connector": "plastic connector",
+}
+"""Class to words, where they differ."""
+
+CATEGORIES = {name: WORDS.get(name, name) for name in (*TRAINING_SURFACES, *TRAINING_OBJECTS)}
+DAMAGES = {name: name for name in TRAINING_DEFECTS} | {"missing": "missing piece"}
+
+
+def normal_captions(name: str) -> list[str]:
+    """Return what is true of a flawless image, the text for "normal" first."""
+    words = CATEGORIES[name]
+    return [f"flawless {words}", f"{words} without damage", words]
+
+
+def anomalous_captions(name: str, defect: str) -> list[str]:
+    """Return what is true of an image with a defect, the text for "anomalous" first."""
+    words = CATEGORIES[name]
+    return [f"damaged {words}", f"{words} with a {DAMAGES[defect]}", words]
+
+
+def all_captions() -> list[str]:
+    """Every caption, in a fixed order, without repetitions."""
+    texts = [text for name in CATEGORIES for text in normal_captions(name)]
+    texts += [text for name in CATEGORIES for kind in DAMAGES for text in anomalous_captions(name, kind)]
+    return list(dict.fromkeys(texts))
+
+
+def write_tokenizer(path: Path) -> int:
+    """Write the vocabulary, one token a word, in the form of the ``tokenizers`` library; return its size."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = sorted(
+        {word for text in all_captions() for word in text.split()} | {"x", "object", "damaged", "."}
+    )
+    # 0 is the padding; the end token has the largest id, since a text's feature is read where the id is largest.
+    tokens = ["<|pad|>", "<|unknown|>", *words, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<|pad|>", "<|startoftext|>", "<|endoftext|>"])
+    tokenizer.save(str(path))
+    return len(tokens)

@@ -1,0 +1,94 @@
+"""The training images: pairs of one scene without and with its defect, drawn once and kept on disk.
+
+python -m recipes.micro.data CACHE
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+from numpy.random import default_rng
+from recipes.micro import read_config
+
+from anomalyclip.data.synthetic import (
+    IMAGE_SIZE,
+    TRAINING_DEFECTS,
+    TRAINING_OBJECTS,
+    TRAINING_SURFACES,
+    generate,
+)
+
+LEAST_CHANGE = 0.025
+"""A defect that changes its pixels by less, on average, is drawn anew: nobody could see it."""
+
+
+def choose(seed: int, index: int, objects: float, attempt: int = 0) -> tuple[str, str]:
+    """Choose the class and the defect of a scene by its number."""
+    rng = default_rng([seed, index, attempt])
+    families = TRAINING_OBJECTS if default_rng([seed, index]).random() < objects else TRAINING_SURFACES
+    return str(rng.choice(list(families))), str(rng.choice(list(TRAINING_DEFECTS)))
+
+
+def draw_pair(seed: int, index: int, objects: float) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """Return the two images (2, S, S, 3), the mask (S, S), the class and the defect of a scene."""
+    for attempt in range(8):
+        name, defect = choose(seed, index, objects, attempt)
+        sample = generate(name, seed=seed, index=index, defect=defect)
+        if sample.mask.any():
+            change = (
+                np.abs(sample.image[sample.mask].astype(np.float32) - sample.normal[sample.mask]).mean() / 255
+            )
+            if change > LEAST_CHANGE:
+                break
+    return np.stack([sample.normal, sample.image]), sample.mask, name, defect
+
+
+def _fill(job: tuple[Path, int, int, int, float]) -> list[tuple[str, str]]:
+    folder, seed, start, stop, objects = job
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    masks = np.load(folder / "masks.npy", mmap_mode="r+")
+    labels = []
+    for index in range(start, stop):
+        images[index], mask, name, defect = draw_pair(seed, index, objects)
+        masks[index] = np.packbits(mask, axis=-1)
+        labels.append((name, defect))
+    images.flush()
+    return labels
+
+
+def main() -> None:
+    """Draw all scenes into the cache."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    config = read_config()["data"]
+    folder, count = arguments.cache, config["scenes"]
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (count, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
+    np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+    np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE // 8))
+    jobs = [
+        (folder, config["seed"], at, min(at + 100, count), config["objects"]) for at in range(0, count, 100)
+    ]
+    labels: list[tuple[str, str]] = []
+    with multiprocessing.get_context("fork").Pool(arguments.workers) as pool:
+        for part in pool.imap(_fill, jobs):
+            labels += part
+            if len(labels) % 1000 == 0:
+                print(f"{len(labels)} of {count} scenes", flush=True)
+    (folder / "labels.json").write_text(json.dumps(labels))
+    digest = hashlib.sha256()
+    for name in ("images.npy", "masks.npy", "labels.json"):
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    (folder / "sha256").write_text(digest.hexdigest() + "\n")
+    print("sha256 of images.npy, masks.npy and labels.json in this order:", digest.hexdigest())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Draw the pictures that `anomalyclip demo` shows: of families that the micro backbone has never seen.
+
+python -m recipes.micro.demo_pictures
+
+Class, defect and seed below are all that makes a picture; none was chosen by what is found in it.
+"""
+
+import argparse
+
+from PIL import Image
+
+from anomalyclip.data.synthetic import generate
+from anomalyclip.demo import PICTURES
+
+SEED, SIZE = 2026, 320
+SHOWN = (
+    ("asphalt", None),
+    ("chipboard", "hole"),
+    ("corduroy", None),
+    ("corduroy", "stain"),
+    ("honeycomb", None),
+    ("linen", None),
+    ("linen", "cut"),
+    ("parquet", "scratch"),
+    ("slate", None),
+    ("slate", "crack"),
+    ("snakeskin", "contamination"),
+    ("wicker", "thread"),
+)
+
+
+def main() -> None:
+    """Write the pictures as JPEG files named by class and defect."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for index, (name, defect) in enumerate(SHOWN):
+        sample = generate(name, seed=SEED, index=index, defect=defect, size=SIZE)
+        Image.fromarray(sample.image).save(PICTURES / f"{name}_{defect or 'good'}.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()

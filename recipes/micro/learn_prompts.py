@@ -1,0 +1,106 @@
+"""Learn the object-agnostic prompts on the embedded backbone, as published, on fresh images of training families.
+
+python -m recipes.micro.learn_prompts
+"""
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from recipes.micro import ASSETS, read_config
+from recipes.micro.data import draw_pair
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.tokenizer import Tokenizer
+from anomalyclip.images import normalise, squash
+from anomalyclip.loading import load_clip
+from anomalyclip.prompts import PromptLearner, Prompts
+from anomalyclip.scorer import default_dpam_layers, default_image_size
+from anomalyclip.training.losses import image_loss, local_loss
+
+
+def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> TensorDataset:
+    """Return image features, patch features, masks and labels; even scenes are flawless, odd ones have a defect."""
+    from PIL import Image
+
+    size, last = default_image_size(clip.config), clip.config.vision_layers
+    rows: list[tuple[Tensor, Tensor, Tensor, int]] = []
+    for index in range(settings["images"]):
+        images, mask, _, _ = draw_pair(settings["data_seed"], index, objects)
+        anomalous = index % 2
+        pixels = normalise(squash(Image.fromarray(images[anomalous]), size))[None]
+        with torch.inference_mode():
+            found = clip.encode_image(
+                torch.from_numpy(pixels), layers=[last], dpam_layers=default_dpam_layers(clip.config)
+            )
+        resized = Image.fromarray((mask * anomalous).astype(np.uint8) * np.uint8(255)).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
+        rows.append(
+            (
+                found.image[0],
+                found.patches[last][0, 1:],
+                torch.from_numpy(np.asarray(resized) > 127),
+                anomalous,
+            )
+        )
+    image, patches, masks, labels = zip(*rows, strict=True)
+    return TensorDataset(
+        torch.stack(image).clone(), torch.stack(patches).clone(), torch.stack(masks), torch.tensor(labels)
+    )
+
+
+def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict[str, Any]) -> Prompts:
+    """Train the prompts: cross-entropy of images + pixel_weight x (focal + dice + dice) of the upsampled maps."""
+    generator = torch.Generator().manual_seed(settings["seed"])
+    start = Prompts.initial(
+        token_ids,
+        width=clip.config.text_width,
+        length=settings["length"],
+        depth=settings["depth"],
+        deep_length=settings["deep_tokens"],
+        generator=generator,
+    )
+    learner = PromptLearner(start)
+    adam = torch.optim.Adam(
+        learner.parameters(), lr=settings["learning_rate"], betas=tuple(settings["betas"])
+    )
+    loader = DataLoader(features, settings["batch_size"], shuffle=True, generator=generator)
+    for epoch in range(1, settings["epochs"] + 1):
+        total = np.zeros(2)
+        for image, patches, masks, labels in loader:
+            texts = learner(clip)
+            of_images, of_pixels = image_loss(image, texts, labels), local_loss(patches, texts, masks)
+            adam.zero_grad()
+            (of_images + settings["pixel_weight"] * of_pixels).backward()
+            adam.step()
+            total += float(of_images.detach()), float(of_pixels.detach())
+        image_mean, pixel_mean = (total / len(loader)).round(4).tolist()
+        print(json.dumps({"epoch": epoch, "image_loss": image_mean, "pixel_loss": pixel_mean}), flush=True)
+    return learner.value({"backbone": "micro", "trained_on": "generated images of the training families"})
+
+
+def main() -> None:
+    """Learn the prompts and put them into the package."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    torch.set_num_threads(parser.parse_args().threads)
+    config = read_config()
+    settings = config["prompts"]
+    clip = load_clip("micro")
+    fill = " ".join(["X"] * settings["length"])
+    token_ids = Tokenizer(ASSETS / "tokenizer.json", context_length=clip.config.context_length)(
+        [f"{fill} object.", f"{fill} damaged object."]
+    )
+    features = frozen_features(clip, settings, config["data"]["objects"])
+    learn(clip, features, token_ids, settings).save(ASSETS / "prompts.safetensors")
+
+
+if __name__ == "__main__":
+    main()

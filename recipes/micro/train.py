@@ -1,0 +1,352 @@
+"""Train the micro backbone from scratch on the cached pairs.
+
+    python -m recipes.micro.train CACHE RUN [--steps N]
+
+RUN gets ``log.jsonl`` and ``checkpoint.pt``, from which the same command goes on after an interruption.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import default_rng
+from recipes.micro import read_config
+from recipes.micro.captions import all_captions, anomalous_captions, normal_captions, write_tokenizer
+from recipes.micro.data import draw_pair
+from torch import Tensor
+
+from anomalyclip.anomaly import TEMPERATURE
+from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.clip.tokenizer import Tokenizer
+from anomalyclip.data.synthetic import IMAGE_SIZE
+from anomalyclip.images import MEAN, STD
+from anomalyclip.metrics import auroc
+
+USED_SIZE = 180
+"""Side at which the detector shows images to a backbone whose positional table is for 120 (37/24, as ViT-L)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a step: the flawless half, then the same scenes with their defects."""
+
+    pixels: Tensor  # 2n 3 S S
+    targets: Tensor  # 2n g g, share of each patch that is defect
+    labels: Tensor  # 2n, 1 where enough of a defect is in the crop
+    names: list[str]
+    defects: list[str]
+
+
+class Scenes:
+    """The cache, as batches that depend on the step's number alone."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.images = np.load(folder / "images.npy", mmap_mode="r")
+        self.masks = np.load(folder / "masks.npy", mmap_mode="r")
+        self.labels: list[tuple[str, str]] = json.loads((folder / "labels.json").read_text())
+        self.settings = settings
+        self._orders: dict[int, np.ndarray] = {}
+
+    def batch(self, step: int, patch: int) -> Batch:
+        """Draw the crops of a step: one size and scale for all, place, turn and colours for each scene."""
+        rng = default_rng([self.settings["seed"], step])
+        count = self.settings["scenes_per_step"]
+        if step >= self.settings["steps"] * (1 - self.settings["near_full"]):
+            crop, size = int(rng.integers(172, IMAGE_SIZE + 1)), USED_SIZE
+        else:
+            crop, size = int(rng.integers(100, IMAGE_SIZE + 1)), patch * int(rng.integers(8, 13))
+        chosen = [self._scene(number) for number in range(step * count, (step + 1) * count)]
+        pixels, masks = [], []
+        for index in chosen:
+            image, mask = self._crop(index, crop, rng)
+            pixels.append(image)
+            masks.append(mask)
+        images = torch.from_numpy(np.stack(pixels, 1)).flatten(
+            0, 1
+        )  # 2n S S 3: all flawless, then all defective
+        x = images.permute(0, 3, 1, 2).float() / 255
+        x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        x = _recolour(x, rng)
+        x = (x - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
+        m = torch.from_numpy(np.stack(masks)).float()[:, None]
+        areas = m.sum((1, 2, 3))
+        grid = F.adaptive_avg_pool2d(m, size // patch)[:, 0]
+        names, defects = zip(*(self.labels[index] for index in chosen), strict=True)
+        return Batch(
+            pixels=x,
+            targets=torch.cat([torch.zeros_like(grid), grid]),
+            labels=torch.cat([torch.zeros(count), (areas >= 12).float()]),
+            names=list(names),
+            defects=list(defects),
+        )
+
+    def _scene(self, number: int) -> int:
+        """Which scene comes at that place: every pass over them has its own order, so all are seen equally often."""
+        turn, place = divmod(number, len(self.labels))
+        if turn not in self._orders:
+            self._orders[turn] = default_rng([self.settings["seed"], 999, turn]).permutation(len(self.labels))
+        return int(self._orders[turn][place])
+
+    def _crop(self, index: int, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Cut a scene, most often so that some of the defect is in it; turn and mirror."""
+        mask = np.unpackbits(self.masks[index], axis=-1).astype(bool)
+        free = IMAGE_SIZE - crop
+        top, left = rng.integers(0, free + 1, 2)
+        spots = np.argwhere(mask)
+        if len(spots) and rng.random() < 0.85:
+            row, column = spots[rng.integers(len(spots))]
+            top = np.clip(row - rng.integers(0, crop), 0, free)
+            left = np.clip(column - rng.integers(0, crop), 0, free)
+        window = (slice(int(top), int(top) + crop), slice(int(left), int(left) + crop))
+        image, mask = self.images[index][:, window[0], window[1]], mask[window]
+        turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
+        image, mask = np.rot90(image, turns, (1, 2)), np.rot90(mask, turns)
+        return (image[:, :, ::-1], mask[:, ::-1]) if mirror else (image, mask)
+
+
+def _recolour(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change channels, contrast and brightness, alike for the two images of a scene."""
+    count = len(x) // 2
+    gains = np.exp(rng.normal(0, 0.08, (count, 3, 1, 1))) * np.exp(rng.normal(0, 0.12, (count, 1, 1, 1)))
+    offsets = rng.normal(0, 0.04, (count, 1, 1, 1))
+    orders = np.stack([rng.permutation(3) if rng.random() < 0.4 else np.arange(3) for _ in range(count)])
+    grey = torch.from_numpy(rng.random(count) < 0.12).repeat(2)[:, None, None, None]
+    order = torch.from_numpy(orders).repeat(2, 1)[:, :, None, None].expand_as(x)
+    x = x.gather(1, order)
+    x = torch.where(grey, x.mean(1, keepdim=True), x)
+    scale, shift = (torch.from_numpy(v.astype(np.float32)).repeat(2, 1, 1, 1) for v in (gains, offsets))
+    if rng.random() < 0.15:
+        x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return (x * scale + shift).clamp(0, 1)
+
+
+class Texts:
+    """All captions as token ids, cut to the longest, and where to find each."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        texts = all_captions()
+        ids = tokenizer(texts)
+        self.end = ids.argmax(-1)
+        self.ids = ids[:, : int(self.end.max()) + 1]
+        self.row = {text: number for number, text in enumerate(texts)}
+
+    def encode(self, clip: CLIP, rows: list[int]) -> Tensor:
+        """Return (T, E) normalised features."""
+        embeddings = clip.token_embedding(self.ids[rows])
+        return F.normalize(clip.encode_text(embeddings, self.end[rows]), dim=-1)
+
+
+def losses(
+    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int, step: int
+) -> dict[str, Tensor]:
+    """Return the four losses of a batch.
+
+    contrast: every caption that is true of an image is a positive (both ways); normality: cross-entropy between the
+    image's own "flawless ..." and "damaged ..." or "... with a scratch" texts; ranking: a scene with its defect above
+    the same scene without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
+    """
+    last = clip.config.vision_layers
+    features = clip.encode_image(batch.pixels, layers=[last], dpam_layers=dpam_layers)
+    captions = [normal_captions(name) for name in batch.names]
+    damaged = [anomalous_captions(name, kind) for name, kind in zip(batch.names, batch.defects, strict=True)]
+    true_of = captions + [
+        d if label else c
+        for c, d, label in zip(captions, damaged, batch.labels[len(captions) :], strict=True)
+    ]
+    # Early on every other pair is ("flawless ...", "damaged ..."); later all name the kind ("... with a scratch").
+    general = step < settings["damaged_until"]
+    pairs = [
+        (c[0], d[i % 2 if general else 1]) for i, (c, d) in enumerate(zip(captions, damaged, strict=True))
+    ] * 2
+    used = list(dict.fromkeys(text for texts_ in (*true_of, *pairs) for text in texts_))
+    at = {text: number for number, text in enumerate(used)}
+    text_features = texts.encode(clip, [texts.row[text] for text in used])  # T E
+    image = F.normalize(features.image, dim=-1)
+    positive = torch.zeros(len(image), len(used))
+    for number, captions_ in enumerate(true_of):
+        positive[number, [at[text] for text in captions_]] = 1
+    logits = clip.logit_scale.exp().clamp(max=100) * image @ text_features.T
+    by_text = positive.T[positive.sum(0) > 0]
+    contrast = (
+        F.cross_entropy(logits, positive / positive.sum(1, keepdim=True))
+        + F.cross_entropy(logits.T[positive.sum(0) > 0], by_text / by_text.sum(1, keepdim=True))
+    ) / 2
+    two = text_features[torch.tensor([[at[n], at[d]] for n, d in pairs])]  # 2n 2 E
+    evidence = torch.einsum("be,bke->bk", image, two) / TEMPERATURE
+    evidence = evidence[:, 1] - evidence[:, 0]
+    normality = F.binary_cross_entropy_with_logits(evidence, batch.labels)
+    half = len(evidence) // 2
+    seen = batch.labels[half:]
+    ranking = (F.softplus(evidence[:half] - evidence[half:]) * seen).sum() / seen.sum().clamp(min=1)
+    patches = F.normalize(features.patches[last][:, 1:], dim=-1)
+    local = torch.einsum("bne,bke->bnk", patches, two) / TEMPERATURE
+    local = (local[..., 1] - local[..., 0]).view_as(batch.targets)
+    weight = torch.where(batch.targets > 0.1, 3.0, 1.0)
+    entropy = F.binary_cross_entropy_with_logits(local, batch.targets, weight)
+    probability = local.sigmoid()
+    overlap = (probability * batch.targets).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + batch.targets.sum((1, 2)) + 1)
+    return {
+        "contrast": contrast,
+        "normality": normality,
+        "ranking": settings["ranking_weight"] * ranking,
+        "local": settings["local_weight"] * (entropy + dice.mean()),
+    }
+
+
+class Validation:
+    """Fresh scenes of the *training* families; the held-out ones are left to the evaluation."""
+
+    def __init__(self, texts: Texts, patch: int, count: int = 200) -> None:
+        pixels, masks, self.names, self.pairs = [], [], [], []
+        for index in range(count):
+            images, mask, name, kind = draw_pair(30200, index, 0.0)
+            pixels.append(images)
+            masks.append(mask)
+            self.names += [name]
+            self.pairs += [(normal_captions(name)[0], anomalous_captions(name, kind)[1])]
+        x = torch.from_numpy(np.stack(pixels, 1)).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        x = F.interpolate(x, (USED_SIZE, USED_SIZE), mode="bilinear", align_corners=False, antialias=True)
+        self.pixels = (x - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
+        m = torch.from_numpy(np.stack(masks)).float()[:, None]
+        grid = F.adaptive_avg_pool2d(m, USED_SIZE // patch)[:, 0]
+        self.masks = torch.cat([torch.zeros_like(grid), grid])
+        self.pairs = self.pairs * 2
+        self.texts = texts
+
+    @torch.no_grad()
+    def measure(self, clip: CLIP, dpam_layers: int) -> dict[str, float]:
+        """Return image and patch AUROC with the images' own category words."""
+        last = clip.config.vision_layers
+        used = list(dict.fromkeys(text for pair in self.pairs for text in pair))
+        features = self.texts.encode(clip, [self.texts.row[text] for text in used])
+        two = torch.stack([features[[used.index(n), used.index(d)]] for n, d in self.pairs])
+        scores, maps = [], []
+        for part, pair in zip(self.pixels.split(50), two.split(50), strict=True):
+            found = clip.encode_image(part, layers=[last], dpam_layers=dpam_layers)
+            difference = pair[:, 1] - pair[:, 0]
+            scores.append(torch.einsum("be,be->b", F.normalize(found.image, dim=-1), difference))
+            patches = F.normalize(found.patches[last][:, 1:], dim=-1)
+            maps.append(torch.einsum("bne,be->bn", patches, difference))
+        labels = np.repeat([0, 1], len(self.names))
+        image = auroc(labels, torch.cat(scores).numpy())
+        pixel = auroc((self.masks > 0.5).flatten().numpy().astype(int), torch.cat(maps).flatten().numpy())
+        return {"val_image_auroc": round(image, 4), "val_patch_auroc": round(pixel, 4)}
+
+
+def learning_rate(step: int, settings: dict[str, Any]) -> float:
+    """Rise linearly, fall like half a cosine."""
+    if step < settings["warm_up"]:
+        return float(settings["learning_rate"] * (step + 1) / settings["warm_up"])
+    t = (step - settings["warm_up"]) / max(1, settings["steps"] - settings["warm_up"])
+    return float(settings["learning_rate"] * 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def build(config: dict[str, Any], vocabulary: int) -> tuple[CLIP, int]:
+    """Return an untrained model and how many of its blocks have the local path."""
+    architecture = dict(config["model"])
+    dpam_layers = architecture.pop("dpam_layers")
+    torch.manual_seed(config["training"]["seed"])
+    clip = CLIP(CLIPConfig(**architecture, vocab_size=vocabulary))
+    for (
+        block
+    ) in clip.visual.transformer.resblocks:  # residual branches start small, as in CLIP's initialisation
+        torch.nn.init.normal_(block.attn.out_proj.weight, std=0.02)
+        torch.nn.init.normal_(block.mlp.c_proj.weight, std=0.02)
+    torch.nn.init.normal_(clip.token_embedding.weight, std=0.02)
+    return clip, dpam_layers
+
+
+def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
+    """AdamW; gains, biases and tables are not decayed."""
+    decayed = [p for name, p in clip.named_parameters() if p.ndim >= 2 and "embedding" not in name]
+    others = [p for name, p in clip.named_parameters() if p.ndim < 2 or "embedding" in name]
+    groups = [
+        {"params": decayed, "weight_decay": settings["weight_decay"]},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=tuple(settings["betas"]))
+
+
+def main() -> None:
+    """Train, or go on training from the last checkpoint."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, help="instead of the configuration's: a pilot")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = read_config()
+    settings = config["training"] | ({"steps": arguments.steps} if arguments.steps else {})
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    vocabulary = write_tokenizer(arguments.run / "tokenizer.json")
+    texts = Texts(
+        Tokenizer(arguments.run / "tokenizer.json", context_length=config["model"]["context_length"])
+    )
+    clip, dpam_layers = build(config, vocabulary)
+    adam = optimiser(clip, settings)
+    average = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    start = 0
+    checkpoint = arguments.run / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        clip.load_state_dict(state["model"])
+        adam.load_state_dict(state["optimiser"])
+        average, start = state["average"], state["step"]
+    scenes, patch = Scenes(arguments.cache, settings), config["model"]["patch_size"]
+    validation = Validation(texts, patch)
+    print(sum(p.numel() for p in clip.parameters()), "parameters,", len(scenes.labels), "scenes", flush=True)
+    began, sums, counted = time.perf_counter(), {}, 0
+    with (arguments.run / "log.jsonl").open("a") as log:
+        for step in range(start, settings["steps"]):
+            for group in adam.param_groups:
+                group["lr"] = learning_rate(step, settings)
+            parts = losses(clip, scenes.batch(step, patch), texts, settings, dpam_layers, step)
+            adam.zero_grad()
+            sum(parts.values()).backward()
+            torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+            adam.step()
+            # The average follows faster in the beginning, when the weights still move far.
+            keep = min(settings["ema"], (step + 1) / (step + 10))
+            with torch.no_grad():
+                for name, tensor in clip.state_dict().items():
+                    average[name].lerp_(tensor, 1 - keep)
+            sums = {name: sums.get(name, 0.0) + float(part.detach()) for name, part in parts.items()}
+            counted += 1
+            done = step + 1
+            if done % settings["checkpoint_every"] and done % 50 and done != settings["steps"]:
+                continue
+            line: dict[str, Any] = {"step": done} | {name: round(v / counted, 4) for name, v in sums.items()}
+            line["images_per_second"] = round(
+                counted * 2 * settings["scenes_per_step"] / (time.perf_counter() - began), 1
+            )
+            if done % settings["checkpoint_every"] == 0 or done == settings["steps"]:
+                averaged = CLIP.frozen(clip.config, average)
+                line |= validation.measure(averaged, dpam_layers)
+                temporary = checkpoint.with_suffix(".tmp")
+                state = {
+                    "model": clip.state_dict(),
+                    "optimiser": adam.state_dict(),
+                    "average": average,
+                    "step": done,
+                }
+                torch.save(state, temporary)
+                temporary.replace(checkpoint)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            print(json.dumps(line), flush=True)
+            began, sums, counted = time.perf_counter(), {}, 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Generated images of surfaces and objects, with natural-looking defects and their exact masks.
+
+An image is determined by its class, its seeds and its number alone: any subset can be made again, in any order and by
+any number of processes, with the same pixels. A scene and its defect are drawn from separate streams of chance, so the
+same scene can be had with and without its defect.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+
+from anomalyclip.data.synthetic.defects import HELD_OUT_DEFECTS, TRAINING_DEFECTS
+from anomalyclip.data.synthetic.noise import Brush
+from anomalyclip.data.synthetic.objects import HELD_OUT_OBJECTS, TRAINING_OBJECTS
+from anomalyclip.data.synthetic.scene import photograph, set_up_camera
+from anomalyclip.data.synthetic.surfaces import HELD_OUT_SURFACES, TRAINING_SURFACES
+from anomalyclip.errors import AnomalyCLIPError
+
+SURFACES = TRAINING_SURFACES | HELD_OUT_SURFACES
+OBJECTS = TRAINING_OBJECTS | HELD_OUT_OBJECTS
+CLASSES = SURFACES | OBJECTS
+DEFECTS = TRAINING_DEFECTS | HELD_OUT_DEFECTS
+
+IMAGE_SIZE = 192
+"""Default side of a generated image in pixels."""
+
+_VISIBLE = 0.045
+"""Mean change of the pixels in a mask below which a defect counts as invisible and is drawn again."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated image.
+
+    Parameters
+    ----------
+    image : ndarray of uint8 (S, S, 3)
+        RGB.
+    mask : ndarray of bool (S, S)
+        Where the defect is; all False if there is none.
+    normal : ndarray of uint8 (S, S, 3)
+        The same scene, light and sensor noise without the defect; ``image`` itself if there is none.
+    """
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    normal: NDArray[np.uint8]
+
+
+def _stream(*key: int | str) -> Generator:
+    """Return a source of chance that depends on the key alone."""
+    return default_rng([zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key])
+
+
+def generate(
+    name: str,
+    *,
+    seed: int,
+    index: int,
+    defect: str | None = None,
+    style: int | None = None,
+    size: int = IMAGE_SIZE,
+) -> Sample:
+    """Draw one image.
+
+    Parameters
+    ----------
+    name : str
+        Class, a key of `CLASSES`.
+    seed, index : int
+        Which image; the same pair gives the same pixels.
+    defect : str, optional
+        Kind of defect, a key of `DEFECTS`; None for a flawless image.
+    style : int, optional
+        Images of one style look like one product (colour, grain, light); None gives every image its own.
+    size : int
+        Side in pixels.
+
+    Returns
+    -------
+    Sample
+
+    Raises
+    ------
+    AnomalyCLIPError
+        If there is no such class or defect.
+
+    Examples
+    --------
+    >>> sample = generate("leather", seed=1, index=7, defect="scratch", size=64)
+    >>> sample.image.shape, sample.image.dtype, bool(sample.mask.any())
+    ((64, 64, 3), dtype('uint8'), True)
+    """
+    if name not in CLASSES:
+        raise AnomalyCLIPError(f"unknown class {name!r}; the classes are: {', '.join(sorted(CLASSES))}")
+    if defect is not None and defect not in DEFECTS:
+        raise AnomalyCLIPError(f"unknown defect {defect!r}; the kinds are: {', '.join(sorted(DEFECTS))}")
+    own = index if style is None else style
+    look = _stream("style", name, own, seed if style is None else 0)
+    brush = Brush(size, look, _stream("scene", name, seed, index))
+    scene = CLASSES[name](brush)
+    camera = set_up_camera(brush)
+    normal = photograph(scene, camera)
+    if defect is None:
+        return Sample(normal, np.zeros((size, size), np.bool_), normal)
+    best, best_change = Sample(normal, np.zeros((size, size), np.bool_), normal), -1.0
+    for attempt in range(4):
+        damaged = scene.copy()
+        mask = DEFECTS[defect](
+            damaged, Brush(size, look, _stream("defect", name, seed, index, defect, attempt))
+        )
+        if mask.sum() < 12 * (size / IMAGE_SIZE) ** 2:
+            continue
+        image = photograph(damaged, camera)
+        difference = np.abs(image[mask].astype(np.float32) - normal[mask]).mean() / 255
+        if difference > best_change:
+            best, best_change = Sample(image, mask, normal), difference
+        if difference > _VISIBLE:
+            break
+    return best

@@ -1,0 +1,157 @@
+"""Generated images as a data set on disk, in MVTec AD's layout."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, generate
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import writing
+
+# Every part of a data set numbers its images in a range of its own, so that no scene occurs twice.
+_TRAIN, _GOOD, _ANOMALOUS = 0, 1_000_000, 2_000_000
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    name: str
+    split: str
+    kind: str
+    number: int
+    seed: int
+    index: int
+    size: int
+
+
+def write_dataset(
+    output: Path,
+    classes: Sequence[str],
+    *,
+    normal: int,
+    anomalous: int,
+    seed: int,
+    defects: Sequence[str] | None = None,
+    size: int = IMAGE_SIZE,
+    workers: int = 1,
+    on_image: Callable[[], None] = lambda: None,
+) -> int:
+    """Write a data set; all images of a class look like one product.
+
+    ``<class>/train/good`` and ``<class>/test/good`` get `normal` flawless images each, ``<class>/test/<defect>``
+    share the `anomalous` ones evenly, with masks in ``<class>/ground_truth/<defect>/NNN_mask.png``. The same
+    arguments give the same files, whatever the number of workers. The folder appears when it is complete.
+
+    Parameters
+    ----------
+    output : Path
+        Folder that does not exist yet, or is empty.
+    classes : sequence of str
+        Keys of `CLASSES`.
+    normal, anomalous : int
+        Images a class.
+    seed : int
+        Another seed gives other products and other images.
+    defects : sequence of str, optional
+        Keys of `DEFECTS`; None for all.
+    size : int
+        Side of the images in pixels.
+    workers : int
+        Processes that draw.
+    on_image : callable
+        Called after every image.
+
+    Returns
+    -------
+    int
+        How many images were written.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        If a class or defect is unknown, or the folder is not empty or cannot be written.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     count = write_dataset(Path(folder, "set"), ["cork"], normal=1, anomalous=1, seed=1, size=48)
+    ...     count, sorted(path.name for path in Path(folder, "set", "cork").iterdir())
+    (3, ['ground_truth', 'test', 'train'])
+    """
+    kinds = list(DEFECTS) if defects is None else list(dict.fromkeys(defects))
+    names = list(dict.fromkeys(classes))
+    _check_known("class", names, CLASSES)
+    _check_known("defect", kinds, DEFECTS)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise AnomalyCLIPError(f"{output} exists and is not empty; choose another folder or remove it")
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+        try:
+            jobs = list(_jobs(unfinished, names, kinds, normal, anomalous, seed, size))
+            for _ in _run(jobs, workers):
+                on_image()
+            unfinished.chmod(0o777 & ~_umask())
+            os.replace(unfinished, output)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return len(jobs)
+
+
+def _check_known(what: str, given: Sequence[str], known: Mapping[str, object]) -> None:
+    for name in given:
+        if name not in known:
+            raise AnomalyCLIPError(f"unknown {what} {name!r}; there are: {', '.join(sorted(known))}")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _jobs(
+    folder: Path,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    normal: int,
+    anomalous: int,
+    seed: int,
+    size: int,
+) -> Iterator[_Job]:
+    for name in names:
+        for number in range(normal):
+            yield _Job(folder, name, "train", "good", number, seed, _TRAIN + number, size)
+        for number in range(normal):
+            yield _Job(folder, name, "test", "good", number, seed, _GOOD + number, size)
+        for number in range(anomalous):
+            kind = kinds[number % len(kinds)]
+            yield _Job(folder, name, "test", kind, number // len(kinds), seed, _ANOMALOUS + number, size)
+
+
+def _run(jobs: Sequence[_Job], workers: int) -> Iterator[None]:
+    if workers == 1:
+        yield from map(_draw, jobs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_draw, jobs, chunksize=8)
+
+
+def _draw(job: _Job) -> None:
+    from PIL import Image
+
+    defect = None if job.kind == "good" else job.kind
+    sample = generate(job.name, seed=job.seed, index=job.index, defect=defect, style=job.seed, size=job.size)
+    image = job.folder / job.name / job.split / job.kind / f"{job.number:03d}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sample.image).save(image, compress_level=3)
+    if defect is not None:
+        mask = job.folder / job.name / "ground_truth" / job.kind / f"{job.number:03d}_mask.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sample.mask.astype(np.uint8) * np.uint8(255)).save(mask)

@@ -1,0 +1,112 @@
+"""The embedded micro backbone: what is shipped, and that it detects on families that it never saw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import anomalyclip
+from anomalyclip import Detector
+from anomalyclip.clip.tokenizer import Tokenizer
+from anomalyclip.clip.weights import read_weights
+from anomalyclip.data.synthetic import HELD_OUT_SURFACES, TRAINING_DEFECTS, generate
+from anomalyclip.metrics import auroc
+from anomalyclip.prompts import Prompts, load_prompts
+
+ASSETS = Path(anomalyclip.__file__).parent / "assets" / "micro"
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.from_pretrained("micro", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def unseen() -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Six flawless and six defective images of one product of each held-out surface."""
+    kinds = list(TRAINING_DEFECTS)
+    samples = []
+    for number, name in enumerate(HELD_OUT_SURFACES):
+        for index in range(12):
+            defect = kinds[(number + index) % len(kinds)] if index >= 6 else None
+            sample = generate(name, seed=77, index=index, defect=defect, style=77)
+            samples.append((name, sample.image, sample.mask))
+    return samples
+
+
+def test_what_is_shipped_is_small_and_whole():
+    files = {path.name: path.stat().st_size for path in ASSETS.iterdir() if path.is_file()}
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "prompts.safetensors",
+        "tokenizer.json",
+    }
+    assert sum(files.values()) <= 8_000_000
+    weights = read_weights(ASSETS)
+    assert weights.config.patch_size == 12
+    assert {str(tensor.dtype) for tensor in weights.state_dict.values()} == {"torch.float16"}
+
+
+def test_the_vocabulary_has_what_prompts_need_and_the_end_token_is_the_largest():
+    tokenizer = Tokenizer(ASSETS / "tokenizer.json", context_length=24)
+    tokens = tokenizer.prompt_tokens()
+    assert tokens.end == read_weights(ASSETS).config.vocab_size - 1
+    row = tokenizer(["X X damaged object."])[0]
+    expected = [
+        tokens.start,
+        tokens.placeholder,
+        tokens.placeholder,
+        tokens.damaged,
+        tokens.object,
+        tokens.period,
+    ]
+    assert row[:7].tolist() == [*expected, tokens.end]
+    assert not row[7:].any()
+
+
+def test_prompts_are_learned_vectors_around_the_words_object_and_damaged_object():
+    prompts = load_prompts(ASSETS / "prompts.safetensors")
+    config = read_weights(ASSETS).config
+    assert prompts.length == 12
+    assert len(prompts.deep_tokens) == config.text_layers - 1
+    tokens = Tokenizer(ASSETS / "tokenizer.json", context_length=24).prompt_tokens()
+    normal, abnormal = (row[row.nonzero()[:, 0]].tolist() for row in prompts.token_ids)
+    fill = [tokens.start, *[tokens.placeholder] * 12]
+    assert normal == [*fill, tokens.object, tokens.period, tokens.end]
+    assert abnormal == [*fill, tokens.damaged, tokens.object, tokens.period, tokens.end]
+
+
+def test_it_is_used_at_180_pixels_with_the_local_path_in_the_last_four_blocks(detector):
+    assert detector.scorer.image_size == 180
+    assert detector.scorer.dpam_layers == 4
+
+
+def test_defects_on_unseen_surfaces_score_higher_and_are_where_the_map_says(detector, unseen):
+    predictions = [detector.predict(image) for _, image, _ in unseen]
+    image_aurocs, pixel_aurocs = [], []
+    for name in HELD_OUT_SURFACES:
+        mine = [(p, mask) for p, (n, _, mask) in zip(predictions, unseen, strict=True) if n == name]
+        image_aurocs.append(auroc([int(mask.any()) for _, mask in mine], [p.pred_score for p, _ in mine]))
+        small = [np.asarray(Image.fromarray(mask).resize((180, 180))) for _, mask in mine]
+        maps = np.stack([p.anomaly_map for p, _ in mine])
+        pixel_aurocs.append(auroc(np.stack(small).astype(int), maps))
+    assert np.mean(image_aurocs) > 0.85
+    assert np.mean(pixel_aurocs) > 0.85
+
+
+def test_learned_prompts_beat_words_that_nobody_learned(detector, unseen):
+    from anomalyclip.loading import load_clip
+    from anomalyclip.scorer import TorchScorer
+
+    clip = load_clip("micro")
+    ids = Tokenizer(ASSETS / "tokenizer.json", context_length=24)(["object.", "damaged object."])
+    plain = TorchScorer(clip, Prompts.handwritten(ids, width=clip.config.text_width), device="cpu")
+    pixels = np.stack([np.asarray(Image.fromarray(image).resize((180, 180))) for _, image, _ in unseen])
+    masks = np.stack([np.asarray(Image.fromarray(mask).resize((180, 180))) for *_, mask in unseen]).astype(
+        int
+    )
+    learned = auroc(masks, detector.scorer(pixels)[1])
+    assert learned > auroc(masks, plain(pixels)[1])

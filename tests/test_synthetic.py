@@ -1,0 +1,171 @@
+"""Generated images: determined by their numbers, exact masks, pairs; and the data set that ``synth`` writes."""
+
+import filecmp
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from anomalyclip.data.synthetic import (
+    CLASSES,
+    DEFECTS,
+    HELD_OUT_DEFECTS,
+    HELD_OUT_OBJECTS,
+    HELD_OUT_SURFACES,
+    TRAINING_DEFECTS,
+    TRAINING_OBJECTS,
+    TRAINING_SURFACES,
+    generate,
+)
+from anomalyclip.data.synthetic.writer import write_dataset
+from anomalyclip.errors import AnomalyCLIPError
+
+
+def files_of(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_there_are_enough_families_and_none_is_both_trained_on_and_held_out():
+    assert len(TRAINING_SURFACES) >= 24
+    assert len(HELD_OUT_SURFACES) >= 9
+    assert len(TRAINING_DEFECTS) + len(HELD_OUT_DEFECTS) >= 12
+    assert len(HELD_OUT_DEFECTS) == 2
+    assert not set(TRAINING_SURFACES) & set(HELD_OUT_SURFACES)
+    assert not set(TRAINING_OBJECTS) & set(HELD_OUT_OBJECTS)
+    assert not set(TRAINING_DEFECTS) & set(HELD_OUT_DEFECTS)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_draws_a_lively_image_of_the_size_asked_for(name):
+    sample = generate(name, seed=5, index=1, size=96)
+    assert sample.image.shape == (96, 96, 3)
+    assert sample.image.dtype == np.uint8
+    assert not sample.mask.any()
+    assert 10 < sample.image.mean() < 245
+    assert sample.image.std() > 2
+
+
+def test_an_image_is_determined_by_its_seed_and_number_alone():
+    first = generate("leather", seed=4, index=9, defect="crack")
+    for other in (0, 3):
+        generate("wood", seed=other, index=other)
+    again = generate("leather", seed=4, index=9, defect="crack")
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.mask, again.mask)
+    for seed, index in ((5, 9), (4, 10)):
+        assert not np.array_equal(
+            first.image, generate("leather", seed=seed, index=index, defect="crack").image
+        )
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("name", ["leather", "mesh", "gear"])
+def test_a_defect_changes_its_mask_visibly_and_nothing_far_from_it(name, defect):
+    sample = generate(name, seed=2, index=3, defect=defect)
+    change = np.abs(sample.image.astype(int) - sample.normal).max(axis=2)
+    assert sample.mask.sum() >= 12
+    assert change[sample.mask].mean() > 0.03 * 255
+    # Shadows, lips and soft edges reach a little beyond the mask; nothing else differs.
+    assert change[~binary_dilation(sample.mask, iterations=20)].max(initial=0) == 0
+
+
+def test_the_flawless_twin_is_the_image_without_its_defect():
+    damaged = generate("marble", seed=6, index=2, defect="hole")
+    flawless = generate("marble", seed=6, index=2)
+    assert np.array_equal(damaged.normal, flawless.image)
+    assert not np.array_equal(damaged.image, flawless.image)
+
+
+def test_images_of_one_style_look_alike_and_styles_differ():
+    def colour(index: int, style: int) -> np.ndarray:
+        return generate("felt", seed=1, index=index, style=style, size=64).image.mean((0, 1))
+
+    styles = [np.stack([colour(index, style) for index in range(3)]) for style in range(6)]
+    within = np.mean([images.std(0).mean() for images in styles])
+    between = np.stack([images.mean(0) for images in styles]).std(0).mean()
+    assert between > 4 * within
+
+
+def test_a_defect_of_an_object_lies_on_the_object():
+    # With the light from one side, the ground far from the washer is the same with and without the defect.
+    for index in range(4):
+        sample = generate("washer", seed=8, index=index, defect="stain")
+        corners = np.r_["0,2", sample.mask[:24, :24].ravel(), sample.mask[-24:, -24:].ravel()]
+        assert not corners.any()
+
+
+def test_an_unknown_class_or_defect_is_answered_with_what_there_is():
+    with pytest.raises(AnomalyCLIPError, match="unknown class 'lether'.*leather"):
+        generate("lether", seed=0, index=0)
+    with pytest.raises(AnomalyCLIPError, match="unknown defect 'scrach'.*scratch"):
+        generate("leather", seed=0, index=0, defect="scrach")
+
+
+def test_a_data_set_has_the_layout_of_mvtec_and_masks_are_paired_by_name(tmp_path):
+    output = tmp_path / "set"
+    count = write_dataset(
+        output, ["cork", "nut"], normal=2, anomalous=3, seed=3, defects=["hole", "stain"], size=64
+    )
+    expected = [
+        "ground_truth/hole/000_mask.png",
+        "ground_truth/hole/001_mask.png",
+        "ground_truth/stain/000_mask.png",
+    ]
+    expected += ["test/good/000.png", "test/good/001.png", "test/hole/000.png", "test/hole/001.png"]
+    expected += ["test/stain/000.png", "train/good/000.png", "train/good/001.png"]
+    assert files_of(output) == [f"{name}/{file}" for name in ("cork", "nut") for file in expected]
+    assert count == 14
+    mask = np.asarray(Image.open(output / "cork/ground_truth/hole/001_mask.png"))
+    assert mask.shape == (64, 64)
+    assert set(np.unique(mask)) == {0, 255}
+    images = [
+        Image.open(output / "cork" / file).tobytes() for file in expected if not file.startswith("ground")
+    ]
+    assert len(set(images)) == len(images), "no scene occurs twice"
+
+
+def test_the_pixels_do_not_depend_on_the_number_of_workers(tmp_path):
+    for workers in (1, 2):
+        write_dataset(
+            tmp_path / str(workers), ["wood"], normal=5, anomalous=7, seed=3, size=48, workers=workers
+        )
+    names = files_of(tmp_path / "1")
+    assert names == files_of(tmp_path / "2")
+    same, different, _ = filecmp.cmpfiles(tmp_path / "1", tmp_path / "2", names, shallow=False)
+    assert len(same) == 5 + 5 + 7 + 7
+    assert not different
+
+
+def test_a_data_set_appears_whole_or_not_at_all(tmp_path):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "set", ["wood"], normal=1, anomalous=0, seed=0, size=48, on_image=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(AnomalyCLIPError, match="exists and is not empty"):
+        write_dataset(tmp_path, ["wood"], normal=1, anomalous=0, seed=0, size=48)
+    assert files_of(tmp_path) == ["mine.txt"]
+
+
+def test_the_command_writes_a_data_set_and_names_the_classes_on_a_wrong_one(tmp_path):
+    command = [sys.executable, "-m", "anomalyclip", "synth", str(tmp_path / "set")]
+    options = ["--normal", "1", "--anomalous", "1", "--size", "48", "--workers", "1"]
+    done = subprocess.run([*command, "--classes", "cork", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(files_of(tmp_path / "set" / "cork")) == 4
+    wrong = subprocess.run(
+        [*command[:-1], str(tmp_path / "no"), "--classes", "cor"], capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert "unknown class 'cor'" in wrong.stderr
+    assert "corduroy" in wrong.stderr
+    assert not (tmp_path / "no").exists()
