@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -247,3 +248,59 @@ def test_the_benchmark_prints_a_table_or_json(cli, monkeypatch):
     timing = json.loads(cli(*options, "--json").out)
     assert timing["stages"]["encode"] > 0
     assert timing["ratio"] == pytest.approx(timing["stages"]["encode"] / timing["floor"])
+
+
+def test_odd_file_names_come_through(cli, model, photographs, paper_case, tmp_path):
+    names = ["x[/red].png", "[bold]p.png", "猫 é.png", "two\nlines.png"]
+    for name in names:
+        (photographs / name).parent.mkdir(exist_ok=True)
+        (photographs / name).write_bytes(paper_case.images[0].read_bytes())
+    done = cli("predict", photographs, *model, "--output", tmp_path / "out", "--save", "map")
+    assert done.code == 0, done.err
+    assert {
+        record["image_path"].removeprefix(f"{photographs}/") for record in lines(tmp_path / "out")
+    } >= set(names)
+    assert "x[/red].png" in done.out
+    assert "[bold]p.png" in done.out
+
+
+def test_other_prompts_under_the_same_name_are_other_settings(cli, model, photographs, paper_case, tmp_path):
+    options = ["predict", photographs, *model, "--output", tmp_path / "out"]
+    assert cli(*options).code == 0
+    replace(paper_case.prompts, normal=-paper_case.prompts.normal).save(tmp_path / "prompts.safetensors")
+    done = cli(*options, "--resume")
+    assert done.code == 2
+    assert "digest was" in done.err
+
+
+def test_colours_are_options(cli, model, photographs, tmp_path):
+    pictures = {}
+    for colormap in ("inferno", "gray"):
+        options = ["--save", "heatmap", "--colormap", colormap, "--output", tmp_path / colormap]
+        assert cli("predict", photographs / "a.png", *model, *options).code == 0
+        pictures[colormap] = np.asarray(open_image(tmp_path / colormap / "heatmaps" / "a.png.png"))
+    assert not np.array_equal(pictures["inferno"], pictures["gray"])
+
+
+def test_an_interrupted_run_says_how_to_go_on(cli, model, photographs, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anomalyclip.writers.PredictionWriter.write", interrupted)
+    done = cli("predict", photographs, *model, "--output", tmp_path / "out")
+    assert done.code == 130
+    assert "--resume goes on" in done.err
+
+
+def test_a_list_may_begin_with_a_byte_order_mark_and_no_list_is_no_input(cli, model, photographs, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{photographs}/a.png\n", encoding="utf-8-sig")
+    assert (
+        cli("predict", "--from-file", tmp_path / "list.txt", *model, "--output", tmp_path / "out").code == 0
+    )
+    empty = cli("predict", "-", *model, "--output", tmp_path / "none", stdin="")
+    assert empty.code == 2
+    assert "no image came from standard input" in empty.err
+
+
+def test_the_version_is_told(cli):
+    assert cli("--version").out.startswith("anomalyclip 0.")

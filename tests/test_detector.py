@@ -1,6 +1,7 @@
 """The detector as a whole, against the golden cases, and how it streams."""
 
 import threading
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 from PIL import Image
 
 from anomalyclip import AnomalyCLIPError, Detector
+from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import InputError
 from anomalyclip.images import open_image
 from anomalyclip.prediction import Threshold
 from anomalyclip.scorer import TorchScorer
+from tests.conftest import TINY
 
 
 def make(golden, tiny_clip, **options):
@@ -89,6 +92,40 @@ def test_a_stream_reads_only_as_far_ahead_as_it_must(detector, paper_case):
     assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
+def test_a_slow_source_gets_each_prediction_before_its_next_image(detector, paper_case):
+    """A camera that names its images as they come must not wait for later ones."""
+    given, taken = Queue(), []
+
+    def camera():
+        while (path := given.get()) is not None:
+            yield path
+
+    stream = detector.stream(camera())
+    for path in paper_case.images:
+        given.put(str(path))
+        taken.append(next(stream).image_path)
+    given.put(None)
+    assert list(stream) == []
+    assert taken == [str(path) for path in paper_case.images]
+
+
+def test_an_error_of_the_source_is_raised_where_the_stream_is_read(detector, paper_case):
+    def source():
+        yield str(paper_case.images[0])
+        raise LookupError("the list ended badly")
+
+    stream = detector.stream(source())
+    assert next(stream).image_path == str(paper_case.images[0])
+    with pytest.raises(LookupError, match="ended badly"):
+        next(stream)
+
+
+def test_numbers_that_are_none_are_an_error_and_no_score(paper_case, tiny_state):
+    damaged = CLIP.frozen(TINY, tiny_state | {"visual.proj": torch.full((64, 32), torch.nan)})
+    with pytest.raises(AnomalyCLIPError, match="scores that are no numbers at precision fp32"):
+        make(paper_case, damaged).predict(paper_case.images[0])
+
+
 def test_a_broken_image_stops_predict_and_is_passed_over_by_a_stream_that_is_told_so(
     detector, paper_case, tmp_path
 ):
@@ -136,7 +173,10 @@ def test_bfloat16_stays_close_on_a_cpu(paper_case, tiny_clip):
         ({"image_size": 0}, "image size 0 .* use 14"),
         ({"layers": [25]}, "layer 25 does not exist: the backbone's blocks are 1 to 24"),
         ({"dpam_layers": 30}, "30 DPAM layers: expected 0 to 24"),
-        ({"sigma": -1.0}, "sigma -1.0: expected 0 or more"),
+        ({"sigma": -1.0}, "sigma -1.0: expected 0 to 70 pixels"),
+        ({"sigma": 1e10}, "sigma 10000000000.0: expected 0 to 70 pixels"),
+        ({"sigma": float("nan")}, "sigma nan: expected 0 to 70 pixels"),
+        ({"device": "meta"}, "device 'meta' cannot be used"),
         ({"device": "quantum"}, "device 'quantum' cannot be used"),
         ({"precision": "int3"}, "precision 'int3': expected one of fp32, bf16, fp16, auto"),
     ],

@@ -46,10 +46,11 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
     image.save(tmp_path / "turned.png", exif=exif)
-    upright = open_image(tmp_path / "turned.png")
-    assert upright.size == (20, 40)
-    assert upright.getpixel((10, 5)) == (255, 255, 255)
-    assert upright.getpixel((10, 35)) == (0, 0, 0)
+    with Image.open(tmp_path / "turned.png") as opened:
+        for upright in (open_image(tmp_path / "turned.png"), as_image(opened)):
+            assert upright.size == (20, 40)
+            assert upright.getpixel((10, 5)) == (255, 255, 255)
+            assert upright.getpixel((10, 35)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"])
@@ -169,3 +170,14 @@ def test_a_damaged_file_is_an_image_or_an_input_error_never_a_crash(format, cut,
 def test_an_image_of_any_shape_is_squashed_to_a_square(width, height, size):
     image = Image.new("RGB", (width, height), (10, 200, 77))
     assert np.unique(squash(image, size).reshape(-1, 3), axis=0).tolist() == [[10, 200, 77]]
+
+
+def test_a_truncated_image_in_memory_and_another_type_are_input_errors(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "cut.png") as lazy, pytest.raises(InputError, match="damaged image"):
+        as_image(lazy)
+    with pytest.raises(InputError, match="int: expected a path, a PIL image or an array"):
+        as_image(5)

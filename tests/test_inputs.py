@@ -75,3 +75,20 @@ def test_lists_keep_odd_names_and_skip_empty_lines(tree):
     images = list(read_list([" leading.png\n", "\r\n", "../up.png\r\n", f"{tree}/a/1.png"]))
     assert [image.path for image in images] == [" leading.png", "../up.png", f"{tree}/a/1.png"]
     assert [image.name for image in images] == [" leading.png", "../up.png", "a/1.png"]
+
+
+def test_a_link_that_leads_back_is_followed_once(tree):
+    (tree / "a" / "up").symlink_to("..", target_is_directory=True)
+    (tree / "a" / "self").symlink_to(".", target_is_directory=True)
+    listed = [image.path for image in find_images(["a"])]
+    assert listed.count("a/1.png") == 1
+    assert len(listed) <= 4
+
+
+def test_results_of_earlier_runs_are_no_input(tree):
+    results = tree / "a" / "results" / "heatmaps"
+    results.mkdir(parents=True)
+    (results.parent / "predictions.jsonl").touch()
+    (results / "1.png").touch()
+    assert names("a") == ["1.png", "deep/2.JPG"]
+    assert names("a/results/heatmaps") == ["1.png"]

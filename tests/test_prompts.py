@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from anomalyclip.benchmark import ARCHITECTURES
+from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.loading import load_prompts_for
 from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
 
 IDS = torch.tensor(
@@ -161,3 +164,30 @@ def test_prompts_of_another_backbone_are_refused_with_both_widths(tiny_clip):
     prompts = Prompts.initial(IDS, width=768)
     with pytest.raises(AnomalyCLIPError, match="text width 768.*the backbone has text width 64"):
         prompts.text_features(tiny_clip)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ctx_pos": torch.zeros(64)}, "no lists of vectors"),
+        ({"compound_prompts_text.9": torch.zeros(4, 64)}, "compound_prompts_text.8 missing"),
+        ({"compound_prompts_text.0": torch.zeros(40, 64)}, "do not fit together"),
+        ({"ctx_neg": torch.full((1, 1, 12, 64), torch.nan)}, "values that are no numbers"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(changes, says, paper_case, tmp_path):
+    torch.save(published(paper_case.prompts, **changes), tmp_path / "damaged.pth")
+    with pytest.raises(AnomalyCLIPError, match=f"damaged.pth: .*{says}"):
+        load_prompts(tmp_path / "damaged.pth")
+
+
+def test_a_backbone_of_the_papers_shape_gets_the_published_prompts(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANOMALYCLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with torch.device("meta"):
+        clip = CLIP(ARCHITECTURES["ViT-L-14-336"])
+        other = CLIP(ARCHITECTURES["ViT-B-32"])
+    with pytest.raises(AnomalyCLIPError, match="prompts 'mvtec' cannot be had"):
+        load_prompts_for(clip, tmp_path)
+    with pytest.raises(AnomalyCLIPError, match="no prompts are known for the backbone"):
+        load_prompts_for(other, tmp_path)
