@@ -9,10 +9,10 @@ if not (ASSETS / "micro" / "model.safetensors").is_file():
     pytest.skip("the embedded backbone is not there", allow_module_level=True)
 
 import torch
-from anomalyclip.data.synthetic import HELD_OUT_SURFACES, TRAINING_SURFACES
-from anomalyclip.data.synthetic.writer import write_dataset
 
 from anomalyclip.data.listing import load_samples
+from anomalyclip.data.synthetic import HELD_OUT_SURFACES, TRAINING_SURFACES
+from anomalyclip.data.synthetic.writer import write_dataset
 from anomalyclip.detector import Detector
 from anomalyclip.images import read_mask
 from anomalyclip.loading import load_clip
