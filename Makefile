@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow check clean
 
 # The two stamps are the two installations: what users run, and what developers add to it.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+# What takes minutes and changes rarely: exports of every golden case, compilation.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --no-cov
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
