@@ -24,14 +24,14 @@ from anomalyclip.training.losses import image_loss, local_loss
 
 
 def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> TensorDataset:
-    """Return image features, patch features, masks and labels; even scenes are flawless, odd ones have a defect."""
+    """Return image features, patch features, masks and labels; one scene in `flawless_every` is without its defect."""
     from PIL import Image
 
     size, last = default_image_size(clip.config), clip.config.vision_layers
     rows: list[tuple[Tensor, Tensor, Tensor, int]] = []
     for index in range(settings["images"]):
         images, mask, _, _ = draw_pair(settings["data_seed"], index, objects)
-        anomalous = index % 2
+        anomalous = int(index % settings["flawless_every"] > 0)
         pixels = normalise(squash(Image.fromarray(images[anomalous]), size))[None]
         with torch.inference_mode():
             found = clip.encode_image(
