@@ -6,7 +6,6 @@ the micro backbone has never seen.
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from anomalyclip.detector import Detector
@@ -14,7 +13,7 @@ from anomalyclip.files import replacing
 from anomalyclip.images import open_image
 from anomalyclip.inputs import find_images
 from anomalyclip.prediction import Prediction
-from anomalyclip.visualize import contact_sheet, overlay
+from anomalyclip.visualize import contact_sheet
 from anomalyclip.writers import PredictionWriter
 
 PICTURES = Path(__file__).parent / "assets" / "demo"
@@ -24,9 +23,6 @@ THRESHOLD = Path(__file__).parent / "assets" / "micro" / "threshold.json"
 """Set for the micro backbone by its recipe, on generated images of other families than the pictures'."""
 
 SHEET = "demo.png"
-
-SCALE = (0.0, 0.5)
-"""Map values of the first and last colour: the small model's maps are low; one scale for all pictures."""
 
 
 def run(
@@ -49,8 +45,7 @@ def run(
     detector = Detector.from_pretrained("micro", threshold=THRESHOLD)
     names = {image.path: image.name for image in find_images([PICTURES])}
     predictions = []
-    draw = partial(overlay, scale=SCALE)
-    with PredictionWriter(output, save=["heatmap"], overwrite=True, draw=draw) as writer:
+    with PredictionWriter(output, save=["heatmap"], overwrite=True) as writer:
         for prediction in detector.stream(names, batch_size=4):
             assert prediction.image_path is not None
             writer.write(prediction, name=names[prediction.image_path])
@@ -58,7 +53,7 @@ def run(
             if on_prediction is not None:
                 on_prediction(prediction)
     cells = [(open_image(str(prediction.image_path)), prediction) for prediction in predictions]
-    sheet = contact_sheet(cells, columns=3, tile_size=200, scale=SCALE)
+    sheet = contact_sheet(cells, columns=3, tile_size=200)
     with replacing(Path(output) / SHEET) as temporary:
         sheet.save(temporary, "PNG")
     return predictions
