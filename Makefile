@@ -19,7 +19,7 @@ demo: $(VENV)/.core
 	$(BIN)/anomalyclip demo --output demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 # What takes minutes and changes rarely: exports of every golden case, compilation.
 test-slow: $(VENV)/.dev
