@@ -279,6 +279,7 @@ def run_script(tmp_path, tiny_backbone):
     return run
 
 
+@pytest.mark.slow
 def test_the_papers_tests_run_on_the_sets_that_are_there_and_name_the_others(
     run_script, paper_case, tmp_path
 ):

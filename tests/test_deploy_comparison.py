@@ -8,6 +8,7 @@ from anomalyclip.deploy.comparison import compare
 from anomalyclip.errors import AnomalyCLIPError
 
 
+@pytest.mark.slow
 def test_each_runtime_is_timed_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setitem(
         benchmark.ARCHITECTURES, "small", CLIPConfig(32, 56, 14, 64, 2, 1, 64, 9, 1, 77, 49408)
