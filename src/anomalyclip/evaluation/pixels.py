@@ -16,6 +16,7 @@ from scipy import ndimage
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.order import Counts
 from anomalyclip.metrics import F1Max
+from anomalyclip.metrics.ranking import area_under
 
 Map = NDArray[np.float32]
 Areas = NDArray[np.int32]
@@ -206,8 +207,10 @@ class _Sums:
         above = self.n + normal.size - np.searchsorted(normal, values, side="right")
         gains = np.diff(first, append=anomalous.size) / self.anomalous
         start, end = above / self.normal, alarms / self.normal
-        self.auroc += _area(gains, start, end, 1.0)
-        self.aupro += _area(-np.diff(overlap[np.append(first, -1)]) / self.regions, start, end, self.max_fpr)
+        self.auroc += area_under(gains, start, end, 1.0)
+        self.aupro += area_under(
+            -np.diff(overlap[np.append(first, -1)]) / self.regions, start, end, self.max_fpr
+        )
         self.average_precision += float(gains @ (hits / (hits + alarms)))
         f1 = 2 * hits / (self.anomalous + hits + alarms)
         best = f1.size - 1 - int(np.argmax(f1[::-1]))
@@ -273,12 +276,3 @@ class _Sums:
         none = np.empty(0)
         nan = np.nan
         return PixelResult(nan, nan, F1Max(nan, nan), nan, nan, nan, PixelCurves(none, none, none, none))
-
-
-def _area(
-    gains: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64], limit: float
-) -> float:
-    """Area over [0, limit] under a curve that gains `gains[i]` in height, evenly between the rates start and end."""
-    risen = np.maximum(np.minimum(end, limit) - start, 0.0)
-    slope = np.divide(risen * risen, 2 * (end - start), out=np.zeros_like(end), where=end > start)
-    return float(gains @ (slope + np.maximum(limit - end, 0.0)))

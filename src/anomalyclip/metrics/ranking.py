@@ -81,9 +81,9 @@ class Ranking:
         best = F1Max(0.0, np.nan)
         for step in self._steps():
             share = step.ties / self.anomalous.size
-            auroc += _area(share, *step.fpr)
+            auroc += area_under(share, *step.fpr)
             average_precision += float(share @ (step.hits / (step.hits + step.false_alarms)))
-            aupro += _area(step.overlap, *step.fpr, max_fpr)
+            aupro += area_under(step.overlap, *step.fpr, max_fpr)
             f1 = 2 * step.hits / (self.anomalous.size + step.hits + step.false_alarms)
             top = f1.size - 1 - int(np.argmax(f1[::-1]))  # the last of equals, as in the next line
             if f1[top] >= best.f1:
@@ -121,7 +121,7 @@ class Ranking:
             start = end
 
 
-def _area(gains: Floats, start: Floats, end: Floats, max_fpr: float = 1.0) -> float:
+def area_under(gains: Floats, start: Floats, end: Floats, max_fpr: float = 1.0) -> float:
     """Area over [0, max_fpr] that gains in height, each coming evenly between two rates, add under a curve.
 
     Between `start[i]` and `end[i]` lie the normal scores that tie with the i-th anomalous one: there the
