@@ -28,14 +28,20 @@ SUFFIXES = frozenset(
 # Pillow warns from its limit on and refuses from twice that on (179 megapixels); the refusal is the one that matters.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
+_ROWS = 256
+"""Rows of a deep grayscale image that are converted at once."""
+
+ORIENTATION = 0x0112
+"""The EXIF tag; 1 is upright, 5 to 8 turn by a quarter."""
+
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file completely, upright, in its own colour mode.
 
-    Deep grayscale (16-bit, 32-bit, float) becomes 8-bit by its true range: the smallest of 8, 10, 12, 14 and 16 bits
-    that holds its brightest pixel, or [0, 1] for floats within it.
+    Deep grayscale (16-bit, 32-bit, float) becomes 8-bit by a range guessed from this image alone: the smallest of 8,
+    10, 12, 14 and 16 bits that holds its brightest pixel, or [0, 1] for floats within it.
 
     Parameters
     ----------
@@ -70,8 +76,7 @@ def _read(path: str | os.PathLike[str]) -> Image.Image:
         if Path(path).stat().st_size == 0:
             raise InputError(f"{path}: the file is empty; expected an image")
         with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            return upright(image)
     except InputError:
         raise
     except PermissionError:
@@ -92,11 +97,18 @@ def _read(path: str | os.PathLike[str]) -> Image.Image:
         raise InputError(f"{path}: damaged image: {error or type(error).__name__}") from None
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image loaded and turned as its EXIF orientation says: the image itself if it is upright."""
+    image.load()
+    # Pillow's own function copies an upright image, which may be a gigabyte.
+    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+
+
 def eight_bit(image: Image.Image, *, name: object = "image") -> Image.Image:
-    """Return a deep grayscale image (mode I, I;16 or F) as mode L by its true range; see `open_image`."""
+    """Return a deep grayscale image (mode I, I;16 or F) as mode L by its own range; see `open_image`."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    if not np.isfinite(values).all() or low < 0 or high > 65535:
+    if not 0 <= low <= high <= 65535:  # nor is a NaN, which is both its array's minimum and maximum
         raise InputError(
             f"{name}: gray values from {low:g} to {high:g}; expected finite values within [0, 65535]: rescale the image"
         )
@@ -104,7 +116,12 @@ def eight_bit(image: Image.Image, *, name: object = "image") -> Image.Image:
         white = 1.0
     else:
         white = next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
-    return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+    gray = np.empty(values.shape, np.uint8)
+    for start in range(
+        0, len(values), _ROWS
+    ):  # in float64 all at once, it would take sixteen times the result
+        gray[start : start + _ROWS] = np.round(values[start : start + _ROWS] * (255 / white))
+    return Image.fromarray(gray)
 
 
 def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Image.Image:
@@ -133,11 +150,10 @@ def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Imag
 def _loaded(image: Image.Image) -> Image.Image:
     """Return an image in memory as `open_image` returns a file: complete, upright, at most 8 bits a channel."""
     try:
-        upright = ImageOps.exif_transpose(image)
-        upright.load()
+        turned = upright(image)
     except Exception as error:  # as when a file is read: Pillow's decoders raise nearly anything
         raise InputError(f"damaged image: {error or type(error).__name__}") from None
-    return eight_bit(upright) if upright.mode in _DEEP_GRAY else upright
+    return eight_bit(turned) if turned.mode in _DEEP_GRAY else turned
 
 
 def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import as_image
@@ -37,8 +37,6 @@ _COLORMAPS: dict[str, list[Color]] = {
 }  # fmt: skip
 COLORMAPS = tuple(_COLORMAPS)
 
-_ORIENTATION = 0x0112  # the EXIF tag
-
 # The photograph stays as it is up to the first share of the scale and is covered fully (to `alpha`) from the
 # second.
 _OPACITY_FROM, _OPACITY_TO = 0.1, 0.7
@@ -48,6 +46,7 @@ _LINE, _CASING = 0.004, 0.0075  # the white line, and the dark one under it
 # Contours are computed on a canvas with this longer side, then scaled: smooth on small pictures, quick on
 # large ones.
 _CONTOUR_SIDE = 1024
+_STRIP = 256  # rows that are coloured at once: a map may have a hundred million pixels
 
 
 def heat_map(
@@ -134,11 +133,17 @@ def overlay(
         raise AnomalyCLIPError(
             f"alpha is {alpha}; it must be a number from 0 (photograph only) to 1 (colour only)."
         )
-    photograph = _photograph(image)
+    photograph = as_image(image)
     levels = _levels(prediction.map_at(photograph.size), scale)
     covered = np.clip((np.linspace(0, 1, 256) - _OPACITY_FROM) / (_OPACITY_TO - _OPACITY_FROM), 0, 1)
-    opacity = levels.point([round(255 * alpha * share) for share in covered])
-    picture = Image.composite(_colored(levels, colormap), photograph, opacity)
+    opacity = [round(255 * alpha * share) for share in covered]
+    picture = Image.new("RGB", photograph.size)
+    for top in range(0, photograph.height, _STRIP):
+        strip = (0, top, photograph.width, min(top + _STRIP, photograph.height))
+        values = levels.crop(strip)
+        colors = _colored(values, colormap)
+        below = photograph.crop(strip).convert("RGB")
+        picture.paste(Image.composite(colors, below, values.point(opacity)), strip)
     if contour:
         _draw_contour(picture, prediction)
     if boxes:
@@ -215,9 +220,9 @@ def _levels(anomaly_map: NDArray[np.float32], scale: Scale) -> Image.Image:
             f"the colour scale is {low} to {high}; its second value must be the greater one."
         )
     levels = np.empty(anomaly_map.shape, np.uint8)
-    for top in range(0, len(levels), 256):  # in strips: a map may have a hundred million pixels
-        strip = np.clip((anomaly_map[top : top + 256] - low) / (high - low), 0, 1)
-        levels[top : top + 256] = np.rint(255 * strip)
+    for top in range(0, len(levels), _STRIP):
+        strip = np.clip((anomaly_map[top : top + _STRIP] - low) / (high - low), 0, 1)
+        levels[top : top + _STRIP] = np.rint(255 * strip)
     return Image.fromarray(levels)
 
 
@@ -232,8 +237,6 @@ def _colored(levels: Image.Image, colormap: str) -> Image.Image:
 
 def _photograph(image: Image.Image) -> Image.Image:
     """Return the image upright, as 8-bit RGB."""
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
     image = as_image(image)
     return image if image.mode == "RGB" else image.convert("RGB")  # no needless copy: it may be a gigabyte
 

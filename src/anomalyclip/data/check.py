@@ -9,8 +9,8 @@ from pathlib import Path
 from anomalyclip.data.catalog import DataSet, catalog
 from anomalyclip.data.meta import Finding, Meta, Sample
 from anomalyclip.errors import InputError
+from anomalyclip.images import ORIENTATION
 
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image by a quarter
 _ROTATED = (5, 6, 7, 8)
 
 
@@ -88,7 +88,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _ROTATED else (width, height)
+            return (height, width) if image.getexif().get(ORIENTATION) in _ROTATED else (width, height)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnidentifiedImageError:
