@@ -92,3 +92,12 @@ def test_results_of_earlier_runs_are_no_input(tree):
     (results / "1.png").touch()
     assert names("a") == ["1.png", "deep/2.JPG"]
     assert names("a/results/heatmaps") == ["1.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_one(tree):
+    images = find_images(["a"])
+    assert next(images).name == "1.png"
+    (tree / "a" / "deep" / "2.JPG").unlink()
+    (tree / "a" / "deep").rmdir()  # gone between the listing of "a" and its own
+    with pytest.raises(AnomalyCLIPError, match="deep: this folder cannot be read"):
+        list(images)

@@ -1,10 +1,13 @@
 """Run folders and the settings that a resumed run must share."""
 
+import subprocess
+import sys
+
 import pytest
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
-from anomalyclip.runs import check_settings, new_folder, write_settings
+from anomalyclip.runs import alone, check_settings, new_folder, write_settings
 
 
 def test_run_folders_never_overwrite_each_other(tmp_path):
@@ -25,6 +28,25 @@ def test_damaged_settings_are_named(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(AnomalyCLIPError, match="settings.json: damaged"):
         check_settings(tmp_path, {})
+
+
+def test_a_second_process_stays_out_of_a_run_until_the_first_is_gone_even_if_it_was_killed(tmp_path):
+    code = (
+        "import pathlib, sys; from anomalyclip.runs import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "run"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "in\n"
+    with pytest.raises(AnomalyCLIPError, match="run: another process works in this folder"), alone(folder):
+        pass
+    first.kill()
+    first.communicate()
+    with alone(folder):
+        entered = True
+    assert entered
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

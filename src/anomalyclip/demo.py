@@ -5,14 +5,15 @@ the micro backbone has never seen.
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from anomalyclip.detector import Detector
-from anomalyclip.files import replacing
+from anomalyclip.files import replacing, writing
 from anomalyclip.images import open_image
 from anomalyclip.inputs import find_images
-from anomalyclip.prediction import Prediction
+from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.visualize import contact_sheet
 from anomalyclip.writers import PredictionWriter
 
@@ -23,6 +24,8 @@ THRESHOLD = Path(__file__).parent / "assets" / "micro" / "threshold.json"
 """Set for the micro backbone by its recipe, on generated images of other families than the pictures'."""
 
 SHEET = "demo.png"
+COPIES = "pictures"
+"""Folder of the results with the pictures themselves, to go on with."""
 
 
 def run(
@@ -33,7 +36,8 @@ def run(
     Parameters
     ----------
     output : path
-        Folder for predictions.jsonl, heat maps and the contact sheet demo.png; an earlier demo in it is replaced.
+        Folder for copies of the pictures and of the threshold, predictions.jsonl, heat maps and the contact sheet
+        demo.png; an earlier demo in it is replaced.
     on_prediction : callable, optional
         Called with each prediction as it comes.
 
@@ -42,8 +46,10 @@ def run(
     list of Prediction
         In the order of the file names.
     """
-    detector = Detector.from_pretrained("micro", threshold=THRESHOLD)
-    names = {image.path: image.name for image in find_images([PICTURES])}
+    threshold = Threshold.from_file(THRESHOLD)
+    detector = Detector.from_pretrained("micro", threshold=threshold)
+    names = {os.fspath(path): path.name for path in _copy(Path(output) / COPIES)}
+    threshold.to_file(Path(output) / THRESHOLD.name)
     predictions = []
     with PredictionWriter(output, save=["heatmap"], overwrite=True) as writer:
         for prediction in detector.stream(names, batch_size=4):
@@ -57,3 +63,14 @@ def run(
     with replacing(Path(output) / SHEET) as temporary:
         sheet.save(temporary, "PNG")
     return predictions
+
+
+def _copy(folder: Path) -> list[Path]:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for picture in find_images([PICTURES]):
+        copies.append(folder / picture.name)
+        with replacing(copies[-1]) as temporary:
+            shutil.copyfile(picture.path, temporary)
+    return copies

@@ -27,7 +27,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
     Raises
     ------
     AnomalyCLIPError
-        A path does not exist, a pattern matches nothing, or a folder holds no image.
+        A path does not exist, a pattern matches nothing, a folder holds no image, or one cannot be read.
 
     Examples
     --------
@@ -104,6 +104,12 @@ def _relative(path: str, base: str) -> str:
         return Path(os.path.abspath(path)).as_posix()
 
 
+def _unreadable(error: OSError) -> None:
+    raise AnomalyCLIPError(
+        f"{error.filename}: this folder cannot be read ({error.strerror}), and nothing in it would be scored"
+    )
+
+
 def _walk(root: Path) -> Iterator[str]:
     """Yield the image files below a folder in a stable order.
 
@@ -111,7 +117,7 @@ def _walk(root: Path) -> Iterator[str]:
     """
     found = False
     visited = {_identity(root)}
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         subfolders[:] = [name for name in sorted(subfolders) if _is_new(os.path.join(folder, name), visited)]
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):

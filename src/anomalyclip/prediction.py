@@ -142,9 +142,9 @@ class Prediction:
     Parameters
     ----------
     pred_score : float
-        How likely the image is anomalous, in [0, 1].
+        How anomalous the image looks, in [0, 1]: a ranking, not a calibrated probability.
     anomaly_map : ndarray of float32, shape (S, S) or (height, width)
-        How likely each pixel of the model's square input is anomalous, in [0, 1]; of an image that was cut into tiles,
+        How anomalous each pixel of the model's square input looks, in [0, 1]; of an image that was cut into tiles,
         each of its own pixels. Kept read-only.
     image_size : tuple of int
         (width, height) of the original image, upright (after its EXIF orientation).
@@ -224,8 +224,8 @@ class Prediction:
         Parameters
         ----------
         threshold : Threshold, float or None
-            A plain number stands for image score and map alike, as both are probabilities of "anomalous";
-            None takes thresholds away.
+            A plain number stands for image score and map alike (both lie within [0, 1], but seldom share one good
+            threshold); None takes thresholds away.
 
         Raises
         ------

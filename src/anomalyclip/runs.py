@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing
+from anomalyclip.files import replacing, writing
 
 SETTINGS = "settings.json"
+LOCK = ".lock"
 
 
 def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
@@ -39,8 +41,39 @@ def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write what changes the results, and nothing else, into a run's folder."""
-    with replacing(folder / SETTINGS) as temporary:
+    with writing(folder / SETTINGS), replacing(folder / SETTINGS) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder, which is made if it is missing, until the block ends.
+
+    The system lets go of the lock when the process dies, however it dies.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Another process works in the folder.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise AnomalyCLIPError(
+            f"{folder}: another process works in this folder; wait until it ends, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise AnomalyCLIPError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

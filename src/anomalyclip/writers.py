@@ -3,7 +3,7 @@
 ```
 OUTPUT/predictions.jsonl      one object an image, in the order of the images
 OUTPUT/errors.jsonl           image_path and error of each image that could not be scored, if there are any
-OUTPUT/maps/NAME.npy          float32 (S, S): the anomaly map as the model made it
+OUTPUT/maps/NAME.npy          the anomaly map, float32 (S, S), or (height, width) of an image cut into tiles
 OUTPUT/heatmaps/NAME.png      the photograph with the map laid over it, at its own size
 OUTPUT/masks/NAME.png         0 and 255, at the photograph's size
 ```

@@ -23,13 +23,15 @@ def demo(
 ) -> None:
     """Score bundled pictures with the embedded micro backbone: no download, a few seconds.
 
-    Leaves predictions.jsonl, heat maps and a contact sheet, demo.png.
+    Leaves the pictures, the threshold, predictions.jsonl, heat maps and a contact sheet, demo.png.
     """
-    from anomalyclip.demo import SHEET, run
+    from anomalyclip.demo import COPIES, SHEET, run
 
     predictions = run(output)
     _show(predictions)
-    out().print(f"\nHeat maps of each picture: {output / 'heatmaps'}; all on one sheet: {output / SHEET}\n")
+    out().print(
+        f"\nPictures: {output / COPIES}; heat maps: {output / 'heatmaps'}; one sheet: {output / SHEET}\n"
+    )
     out().print(_ABOUT)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -91,6 +92,17 @@ def cached(remote: RemoteFile, folder: Path) -> Path | None:
     return path if _is_right(path, remote) else None
 
 
+def trusted() -> ssl.SSLContext:
+    """Return the system's certificate authorities, or certifi's where Python has none (that of python.org on macOS)."""
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile is None and paths.capath is None:
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
 def unreachable(url: str) -> str | None:
     """Say why no connection to a server can be made.
 
@@ -105,7 +117,8 @@ def unreachable(url: str) -> str | None:
         The reason, None when the server answers.
     """
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=10, context=trusted()).close()
     except urllib.error.HTTPError as answer:
         answer.close()
     except urllib.error.URLError as error:
@@ -198,7 +211,7 @@ def _continue(url: str, part: Path, report: Progress) -> None:
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT, context=trusted())
     except urllib.error.HTTPError as error:
         error.close()
         if (

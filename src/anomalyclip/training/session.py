@@ -163,8 +163,7 @@ class Session:
             )
         if resume:
             check_settings(folder, self._determinants())
-        with writing(folder / SETTINGS):
-            write_settings(folder, self._determinants())
+        write_settings(folder, self._determinants())
         self._describe(folder)
         trainer = Trainer(
             self.clip,
