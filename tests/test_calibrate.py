@@ -143,6 +143,35 @@ def test_the_file_of_normal_images_brings_predict_its_verdicts(cli, model, root,
     assert sum(record["pred_label"] for record in records) == 1
 
 
+def test_a_threshold_or_prompts_made_with_other_settings_are_warned_of(
+    cli, model, root, paper_case, tmp_path
+):
+    file, good = tmp_path / "threshold.json", root / "nut" / "test" / "good"
+    assert cli("calibrate", good, *model, "--sigma", 2, "--tile", 40, "--output", file).code == 0
+    same = cli(
+        "predict", good, *model, "--sigma", 2, "--tile", 40, "--threshold", file, "--output", tmp_path / "1"
+    )
+    assert (same.code, same.err) == (0, "")
+    other = cli("predict", good, *model, "--threshold", file, "--output", tmp_path / "2")
+    assert other.code == 0
+    expected = "the threshold was made with other settings: sigma 2.0 then, 4.0 now, tile 40 then, None now, "
+    assert expected in other.err
+    tested = cli("test", root, *model, "--threshold", file, "--format", "json", "--output", tmp_path / "3")
+    assert (tested.code, expected in tested.err) == (0, True)
+
+    learned = {"image_size": "70", "layers": "24", "dpam_layers": "19"}
+    other_prompts = replace(paper_case.prompts, normal=paper_case.prompts.normal * 1.5, info=learned)
+    other_prompts.save(tmp_path / "prompts.safetensors")
+    done = cli("predict", good, *model, "--threshold", file, "--output", tmp_path / "4")
+    assert "the prompts were learned with other settings: image_size 70 then, 56 now\n" in done.err
+    assert "another model; calibrate it anew" in done.err
+
+
+def test_tiles_are_for_normal_images(cli, model, root, tmp_path):
+    done = cli("calibrate", "--labelled", root, *model, "--tile", 40)
+    assert (done.code, "--tile is for normal images" in done.err) == (2, True)
+
+
 @pytest.mark.parametrize("criterion", ["f1", "youden"])
 def test_labelled_images_give_a_file_too(cli, model, root, tmp_path, criterion):
     file = tmp_path / "threshold.json"

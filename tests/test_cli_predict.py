@@ -219,7 +219,9 @@ def test_a_killed_run_is_resumed_to_the_same_predictions(model, photographs, pap
         capture_output=True,
         text=True,
     )
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    # Other batches and threads round otherwise: the same to the sixth digit, not to the bit.
+    for resumed_line, whole_line in zip(lines(tmp_path / "killed"), lines(tmp_path / "whole"), strict=True):
+        assert resumed_line == whole_line | {"pred_score": pytest.approx(whole_line["pred_score"], abs=1e-6)}
     assert resumed.stderr == ""  # no progress bar in a pipe
 
 

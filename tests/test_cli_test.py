@@ -192,9 +192,9 @@ def test_a_killed_run_goes_on_to_the_same_results(cli, model, root, tmp_path):
     process.wait()
     done = cli(*run, "--resume")
     assert done.code == 0, done.err
-    assert (
-        results(tmp_path / "out")["results"][0]["mean"] == results(tmp_path / "whole")["results"][0]["mean"]
-    )
+    # Other batches and threads round otherwise: the same to the sixth digit, not to the bit.
+    whole = results(tmp_path / "whole")["results"][0]["mean"]
+    assert results(tmp_path / "out")["results"][0]["mean"] == pytest.approx(whole, abs=1e-5)
 
 
 @pytest.mark.parametrize(

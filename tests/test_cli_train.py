@@ -71,6 +71,7 @@ def test_the_run_folder_says_what_was_done(cli, arguments, tmp_path):
         if path.is_file() and path.parent.name != "tensorboard"
     }
     assert names == {
+        ".lock",
         "prompts.safetensors",
         "prompts.pth",
         "config.yaml",

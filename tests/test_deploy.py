@@ -1,6 +1,7 @@
 """An exported file gives what PyTorch gives, says what it is, and runs where there is no PyTorch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import open_image, squash
 from anomalyclip.prediction import Threshold
 from anomalyclip.scorer import TorchScorer
+from anomalyclip.tiling import Tiling
 from tests.conftest import GOLDEN
+from tests.generated_sets import make_set
 
 SMALL = CLIPConfig(32, 56, 14, 64, 2, 1, 64, 12, 1, 77, 49408)
 PICTURES = sorted(GOLDEN.glob("*_[01].png"))
@@ -30,7 +33,10 @@ WITHOUT_TORCH = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "safetensors", "huggingface_hub", "tokenizers"):
+        if name.split(".")[0] in (
+            "torch", "torchvision", "safetensors", "huggingface_hub", "tokenizers", "yaml", "certifi",
+            "onnx", "onnxscript", "openvino", "nncf", "matplotlib", "sklearn", "tensorboard",
+        ):
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Refuse())
 from anomalyclip.cli import main
@@ -133,6 +139,8 @@ def test_openvino_gives_what_pytorch_gives(detector, tmp_path):
     pixels = probe_pixels(70)
     assert largest_difference(loaded.scorer(pixels), detector.scorer(pixels)) < 1e-4
     assert loaded.threshold == Threshold(score=0.25, pixel=0.25)
+    automatic = ExportedScorer(tmp_path / "model.xml", providers=["auto"])  # which would like bfloat16
+    assert largest_difference(automatic(pixels), detector.scorer(pixels)) < 1e-4
     with pytest.raises(AnomalyCLIPError, match=r"device 'abacus' is not there; this machine has: .*cpu"):
         ExportedScorer(tmp_path / "model.xml", providers=["abacus"])
     (tmp_path / "model.bin").unlink()
@@ -147,6 +155,22 @@ def test_int8_is_calibrated_on_the_users_images_and_stays_near(detector, exporte
     assert 0 < report.map_difference < 0.1
     kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_the_card_of_an_int8_file_tells_what_it_was_calibrated_on(detector, tmp_path):
+    digests = []
+    for pictures in (PICTURES[:2], PICTURES[:2], PICTURES[1:3]):
+        export(detector, tmp_path / "m.onnx", precision="int8", calibration=pictures)
+        digests.append(ExportedScorer(tmp_path / "m.onnx").settings()["calibration_sha256"])
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.slow
+def test_openvino_int8_is_quantised_and_stays_near(detector, tmp_path):
+    pytest.importorskip("nncf")
+    report = export(detector, tmp_path / "m.xml", format="openvino", precision="int8", calibration=PICTURES)
+    assert 0 < max(report.score_difference, report.map_difference) < 0.1
+    assert "FakeQuantize" in (tmp_path / "m.xml").read_text()
 
 
 def test_a_file_that_is_not_equal_is_not_written(detector, tmp_path, monkeypatch):
@@ -189,7 +213,21 @@ def test_a_file_that_is_no_export_is_one_message(exported, tmp_path):
             with_card(exported, tmp_path / "newer.onnx", version=99, made_with={"anomalyclip": "9.0"}),
             r"format 99, made by anomalyclip 9\.0; .* update anomalyclip",
         ),
-        (with_card(exported, tmp_path / "odd.onnx", surprise=1), "metadata is damaged"),
+        (
+            with_card(exported, tmp_path / "newest.onnx", version=99, made_with=None),
+            r"made by anomalyclip \(unknown\)",
+        ),
+        *(
+            (with_card(exported, tmp_path / f"odd{number}.onnx", **odd), "metadata is damaged")
+            for number, odd in enumerate(
+                (
+                    {"surprise": 1},
+                    {"image_size": "70"},
+                    {"threshold": {"score": 0.5, "x": 1}},
+                    {"settings": None},
+                )
+            )
+        ),
     ]:
         with pytest.raises(AnomalyCLIPError, match=message):
             Detector.from_exported(path)
@@ -238,6 +276,131 @@ def test_predict_runs_an_exported_file_where_torch_cannot_be_imported(detector, 
     assert (settings["image_size"], settings["sigma"]) == (70, 4.0)
 
 
+def at_home(folder):
+    """An environment in which what a library keeps for its user goes into this folder, and nothing says CI."""
+    hidden = {"CI", "ORT_RUNNING_UNIT_TESTS", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"}
+    return {name: value for name, value in os.environ.items() if name not in hidden} | {"HOME": str(folder)}
+
+
+def test_running_an_exported_file_is_reported_to_nobody(exported, tmp_path):
+    """ONNX Runtime keeps what it is about to send in the home folder."""
+    (tmp_path / "home").mkdir()
+    command = ["predict", PICTURES[0], "--model", exported, "--output", tmp_path / "out"]
+    subprocess.run(
+        [sys.executable, "-m", "anomalyclip", *map(str, command)],
+        check=True,
+        capture_output=True,
+        env=at_home(tmp_path / "home"),
+    )
+    assert list((tmp_path / "home").rglob("*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml"])
+def test_exporting_is_reported_to_nobody(name, tmp_path):
+    """Nor do OpenVINO and nncf tell of themselves; they too would keep a file at home."""
+    (tmp_path / "home").mkdir()
+    format = {"m.onnx": "onnx", "m.xml": "openvino"}[name]
+    options = ["--format", format, "--precision", "int8", "--calibration", PICTURES[0]]
+    subprocess.run(
+        [sys.executable, "-m", "anomalyclip", "export", "--backbone", "micro", "--output", tmp_path / name]
+        + [str(option) for option in options],
+        check=True,
+        capture_output=True,
+        env=at_home(tmp_path / "home"),
+    )
+    left = {path.relative_to(tmp_path / "home").parts[0] for path in (tmp_path / "home").rglob("*")}
+    assert not left & {"intel", "Intel", ".cache"}
+
+
+SIGNALLED = """
+import signal, subprocess, sys
+from anomalyclip import Detector
+first, second = Detector.from_exported(sys.argv[1]), Detector.from_exported(sys.argv[1])
+del first
+del second
+signal.signal(signal.SIGCHLD, lambda *_: print("signalled", flush=True))
+subprocess.run(["true"], check=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_outlives_its_openvino_models(detector, tmp_path):
+    """A core of its own for each model leaves a process that dies of its next signal, where the processor has AMX."""
+    pytest.importorskip("openvino")
+    export(detector, tmp_path / "m.xml", format="openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(tmp_path / "m.xml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["signalled"])
+
+
+def test_a_threshold_for_an_exported_file_is_calibrated_with_it_where_torch_cannot_be_imported(
+    exported, cli, tmp_path
+):
+    arguments = ["calibrate", *PICTURES[:3], "--model", exported, "--false-alarm-rate", 0.4]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_TORCH,
+            *map(str, arguments),
+            "--output",
+            str(tmp_path / "threshold.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    threshold = Threshold.from_file(tmp_path / "threshold.json")
+    scores = sorted(
+        p.pred_score for p in Detector.from_exported(exported).predict([str(p) for p in PICTURES[:3]])
+    )
+    assert scores[1] < threshold.score <= scores[2]  # one of three may be called anomalous
+    assert threshold.info["model"]["backbone_sha256"] == ExportedScorer(exported).card.backbone["sha256"]
+    refused = cli("calibrate", PICTURES[0], "--model", exported, "--sigma", 2)
+    assert (refused.code, "--sigma cannot be changed with --model" in refused.err) == (2, True)
+
+
+def test_an_exported_file_is_evaluated_like_the_detector_it_came_from(detector, exported, cli, tmp_path):
+    root = make_set(tmp_path / "parts", normal=3, side=70)
+    done = cli("test", root, "--model", exported, "--format", "json", "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "small, prompts paper" in done.out
+    about = json.loads((tmp_path / "out" / "results.json").read_text())["model"]
+    assert about["model"] == str(exported)
+    lines = (tmp_path / "out").glob("*/classes/*")
+    assert list(lines)
+    both = cli("test", root, "--model", exported, "--from-maps", tmp_path / "out")
+    assert (both.code, "either --from-maps or --model" in both.err) == (2, True)
+
+
+def test_an_exported_file_scores_tiles_as_pytorch_does(detector, exported, cli, tmp_path):
+    large = open_image(PICTURES[0]).convert("RGB").resize((200, 150))
+    large.save(tmp_path / "large.png")
+    tiling = ["--tile", 64, "--overlap", 0.5]
+    done = cli(
+        "predict",
+        tmp_path / "large.png",
+        "--model",
+        exported,
+        *tiling,
+        "--save",
+        "map",
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.code == 0, done.err
+    expected = detector.predict(tmp_path / "large.png", tiling=Tiling(64, overlap=0.5))
+    saved = np.load(next((tmp_path / "out" / "maps").rglob("*.npy")))
+    assert saved.shape == (large.height, large.width)
+    np.testing.assert_allclose(saved, expected.anomaly_map, atol=1e-4)
+
+
 def test_options_that_the_file_has_decided_are_refused(cli, exported, tmp_path):
     done = cli("predict", PICTURES[0], "--model", exported, "--image-size", 84, "--sigma", 2)
     assert done.code == 2
@@ -245,6 +408,17 @@ def test_options_that_the_file_has_decided_are_refused(cli, exported, tmp_path):
     done = cli("predict", PICTURES[0], "--provider", "cpu")
     assert done.code == 2
     assert "--provider is for exported files" in done.err
+    done = cli("predict", PICTURES[0], "--overlap", 0.5)
+    assert (done.code, "--overlap is for tiles" in done.err) == (2, True)
+
+
+def test_the_command_refuses_impossible_exports_before_a_backbone_is_fetched(cli, tmp_path):
+    for options, message in [
+        (["--output", tmp_path / "m.xml"], "ends in .onnx"),
+        (["--output", tmp_path / "m.onnx", "--precision", "int8"], "needs calibration images"),
+    ]:
+        done = cli("export", "--backbone", tmp_path / "no_such_weights", *options)
+        assert (done.code, message in done.err) == (2, True), done.err
 
 
 def test_the_command_exports_and_tells_the_differences(cli, small_state, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anomalyclip.deploy.export import probe_pixels
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.scorer import TorchScorer, choose_precision
 from tests.conftest import GOLDEN
 
 RUN_COMPILED = """
@@ -38,6 +38,13 @@ def test_bf16_stays_near_and_computes_similarities_in_float32(tiny_clip, paper_c
 
 def test_auto_is_float32_on_a_cpu(tiny_clip, paper_case):
     assert TorchScorer(tiny_clip, paper_case.prompts, device="cpu", precision="auto").precision == "fp32"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_takes_bfloat16_on_gpus_that_compute_in_it(monkeypatch, capability, expected):
+    """No GPU here: only the choice is tested. PyTorch's own `is_bf16_supported` counts those that emulate it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda")) == expected
 
 
 @pytest.mark.slow

@@ -144,6 +144,19 @@ def test_a_broken_image_stops_predict_and_is_passed_over_by_a_stream_that_is_tol
     assert [prediction.image_path for prediction in rest] == [good, good]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_what_came_before_a_broken_image_is_scored_before_the_error(
+    detector, paper_case, tmp_path, batch_size
+):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG broken")
+    good = [str(path) for path in paper_case.images[:2]] * 2
+    predictions = detector.stream([*good, str(broken), *good], batch_size=batch_size)
+    assert [next(predictions).image_path for _ in good] == good
+    with pytest.raises(InputError, match="broken.png"):
+        next(predictions)
+
+
 def test_a_threshold_gives_verdict_mask_and_regions(paper_case, tiny_clip):
     scorer = make(paper_case, tiny_clip).scorer
     plain = Detector(scorer).predict(paper_case.images[0])

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch
+from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch, trusted
 from anomalyclip.clip.registry import (
     BACKBONES,
     PROMPTS,
@@ -157,6 +158,15 @@ def test_no_network_is_said_so(tmp_path: Path) -> None:
     url = f"{closed_port()}/model.pt"
     with pytest.raises(DownloadError, match=rf"{url}: no connection \(.*refused\)"):
         fetch(RemoteFile(url, "sha256:00"), tmp_path)
+
+
+def test_a_python_without_certificates_of_its_own_trusts_those_of_certifi(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    assert not ssl.create_default_context().get_ca_certs()
+    assert len(trusted().get_ca_certs()) > 50
 
 
 def test_a_cache_that_cannot_be_written_is_said_so(files: Files, tmp_path: Path) -> None:

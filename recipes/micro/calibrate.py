@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from recipes.micro import ASSETS, read_config
 
+from anomalyclip.cli.models import scoring_of
 from anomalyclip.data.synthetic import TRAINING_DEFECTS, TRAINING_SURFACES, Sample, generate
 from anomalyclip.detector import Detector
 from anomalyclip.images import squash
@@ -37,6 +38,7 @@ def main() -> None:
             "backbone": "micro",
             "calibrated_on": "generated images of training surfaces, half of them with a defect; best F1",
             **settings,
+            "scoring": scoring_of(scorer),
         },
     )
     threshold.to_file(ASSETS / "threshold.json")

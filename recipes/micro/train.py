@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,11 +308,15 @@ def main() -> None:
     validation = Validation(texts, patch)
     print(sum(p.numel() for p in clip.parameters()), "parameters,", len(scenes.labels), "scenes", flush=True)
     began, sums, counted = time.perf_counter(), {}, 0
-    with (arguments.run / "log.jsonl").open("a") as log:
+    # The next batch is drawn while the model works on this one.
+    with (arguments.run / "log.jsonl").open("a") as log, ThreadPoolExecutor(1) as drawing:
+        upcoming = drawing.submit(scenes.batch, start, patch)
         for step in range(start, settings["steps"]):
+            batch = upcoming.result()
+            upcoming = drawing.submit(scenes.batch, step + 1, patch)
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, settings)
-            parts = losses(clip, scenes.batch(step, patch), texts, settings, dpam_layers, step)
+            parts = losses(clip, batch, texts, settings, dpam_layers, step)
             adam.zero_grad()
             sum(parts.values()).backward()
             torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)

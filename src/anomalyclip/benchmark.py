@@ -5,6 +5,7 @@ shared machines, the ratio to that floor does.
 """
 
 import io
+import math
 import os
 import platform
 import sys
@@ -68,8 +69,8 @@ class Timing:
     machine: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, JSON-ready."""
-        return asdict(self)
+        """Return everything, JSON-ready: what is not known is None."""
+        return asdict(self) | {"peak_memory": None if math.isnan(self.peak_memory) else self.peak_memory}
 
 
 def encoder_gflop(config: CLIPConfig, *, image_size: int, dpam_layers: int) -> float:
@@ -141,8 +142,8 @@ def best_time(work: Callable[[], object], *, repeats: int, device: torch.device 
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device is not None and device.type != "cpu":
+            torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
@@ -182,7 +181,7 @@ class Detector:
 
         Parameters
         ----------
-        images : path, PIL image or (H, W, 3) uint8 array, or a list of these
+        images : path, PIL image or (H, W, 3) or (H, W) uint8 array, or a list of these
         tiling : Tiling, optional
             How images larger than a tile are cut. None: every image is squashed whole.
 
@@ -214,14 +213,15 @@ class Detector:
 
         Parameters
         ----------
-        images : iterable of path, PIL image or (H, W, 3) uint8 array
+        images : iterable of path, PIL image or (H, W, 3) or (H, W) uint8 array
             May be endless; it is read only as far as it is needed.
         batch_size : int
             Images that go through the model at once; does not change the results.
         workers : int, optional
             Decoding threads. None: one for each core, at most four.
         on_error : callable, optional
-            Called with an image that cannot be used and the error, and the rest goes on. None: the error is raised.
+            Called with an image that cannot be used and the error, and the rest goes on. None: the error is raised
+            after the predictions of the images before it.
         tiling : Tiling, optional
             How images larger than a tile are cut; their maps have the images' own size, and a batch is of tiles. One
             image is held at a time, and none is decoded ahead.
@@ -236,7 +236,7 @@ class Detector:
             yield from self._stream_tiled(images, tiling, batch_size=batch_size, on_error=on_error)
             return
         decoded = self._decode_ahead(images, depth=2 * batch_size, workers=workers, on_error=on_error)
-        while batch := list(islice(decoded, batch_size)):
+        for batch in _batches(decoded, batch_size):
             scores, maps = self.scorer(np.stack([item.pixels for item in batch]))
             for item, score, anomaly_map in zip(batch, scores, maps, strict=True):
                 yield Prediction(
@@ -316,6 +316,23 @@ class Detector:
             stopped.set()
             room.release()
             pool.shutdown(cancel_futures=True)
+
+
+def _batches(decoded: Iterator[_Decoded], size: int) -> Iterator[list[_Decoded]]:
+    """Gather batches; where the source fails, what came before it is still scored."""
+    batch: list[_Decoded] = []
+    try:
+        for item in decoded:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:  # of the source: the consumer's own never come here
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def as_threshold(value: float | Threshold | str | os.PathLike[str] | None) -> Threshold | None:

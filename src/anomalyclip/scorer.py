@@ -136,7 +136,7 @@ class TorchScorer:
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         tensor = torch.from_numpy(pixels)
         if self.device.type == "cuda":
-            # From pinned memory the copy need not wait for the GPU, which may still be at the batch before.
+            # From pinned memory the copy is direct, and this thread goes on to queue the work behind it.
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
@@ -237,7 +237,8 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         if device.type != "cuda":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # From Ampere (8.0) on; PyTorch's own answer counts older GPUs too, which emulate it slowly.
+        return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if name not in PRECISIONS:
         raise AnomalyCLIPError(f"precision {name!r}: expected one of {', '.join(PRECISIONS)}, auto")
     return name

@@ -1,19 +1,21 @@
 """``anomalyclip benchmark``: time per stage, and how far the encoder is from this machine's limit."""
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import out
+from anomalyclip.cli.models import given
+from anomalyclip.errors import AnomalyCLIPError
 
 if TYPE_CHECKING:
     from anomalyclip.benchmark import Timing
 
 
 def benchmark(
+    context: typer.Context,
     architecture: Annotated[
         str, typer.Option(help="ViT-L-14-336, ViT-L-14, ViT-B-16 or ViT-B-32.")
     ] = "ViT-L-14-336",
@@ -26,8 +28,8 @@ def benchmark(
         bool,
         typer.Option(
             "--runtimes",
-            help="Compare PyTorch, compiled PyTorch, ONNX Runtime and OpenVINO instead, at batch 1 and 8, on the CPU: "
-            "half an hour at full size.",
+            help="Compare PyTorch (eager, compiled, bfloat16), ONNX Runtime and OpenVINO (float32, int8) instead, at "
+            "batch 1 and 8, on the CPU: half an hour at full size.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -39,6 +41,10 @@ def benchmark(
     measured in the same process.
     """
     if runtimes:
+        fixed = sorted(given(context) & {"batch_size", "device", "precision"})
+        if fixed:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+            raise AnomalyCLIPError(f"{names}: --runtimes decides it itself; leave it out")
         _compare(architecture, image_size=image_size, repeats=repeats, as_json=as_json)
         return
 
@@ -82,22 +88,28 @@ def _show(timing: "Timing") -> None:
 
 def _compare(architecture: str, *, image_size: int | None, repeats: int, as_json: bool) -> None:
     """Print one line of a Markdown table as soon as it is measured."""
-    from anomalyclip.benchmark import processor
-    from anomalyclip.deploy.comparison import compare
+    from anomalyclip.deploy.comparison import compare, conditions
 
+    about = conditions(architecture, image_size)
     rows = compare(architecture, image_size=image_size, repeats=repeats)
     if as_json:
-        out().print_json(json.dumps([row.to_dict() for row in rows]))
+        out().print_json(json.dumps({**about, "rows": [row.to_dict() for row in rows]}))
         return
-    out().print(f"{architecture}, {processor()}, {os.cpu_count()} cores\n")
-    out().print("| runtime | batch | s per image | of the floor | start-up s | MB | peak MB | differs by |")
-    out().print("|---|---|---|---|---|---|---|---|")
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    out().print(
+        f"{architecture} at {about['image_size']} x {about['image_size']}, {about['gflop']:.0f} GFLOP an image"
+    )
+    out().print(f"{about['processor']}, {about['cores']} cores; {versions}\n", highlight=False)
+    out().print(
+        "| runtime | batch | s per image | of the floor | floor s | start-up s | MB | peak MB | differs by |"
+    )
+    out().print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         if row.failure:
             out().print(f"| {row.runtime} | {row.batch_size} | {row.failure} |", markup=False)
             continue
         difference = "" if row.difference != row.difference else f"{row.difference:.1g}"
         out().print(
-            f"| {row.runtime} | {row.batch_size} | {row.seconds:.3f} | {row.ratio:.2f} | {row.start_up:.1f} "
-            f"| {row.megabytes:.0f} | {row.peak_memory:.0f} | {difference} |"
+            f"| {row.runtime} | {row.batch_size} | {row.seconds:.3f} | {row.ratio:.2f} | {row.floor:.3f} "
+            f"| {row.start_up:.1f} | {row.megabytes:.0f} | {row.peak_memory:.0f} | {difference} |"
         )

@@ -9,13 +9,14 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import fail, out, track
+from anomalyclip.cli.models import check_options, load_detector, scoring_of, warn_of_other_settings
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector
-    from anomalyclip.evaluation.provenance import Model
     from anomalyclip.evaluation.thresholds import RateInterval
     from anomalyclip.prediction import Threshold
+    from anomalyclip.tiling import Tiling
 
 _NORMAL, _LABELLED = "From normal images", "From labelled images"
 
@@ -28,6 +29,7 @@ class Criterion(str, Enum):
 
 
 def calibrate(
+    context: typer.Context,
     normals: Annotated[
         list[str] | None,
         typer.Argument(
@@ -75,37 +77,46 @@ def calibrate(
     sigma: options.Sigma = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
+    model: options.ExportedModel = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = 0.25,
 ) -> None:
     """Find a threshold: from normal images alone, or from labelled ones.
 
     The file that it writes is what --threshold takes. It says what it was made from and what it can be trusted for.
+    Calibrate with the options that predict will have: another image size, precision or --tile gives other scores.
     """
-    from anomalyclip.detector import Detector
-    from anomalyclip.evaluation.provenance import load_model
-    from anomalyclip.scorer import TorchScorer
+    from anomalyclip.tiling import Tiling
 
+    check_options(context)
     if bool(normals) == (labelled is not None):
         raise AnomalyCLIPError("give either normal images, or a labelled data set with --labelled ROOT")
-    model = load_model(backbone, prompts)
-    detector = Detector(
-        TorchScorer(
-            model.clip,
-            model.prompts,
-            image_size=image_size,
-            layers=layers,
-            dpam_layers=dpam_layers,
-            sigma=sigma,
-            device=device,
-            precision=precision,
-        )
+    if labelled is not None and tile is not None:
+        raise AnomalyCLIPError("--tile is for normal images: maps of a labelled data set are not cut")
+    tiling = None if tile is None else Tiling(tile, overlap=overlap)
+    detector, provenance = load_detector(
+        model=model,
+        provider=provider,
+        threads=threads,
+        backbone=backbone,
+        prompts=prompts,
+        image_size=image_size,
+        layers=layers,
+        dpam_layers=dpam_layers,
+        sigma=sigma,
+        device=device,
+        precision=precision,
     )
+    warn_of_other_settings(detector.scorer)
     if labelled is not None:
         threshold, failed = _from_labelled(detector, labelled, dataset, criterion.value, batch_size)
     else:
         threshold, failed = _from_normals(
-            detector, normals or [], false_alarm_rate, false_pixel_share, batch_size
+            detector, normals or [], false_alarm_rate, false_pixel_share, batch_size, tiling
         )
-    _with_model(threshold, model, detector).to_file(output)
+    _with_model(threshold, provenance.about, detector, tiling).to_file(output)
     out().print(
         f"threshold file {output}: score {threshold.score:.4f}, pixel {_shown(threshold.pixel)}", markup=False
     )
@@ -114,7 +125,12 @@ def calibrate(
 
 
 def _from_normals(
-    detector: "Detector", paths: Sequence[str], rate: float, share: float, batch_size: int
+    detector: "Detector",
+    paths: Sequence[str],
+    rate: float,
+    share: float,
+    batch_size: int,
+    tiling: "Tiling | None",
 ) -> "tuple[Threshold, int]":
     from anomalyclip.evaluation.thresholds import NormalMaps, require_share, score_threshold
     from anomalyclip.inputs import find_images
@@ -130,7 +146,7 @@ def _from_normals(
         failed.append(image)
 
     with track("Scoring", total=len(images)) as advance:
-        for prediction in detector.stream(images, batch_size=batch_size, on_error=on_error):
+        for prediction in detector.stream(images, batch_size=batch_size, on_error=on_error, tiling=tiling):
             scores.append(prediction.pred_score)
             maps.add(prediction.anomaly_map)
             advance()
@@ -189,11 +205,13 @@ def _from_labelled(
     )
 
 
-def _with_model(threshold: "Threshold", model: "Model", detector: "Detector") -> "Threshold":
+def _with_model(
+    threshold: "Threshold", model: dict[str, Any], detector: "Detector", tiling: "Tiling | None"
+) -> "Threshold":
     from dataclasses import replace
 
-    scoring = {key: value for key, value in detector.scorer.settings().items() if key != "device"}
-    return replace(threshold, info={**threshold.info, "model": model.about, "scoring": scoring})
+    scoring = scoring_of(detector.scorer, tiling)
+    return replace(threshold, info={**threshold.info, "model": model, "scoring": scoring})
 
 
 def _interval(rate: "RateInterval") -> dict[str, Any]:

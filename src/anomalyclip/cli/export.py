@@ -60,11 +60,13 @@ def export(
     Text features, preprocessing and threshold are in the file. It is run beside PyTorch on several images first; if
     the results differ by more than its precision allows, no file is written.
     """
+    from anomalyclip.deploy.export import check_options
     from anomalyclip.deploy.export import export as write
     from anomalyclip.detector import Detector
     from anomalyclip.inputs import find_images
 
     images = [image.path for image in find_images(calibration or [])]
+    check_options(output, format=format.value, precision=precision.value, calibrated=bool(images))
     detector = Detector.from_pretrained(
         backbone,
         prompts=prompts,

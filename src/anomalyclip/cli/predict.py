@@ -11,6 +11,7 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import fail, out, track
+from anomalyclip.cli.models import check_options, scoring_of, warn_of_other_settings
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
 if TYPE_CHECKING:
@@ -21,20 +22,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _DRAWING = "Drawing"
-_EXPORTED = "Exported model"
-_LARGE = "Large images"
-_FIXED = (
-    "backbone",
-    "prompts",
-    "image_size",
-    "layers",
-    "dpam_layers",
-    "sigma",
-    "device",
-    "precision",
-    "compiled",
-)
-"""Options that an exported file has decided already."""
 
 
 class Saved(str, Enum):
@@ -88,43 +75,11 @@ def predict(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     compiled: options.Compile = False,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file that `anomalyclip export` wrote, instead of backbone and prompts; needs no PyTorch.",
-            show_default=False,
-            dir_okay=False,
-            rich_help_panel=_EXPORTED,
-        ),
-    ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where it runs: cpu, cuda, tensorrt, openvino; repeat, first choice first. Default: cpu.",
-            show_default=False,
-            rich_help_panel=_EXPORTED,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads of the CPU. Default: the runtime's choice.",
-            show_default=False,
-            min=1,
-            rich_help_panel=_EXPORTED,
-        ),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(
-            help="Side in pixels of the tiles into which larger images are cut. Default: images are squashed whole.",
-            show_default=False,
-            rich_help_panel=_LARGE,
-        ),
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option(help="Share of a tile that overlaps the next.", rich_help_panel=_LARGE)
-    ] = 0.25,
+    model: options.ExportedModel = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = 0.25,
     colormap: Annotated[
         ColorMap, typer.Option(help="Colours of the heat maps.", rich_help_panel=_DRAWING)
     ] = ColorMap.inferno,
@@ -145,7 +100,7 @@ def predict(
     from functools import partial
 
     from anomalyclip.detector import Detector
-    from anomalyclip.runs import check_settings, new_folder, write_settings
+    from anomalyclip.runs import alone, check_settings, new_folder, write_settings
     from anomalyclip.tiling import Tiling
     from anomalyclip.visualize import overlay
     from anomalyclip.writers import PREDICTIONS, PredictionWriter
@@ -154,7 +109,7 @@ def predict(
     kinds = [kind.value for kind in save or []]
     _check(kinds, threshold=threshold or model, scale=scale)
     _check_folder(output, resume=resume, overwrite=overwrite)
-    _check_model(context, model)
+    check_options(context)
     tiling = None if tile is None else Tiling(tile, overlap=overlap)
     if model is not None:
         detector = Detector.from_exported(model, threshold=threshold, providers=provider, threads=threads)
@@ -171,6 +126,7 @@ def predict(
             precision=precision,
             compiled=compiled,
         )
+    warn_of_other_settings(detector.scorer, detector.threshold, tiling)
     if "mask" in kinds and (detector.threshold is None or detector.threshold.pixel is None):
         raise AnomalyCLIPError("--save mask needs a pixel threshold, and there is none: give --threshold 0.5")
     folder = output or new_folder("predict")
@@ -180,13 +136,14 @@ def predict(
         else {"model": _whole(str(model))}
     )
     settings = _settings(detector, source, tiling)
-    if resume and (folder / PREDICTIONS).exists():
-        check_settings(folder, settings)
-    else:
-        write_settings(folder, settings)
     draw = partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale)
-    with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
-        summary = _run(detector, images, writer, batch_size=batch_size, tiling=tiling)
+    with alone(folder):
+        if resume and (folder / PREDICTIONS).exists():
+            check_settings(folder, settings)
+        else:
+            write_settings(folder, settings)
+        with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
+            summary = _run(detector, images, writer, batch_size=batch_size, tiling=tiling)
     if summary.nothing:
         raise AnomalyCLIPError("no image came from standard input")
     summary.show(folder)
@@ -255,31 +212,11 @@ def _whole(path: str | None) -> str | None:
     return path if path is None or not os.path.exists(path) else os.path.abspath(path)
 
 
-def _check_model(context: typer.Context, model: Path | None) -> None:
-    """Refuse options that an exported file has decided, and those that mean nothing without one."""
-    given = {
-        name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
-    }
-    if model is not None and (conflicts := [_spelled(name) for name in _FIXED if name in given]):
-        raise AnomalyCLIPError(
-            f"{', '.join(conflicts)} cannot be changed with --model: {model} fixes it; export another file instead"
-        )
-    if model is None and (lost := [_spelled(name) for name in ("provider", "threads") if name in given]):
-        raise AnomalyCLIPError(f"{', '.join(lost)} is for exported files: give --model FILE too")
-
-
-def _spelled(name: str) -> str:
-    return "--compile" if name == "compiled" else f"--{name.replace('_', '-')}"
-
-
 def _settings(detector: "Detector", source: dict[str, str | None], tiling: "Tiling | None") -> dict[str, Any]:
     """Return what changes the results; the device changes only the last digits."""
-    settings = {key: value for key, value in detector.scorer.settings().items() if key != "device"}
     threshold = detector.threshold
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
-    tiled = {} if tiling is None else {"tile": tiling.size, "overlap": tiling.overlap}
-    digest = getattr(detector.scorer, "digest", None)
-    return {**source, "digest": digest, **settings, **tiled, "threshold": limits}
+    return {**source, **scoring_of(detector.scorer, tiling), "threshold": limits}
 
 
 def _run(

@@ -10,13 +10,14 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import out, track, warn
+from anomalyclip.cli.models import check_options, load_detector, scoring_of, warn_of_other_settings
 from anomalyclip.errors import AnomalyCLIPError
 
 if TYPE_CHECKING:
     from anomalyclip.data.meta import SampleList
     from anomalyclip.detector import Detector
     from anomalyclip.evaluation.maps import Source
-    from anomalyclip.evaluation.provenance import Model
+    from anomalyclip.evaluation.provenance import Provenance
     from anomalyclip.evaluation.results import DatasetResult
     from anomalyclip.evaluation.summary import Evaluation
     from anomalyclip.evaluation.tables import Table
@@ -48,6 +49,7 @@ class Protocol(str, Enum):
 
 
 def test(
+    context: typer.Context,
     roots: Annotated[
         list[Path], typer.Argument(help="Folders of data sets; several give one table.", show_default=False)
     ],
@@ -114,6 +116,9 @@ def test(
     sigma: options.Sigma = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
+    model: options.ExportedModel = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
 ) -> None:
     """Evaluate on data sets with ground truth: the paper's table, exact metrics beside it, and a report.
 
@@ -122,41 +127,55 @@ def test(
     from anomalyclip.detector import as_threshold
     from anomalyclip.evaluation.evaluator import Options
     from anomalyclip.evaluation.summary import Evaluation
-    from anomalyclip.runs import check_settings, new_folder, write_settings
+    from anomalyclip.runs import alone, check_settings, new_folder, write_settings
 
     formats = [kind.value for kind in output_format or [Format.json, Format.csv, Format.md, Format.html]]
     data = _load(roots, dataset or [], allow_outside=allow_outside)
     limits = as_threshold(threshold)
-    _check(output, resume=resume, from_maps=from_maps, keep=bool(save))
-    model = None if from_maps else _model(backbone, prompts)
-    detector = None
-    if model is not None:
-        detector = _detector(model, image_size, layers, dpam_layers, sigma, device, precision)
-    settings = _settings(data, from_maps, model, detector)
+    check_options(context)
+    _check(output, resume=resume, from_maps=from_maps, model=model, keep=bool(save))
+    detector, provenance = None, None
+    if from_maps is None:
+        detector, provenance = load_detector(
+            model=model,
+            provider=provider,
+            threads=threads,
+            backbone=backbone,
+            prompts=prompts,
+            image_size=image_size,
+            layers=layers,
+            dpam_layers=dpam_layers,
+            sigma=sigma,
+            device=device,
+            precision=precision,
+        )
+        limits = limits or detector.threshold
+        warn_of_other_settings(detector.scorer, limits)
+    settings = _settings(data, from_maps, provenance, detector)
     folder = output or new_folder("test")
-    if resume:
-        check_settings(folder, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_settings(folder, settings)
-    run = _Run(
-        folder,
-        options=Options(memory=max_memory, cases="html" in formats, threshold=limits),
-        resume=resume,
-        keep=bool(save),
-        batch_size=batch_size,
-    )
-    results = run.model(data, detector, from_maps)
-    control_results = run.controls(data, detector, from_maps) if controls else []
-    evaluation = Evaluation(
-        results,
-        control_results,
-        about=_about(settings, data, results, model, detector),
-        protocol=protocol.value,
-        compare=compare,
-        threshold=limits,
-        notes=_notes(data, results, model, detector, recognised=not dataset and compare),
-    )
-    _write(evaluation, folder, formats)
+    with alone(folder):
+        if resume:
+            check_settings(folder, settings)
+        write_settings(folder, settings)
+        run = _Run(
+            folder,
+            options=Options(memory=max_memory, cases="html" in formats, threshold=limits),
+            resume=resume,
+            keep=bool(save),
+            batch_size=batch_size,
+        )
+        results = run.model(data, detector, from_maps)
+        control_results = run.controls(data, detector, from_maps) if controls else []
+        evaluation = Evaluation(
+            results,
+            control_results,
+            about=_about(settings, data, results, detector),
+            protocol=protocol.value,
+            compare=compare,
+            threshold=limits,
+            notes=_notes(data, results, provenance, detector, recognised=not dataset and compare),
+        )
+        _write(evaluation, folder, formats)
     _show(evaluation, folder, formats)
     if any(result.failed for result in results):
         raise typer.Exit(1)
@@ -183,56 +202,31 @@ def _load(roots: Sequence[Path], keys: Sequence[str], *, allow_outside: bool) ->
     return found
 
 
-def _check(output: Path | None, *, resume: bool, from_maps: Path | None, keep: bool) -> None:
+def _check(
+    output: Path | None, *, resume: bool, from_maps: Path | None, model: Path | None, keep: bool
+) -> None:
     if resume and output is None:
         raise AnomalyCLIPError("--resume needs the folder to go on in: give --output FOLDER")
     if not resume and output is not None and any(output.glob("*/classes")):
         raise AnomalyCLIPError(f"{output} holds an evaluation: give --resume, or choose another folder")
+    if from_maps is not None and model is not None:
+        raise AnomalyCLIPError("give either --from-maps or --model: the maps are there already")
     if from_maps is not None and keep:
         raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps are there already")
 
 
-def _model(backbone: str, prompts: str | None) -> "Model":
-    from anomalyclip.evaluation.provenance import load_model
-
-    return load_model(backbone, prompts)
-
-
-def _detector(
-    model: "Model",
-    image_size: int | None,
-    layers: list[int] | None,
-    dpam_layers: int | None,
-    sigma: float,
-    device: str,
-    precision: str,
-) -> "Detector":
-    from anomalyclip.detector import Detector
-    from anomalyclip.scorer import TorchScorer
-
-    scorer = TorchScorer(
-        model.clip,
-        model.prompts,
-        image_size=image_size,
-        layers=layers,
-        dpam_layers=dpam_layers,
-        sigma=sigma,
-        device=device,
-        precision=precision,
-    )
-    return Detector(scorer)
-
-
 def _settings(
-    data: "dict[str, SampleList]", from_maps: Path | None, model: "Model | None", detector: "Detector | None"
+    data: "dict[str, SampleList]",
+    from_maps: Path | None,
+    provenance: "Provenance | None",
+    detector: "Detector | None",
 ) -> dict[str, Any]:
     """Return what changes the results."""
     from anomalyclip.evaluation.summary import describe_data
 
     settings: dict[str, Any] = {"data": [describe_data(samples, key) for key, samples in data.items()]}
-    if model is not None and detector is not None:
-        scoring = {key: value for key, value in detector.scorer.settings().items() if key != "device"}
-        return {**settings, "model": model.about, "scoring": scoring}
+    if provenance is not None and detector is not None:
+        return {**settings, "model": provenance.about, "scoring": scoring_of(detector.scorer)}
     return {**settings, "maps": str(from_maps)}
 
 
@@ -323,7 +317,6 @@ def _about(
     settings: dict[str, Any],
     data: "dict[str, SampleList]",
     results: "Sequence[DatasetResult]",
-    model: "Model | None",
     detector: "Detector | None",
 ) -> dict[str, Any]:
     from anomalyclip.benchmark import peak_memory
@@ -342,7 +335,7 @@ def _about(
 def _notes(
     data: "dict[str, SampleList]",
     results: "Sequence[DatasetResult]",
-    model: "Model | None",
+    provenance: "Provenance | None",
     detector: "Detector | None",
     *,
     recognised: bool,
@@ -352,9 +345,9 @@ def _notes(
     from anomalyclip.evaluation.summary import data_notes, setting_notes
 
     notes = []
-    if model is not None and detector is not None:
+    if provenance is not None and detector is not None:
         notes += [
-            warning for key, samples in data.items() if (warning := trained_on_this(model, key, samples))
+            warning for key, samples in data.items() if (warning := trained_on_this(provenance, key, samples))
         ]
         notes += setting_notes(detector.scorer.settings())
     for result in results:

@@ -41,7 +41,10 @@ def train(
         ),
     ] = None,
     phase: Annotated[
-        str, typer.Option(help="Split to learn from; test, as published, has the anomalies and masks.")
+        str,
+        typer.Option(
+            help="Split to learn from, train or test; test, as published, has the anomalies and masks."
+        ),
     ] = "test",
     output: options.Output = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
@@ -115,7 +118,9 @@ def train(
     val_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of the images to hold out.", show_default=False, rich_help_panel=_VALIDATION
+            help="Share of the images to hold out, between 0 and 1; not with --val-root. Default: none.",
+            show_default=False,
+            rich_help_panel=_VALIDATION,
         ),
     ] = None,
     val_root: Annotated[
@@ -140,7 +145,7 @@ def train(
     Each image is encoded once; its features are kept for this and every later run. OUTPUT gets prompts.safetensors,
     prompts.pth (the published form), config.yaml, metrics.jsonl, loss.png and checkpoints. Ctrl-C saves.
     """
-    from anomalyclip.runs import new_folder
+    from anomalyclip.runs import alone, new_folder
     from anomalyclip.training.session import SessionOptions, open_session
     from anomalyclip.training.trainer import TrainingSettings
 
@@ -187,7 +192,8 @@ def train(
         _encode(session, part, failures, stopped)
         if part is None:
             folder = output or new_folder("train")
-            _learn(session, folder, resume=resume, tensorboard=show_in_tensorboard, stopped=stopped)
+            with alone(folder):
+                _learn(session, folder, resume=resume, tensorboard=show_in_tensorboard, stopped=stopped)
     if failures.count:
         fail(f"{failures.count} images could not be used and were left out")
         raise typer.Exit(1)

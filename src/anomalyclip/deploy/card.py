@@ -97,14 +97,26 @@ class ModelCard:
                 f"{name}: its {KEY!r} metadata is damaged; export the model again"
             ) from None
         if version > VERSION:
+            made_with = content.get("made_with")
+            maker = made_with.get("anomalyclip") if isinstance(made_with, dict) else None
             raise AnomalyCLIPError(
-                f"{name}: export format {version}, made by anomalyclip "
-                f"{content.get('made_with', {}).get('anomalyclip', '(unknown)')}; this version reads up to format "
-                f"{VERSION}: update anomalyclip, or export the model again with this version"
+                f"{name}: export format {version}, made by anomalyclip {maker or '(unknown)'}; this version reads up "
+                f"to format {VERSION}: update anomalyclip, or export the model again with this version"
             )
         try:
-            return cls(**{**content, "labels": tuple(content["labels"])})
-        except (TypeError, KeyError) as error:
+            card = cls(**{**content, "labels": tuple(content["labels"])})
+            card._check()
+        except (TypeError, KeyError, AttributeError) as error:
             raise AnomalyCLIPError(
                 f"{name}: its {KEY!r} metadata is damaged ({error}); export it again"
             ) from None
+        return card
+
+    def _check(self) -> None:
+        """Raise TypeError where the runtime would stumble later."""
+        if not isinstance(self.image_size, int):
+            raise TypeError(f"image_size is {self.image_size!r}")
+        for part in (self.settings, self.backbone, self.prompts, self.made_with):
+            if not isinstance(part, Mapping):
+                raise TypeError(f"{part!r} where names and values belong")
+        _ = self.limits  # a threshold checks itself

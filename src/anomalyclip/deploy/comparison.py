@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 
-RUNTIMES = ("torch", "torch-compiled", "onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8")
+RUNTIMES = (
+    "torch",
+    "torch-compiled",
+    "torch-bf16",
+    "onnx-fp32",
+    "onnx-int8",
+    "openvino-fp32",
+    "openvino-int8",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class RuntimeTiming:
         An image, the best of the repetitions: squashed pixels in, score and map out.
     ratio : float
         `seconds` over the floor, the encoder's float32 matrix products at this machine's rate, which is measured
-        before and after each row. int8 may well be below 1.
+        before and after each row. bf16 and int8 may well be below 1.
     start_up : float
         Seconds from the start of the process to the first score of one batch.
     megabytes : float
@@ -42,7 +50,10 @@ class RuntimeTiming:
     peak_memory : float
         Of the process, in MB.
     difference : float
-        Largest difference of score and map from PyTorch at the export; nan for PyTorch itself.
+        Largest difference of score and map from PyTorch in float32 on a few images; nan for that itself, compiled or
+        not.
+    floor : float
+        Seconds that the encoder's float32 matrix products of one image would take at the rate measured beside this row.
     failure : str
         Why there are no figures; else empty.
     """
@@ -55,6 +66,7 @@ class RuntimeTiming:
     megabytes: float = float("nan")
     peak_memory: float = float("nan")
     difference: float = float("nan")
+    floor: float = float("nan")
     failure: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,26 +94,26 @@ def compare(
     AnomalyCLIPError
         An unknown architecture or runtime.
     """
-    from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop, matrix_rate
-    from anomalyclip.scorer import choose_device, default_dpam_layers, default_image_size
+    from anomalyclip.benchmark import matrix_rate
+    from anomalyclip.scorer import choose_device
 
-    if architecture not in ARCHITECTURES:
-        raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
     if unknown := set(runtimes) - set(RUNTIMES):
         raise AnomalyCLIPError(
             f"runtime {', '.join(sorted(unknown))}: expected some of {', '.join(RUNTIMES)}"
         )
-    config, cpu = ARCHITECTURES[architecture], choose_device("cpu")
-    size = image_size or default_image_size(config)
-    gflop = encoder_gflop(config, image_size=size, dpam_layers=default_dpam_layers(config))
+    about, cpu = conditions(architecture, image_size), choose_device("cpu")
+    size, gflop = about["image_size"], about["gflop"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         detector = _prepare(architecture, size, folder)
         for runtime in runtimes:
             try:
                 files, difference = _files(runtime, detector, folder)
-            except AnomalyCLIPError as error:
-                yield from (RuntimeTiming(runtime, batch, failure=str(error)) for batch in batch_sizes)
+            except Exception as error:  # an exporter that fails must not cost the other rows
+                failure = (
+                    f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
+                )
+                yield from (RuntimeTiming(runtime, batch, failure=failure) for batch in batch_sizes)
                 continue
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             for batch in batch_sizes:
@@ -109,8 +121,34 @@ def compare(
                 measured = _in_a_process(runtime, files[0], size, batch, repeats)
                 floor = gflop / max(before, matrix_rate(cpu))
                 if "failure" not in measured:
-                    measured["ratio"] = measured["seconds"] / floor
+                    measured |= {"ratio": measured["seconds"] / floor, "floor": floor}
                 yield RuntimeTiming(runtime, batch, megabytes=megabytes, difference=difference, **measured)
+
+
+def conditions(architecture: str, image_size: int | None = None) -> dict[str, Any]:
+    """Return what the rows must be read with: image_size, gflop (of one image), processor, cores, versions.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An unknown architecture.
+    """
+    from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop, processor
+    from anomalyclip.deploy.export import installed
+    from anomalyclip.scorer import default_dpam_layers, default_image_size
+
+    if architecture not in ARCHITECTURES:
+        raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
+    config = ARCHITECTURES[architecture]
+    size = image_size or default_image_size(config)
+    return {
+        "architecture": architecture,
+        "image_size": size,
+        "gflop": encoder_gflop(config, image_size=size, dpam_layers=default_dpam_layers(config)),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "versions": installed(),
+    }
 
 
 def _prepare(architecture: str, size: int, folder: Path) -> Detector:
@@ -129,10 +167,14 @@ def _prepare(architecture: str, size: int, folder: Path) -> Detector:
 def _files(runtime: str, detector: Detector, folder: Path) -> tuple[tuple[Path, ...], float]:
     from PIL import Image
 
-    from anomalyclip.deploy.export import export, probe_pixels
+    from anomalyclip.deploy.export import difference, export, probe_pixels
 
     if runtime.startswith("torch"):
-        return (folder / "weights.safetensors", folder / "prompts.safetensors"), float("nan")
+        files = (folder / "weights.safetensors", folder / "prompts.safetensors")
+        if runtime != "torch-bf16":
+            return files, float("nan")
+        other = _pytorch(runtime, files[0], detector.scorer.image_size).scorer
+        return files, max(difference(other, detector.scorer, probe_pixels(detector.scorer.image_size)))
     format, precision = runtime.split("-")
     images = []
     if precision == "int8":
@@ -167,16 +209,9 @@ def _in_a_process(runtime: str, file: Path, size: int, batch: int, repeats: int)
 
 def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> dict[str, float]:
     """Load, score once, then time: what the process of one row does. PyTorch is imported for its own rows only."""
-    if runtime.startswith("torch"):
-        detector = Detector.from_pretrained(
-            file,
-            prompts=Path(file).with_name("prompts.safetensors"),
-            image_size=size,
-            device="cpu",
-            compiled=runtime == "torch-compiled",
-        )
-    else:
-        detector = Detector.from_exported(file)
+    detector = (
+        _pytorch(runtime, Path(file), size) if runtime.startswith("torch") else Detector.from_exported(file)
+    )
     pixels: NDArray[np.uint8] = np.random.default_rng(0).integers(
         0, 256, (batch, size, size, 3), dtype=np.uint8
     )
@@ -188,6 +223,17 @@ def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> di
         detector.scorer(pixels)
         times.append(time.perf_counter() - start)
     return {"seconds": min(times) / batch, "first_score_at": first_score_at, "peak_memory": _peak_memory()}
+
+
+def _pytorch(runtime: str, weights: Path, size: int) -> Detector:
+    return Detector.from_pretrained(
+        weights,
+        prompts=weights.with_name("prompts.safetensors"),
+        image_size=size,
+        device="cpu",
+        precision="bf16" if runtime == "torch-bf16" else "fp32",
+        compiled=runtime == "torch-compiled",
+    )
 
 
 def _peak_memory() -> float:

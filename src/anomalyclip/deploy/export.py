@@ -8,9 +8,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomalyclip.anomaly import enlarging_matrix, patch_probabilities, probabilities
+from anomalyclip.deploy import libraries
 from anomalyclip.deploy.card import KEY, ModelCard
 from anomalyclip.deploy.runtime import ExportedScorer
-from anomalyclip.detector import Detector
+from anomalyclip.detector import Detector, Scorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import writing
 from anomalyclip.images import MEAN, STD, open_image, squash
@@ -165,10 +167,11 @@ def export(
         further from PyTorch's than `TOLERANCES` allows; then no file is left.
     """
     output = Path(output)
-    _check_options(output, format, precision)
+    paths = list(islice(calibration, _MAX_CALIBRATION))
+    check_options(output, format=format, precision=precision, calibrated=bool(paths))
     scorer = _torch_scorer(detector)
-    images = _calibration_pixels(calibration, scorer.image_size, precision)
-    card = _card(detector, scorer, precision, names or {})
+    images = _calibration_pixels(paths, scorer.image_size)
+    card = _card(detector, scorer, precision, images, names or {})
     with writing(output), _staging(output) as folder:
         graph = folder / "graph.onnx"
         _write_onnx(scorer, graph, card, half=precision == "fp16" and format == "onnx", dynamic=dynamic_batch)
@@ -205,11 +208,24 @@ def probe_pixels(size: int) -> NDArray[np.uint8]:
     return np.stack([noise, ramp, np.zeros_like(noise), blocks[:size, :size]]).astype(np.uint8)
 
 
-def _check_options(output: Path, format: str, precision: str) -> None:
+def check_options(output: Path, *, format: str, precision: str, calibrated: bool) -> None:
+    """Refuse an impossible export before anything is loaded.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An option is unknown or does not fit, or a package is missing.
+    """
     if format not in FORMATS:
         raise AnomalyCLIPError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     if precision not in TOLERANCES:
         raise AnomalyCLIPError(f"export precision {precision!r}: expected one of {', '.join(TOLERANCES)}")
+    if calibrated != (precision == "int8"):
+        raise AnomalyCLIPError(
+            "int8 needs calibration images: --calibration PATH, some twenty or more like those that will come"
+            if precision == "int8"
+            else f"calibration images are for int8; {precision} needs none"
+        )
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
     if output.suffix != suffix:
         raise AnomalyCLIPError(
@@ -217,7 +233,9 @@ def _check_options(output: Path, format: str, precision: str) -> None:
         )
     needed = ["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else ["onnx", "onnxscript", "openvino"]
     needed += ["nncf"] if (format, precision) == ("openvino", "int8") else []
-    missing = [name for name in needed if _version(name) is None]
+    missing = [
+        name for name in needed if find_spec(name) is None
+    ]  # onnxruntime-gpu and others bring it as well
     if missing:
         extra = "export" if format == "onnx" else "export,openvino"
         raise AnomalyCLIPError(
@@ -239,20 +257,18 @@ def _torch_scorer(detector: Detector) -> TorchScorer:
     return scorer
 
 
-def _calibration_pixels(
-    paths: Iterable[str | os.PathLike[str]], size: int, precision: str
-) -> NDArray[np.uint8]:
-    pixels = [squash(open_image(path), size) for path in islice(paths, _MAX_CALIBRATION)]
-    if bool(pixels) != (precision == "int8"):
-        raise AnomalyCLIPError(
-            "int8 needs calibration images: --calibration PATH, some twenty or more like those that will come"
-            if precision == "int8"
-            else f"calibration images are for int8; {precision} needs none"
-        )
+def _calibration_pixels(paths: Sequence[str | os.PathLike[str]], size: int) -> NDArray[np.uint8]:
+    pixels = [squash(open_image(path), size) for path in paths]
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _card(detector: Detector, scorer: TorchScorer, precision: str, names: Mapping[str, str]) -> ModelCard:
+def _card(
+    detector: Detector,
+    scorer: TorchScorer,
+    precision: str,
+    images: NDArray[np.uint8],
+    names: Mapping[str, str],
+) -> ModelCard:
     threshold = detector.threshold
     limits = None
     if threshold is not None:
@@ -261,20 +277,28 @@ def _card(detector: Detector, scorer: TorchScorer, precision: str, names: Mappin
     return ModelCard(
         image_size=scorer.image_size,
         precision=precision,
-        settings={"layers": list(scorer.layers), "dpam_layers": scorer.dpam_layers, "sigma": scorer.sigma},
+        settings={
+            "layers": list(scorer.layers),
+            "dpam_layers": scorer.dpam_layers,
+            "sigma": scorer.sigma,
+            # What decides an int8 file beside its weights.
+            **({"calibration_sha256": hashlib.sha256(images.tobytes()).hexdigest()} if len(images) else {}),
+        },
         backbone=backbone | ({"name": names["backbone"]} if "backbone" in names else {}),
         prompts=dict(scorer.prompts_info) | ({"name": names["prompts"]} if "prompts" in names else {}),
         text_features=fingerprint({"text_features": scorer.text_features}),
         threshold=limits,
-        made_with={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        made_with=installed(),
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def installed() -> dict[str, str]:
+    """Return the versions of the packages that an exported file depends on, where they are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @contextmanager
@@ -333,26 +357,68 @@ def _finish_onnx(graph: Path, target: Path, card: ModelCard, images: NDArray[np.
 
 
 def _quantise_onnx(graph: Path, target: Path, images: NDArray[np.uint8]) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    libraries.onnx_runtime()
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc] # onnxruntime has no types
-        def __init__(self) -> None:
-            self.batches = iter(images[:, None])
-
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"image": batch}
-
+    layers = _linear_layers(graph)
+    ranges = _activation_ranges(graph, layers, images)
     with _quiet():
-        quantize_static(
-            graph,
-            target,
-            Reader(),
-            nodes_to_quantize=_linear_layers(graph),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+        quantiser = QDQQuantizer(
+            load_model_with_shape_infer(graph),
+            True,  # a scale for each channel
+            False,
+            QuantType.QInt8,  # of weights
+            QuantType.QUInt8,  # of activations
+            TensorsData(CalibrationMethod.MinMax, ranges),
+            layers,
+            [],
+            ["MatMul", "Gemm"],
+            {},
         )
+        quantiser.quantize_model()
+        quantiser.model.save_model_to_file(target, False)
+
+
+def _activation_ranges(
+    graph: Path, layers: Sequence[str], images: NDArray[np.uint8]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Return the smallest and largest value of each tensor that goes into or comes out of these nodes.
+
+    ONNX Runtime's own calibration watches every tensor of the graph, attention's too, and keeps them all until the end
+    of a run: more than 24 GB for ViT-L/14 at 518 x 518.
+    """
+    import onnx
+
+    onnxruntime = libraries.onnx_runtime()
+    model = onnx.load(graph)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    wanted = set(layers)
+    names = dict.fromkeys(
+        name
+        for node in model.graph.node
+        if node.name in wanted
+        for name in (*node.input, *node.output)
+        if name not in weights
+    )
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
+    watched = graph.with_name("watched.onnx")
+    onnx.save(model, watched)
+    del model
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(watched, options, providers=["CPUExecutionProvider"])
+    low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
+    for image in images:
+        for name, values in zip(names, session.run(list(names), {"image": image[None]}), strict=True):
+            low[name], high[name] = min(low[name], values.min()), max(high[name], values.max())
+    del session
+    watched.unlink()
+    return {name: (np.array(low[name], np.float32), np.array(high[name], np.float32)) for name in names}
 
 
 def _linear_layers(graph: Path) -> list[str]:
@@ -375,20 +441,19 @@ def _linear_layers(graph: Path) -> list[str]:
 def _finish_openvino(
     graph: Path, target: Path, card: ModelCard, images: NDArray[np.uint8]
 ) -> tuple[Path, ...]:
-    import openvino
-
-    model = openvino.Core().read_model(graph)
+    model = libraries.openvino_core().read_model(graph)
     if card.precision == "int8":
         model = _quantise_openvino(model, images)
     model.set_rt_info(card.to_json(), [KEY])
+    import openvino
+
     openvino.save_model(model, target, compress_to_fp16=card.precision == "fp16")
     return target, target.with_suffix(".bin")
 
 
 def _quantise_openvino(model: Any, images: NDArray[np.uint8]) -> Any:
     with _quiet():
-        import nncf
-
+        nncf = libraries.nncf()
         return nncf.quantize(
             model,
             nncf.Dataset(images[:, None], lambda image: {"image": image}),
@@ -400,15 +465,9 @@ def _quantise_openvino(model: Any, images: NDArray[np.uint8]) -> Any:
 def _compare(
     scorer: TorchScorer, files: Sequence[Path], pixels: NDArray[np.uint8], output: Path
 ) -> ExportReport:
-    """Run both models on the same images, two at a time."""
     exported = ExportedScorer(files[0])
     tolerance = TOLERANCES[exported.card.precision]
-    score = score_map = 0.0
-    for start in range(0, len(pixels), 2):
-        batch = pixels[start : start + 2]
-        (scores, maps), (own_scores, own_maps) = exported(batch), scorer(batch)
-        score = max(score, _difference(scores, own_scores))
-        score_map = max(score_map, _difference(maps, own_maps))
+    score, score_map = difference(exported, scorer, pixels)
     if not max(score, score_map) <= tolerance:
         raise AnomalyCLIPError(
             f"{output}: not written, for the exported model differs from PyTorch's by {score:.2g} in the score and "
@@ -419,6 +478,16 @@ def _compare(
     return ExportReport(final, size, len(pixels), score, score_map, tolerance)
 
 
-def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Return the largest absolute difference; infinite where one is not a number."""
+def difference(one: Scorer, other: Scorer, pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the largest absolute differences of scores and of map values; infinite where one is not a number."""
+    score = score_map = 0.0
+    for start in range(0, len(pixels), 2):  # two at a time
+        batch = pixels[start : start + 2]
+        (scores, maps), (other_scores, other_maps) = one(batch), other(batch)
+        score = max(score, _largest(scores, other_scores))
+        score_map = max(score_map, _largest(maps, other_maps))
+    return score, score_map
+
+
+def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())

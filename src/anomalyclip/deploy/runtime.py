@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalyclip.deploy import libraries
 from anomalyclip.deploy.card import KEY, ModelCard
 from anomalyclip.errors import AnomalyCLIPError
 
@@ -112,13 +113,16 @@ _Loaded = tuple[ModelCard, str, int | None, Run]
 
 
 def _is_xml(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(b"<")
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip().startswith(b"<")
+    except OSError as error:
+        raise AnomalyCLIPError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None) -> _Loaded:
     try:
-        import onnxruntime
+        onnxruntime = libraries.onnx_runtime()
     except ImportError:
         raise AnomalyCLIPError(f"{path} needs ONNX Runtime: pip install onnxruntime") from None
     wanted = _provider_names(providers, onnxruntime.get_available_providers())
@@ -164,16 +168,17 @@ def _provider_names(wanted: Sequence[str] | None, available: Sequence[str]) -> l
 
 def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | None) -> _Loaded:
     try:
-        import openvino
+        core = libraries.openvino_core()
     except ImportError:
         raise AnomalyCLIPError(f"{path} needs OpenVINO: pip install openvino") from None
-    core = openvino.Core()
     device = _openvino_device(providers, core.available_devices)
     if not path.with_suffix(".bin").is_file():
         raise AnomalyCLIPError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it")
     # The plug-in would compute in bfloat16 where the processor can, far beyond the tolerance of the export.
     config: dict[str, Any] = (
-        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"} if device == "CPU" else {}
+        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if device in ("CPU", "AUTO")
+        else {}
     )
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
@@ -209,5 +214,8 @@ def _openvino_device(wanted: Sequence[str] | None, available: Sequence[str]) -> 
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return the first line that says something: OpenVINO's begin with places in its source code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(
+        (line for line in lines if line and not line.startswith("Exception from")), type(error).__name__
+    )

@@ -1,27 +1,36 @@
 """Which model was evaluated, and whether it was trained on what it is evaluated on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from anomalyclip.clip.model import CLIP
-from anomalyclip.clip.registry import PROMPTS, resolve_backbone
-from anomalyclip.clip.weights import fingerprint, read_weights
 from anomalyclip.data.identity import TRAINED_ON, TRAINED_ON_CONTENT, content_digest, same_data
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import InputError
-from anomalyclip.loading import load_prompts_for
-from anomalyclip.prompts import Prompts
+
+if TYPE_CHECKING:
+    from anomalyclip.clip.model import CLIP
+    from anomalyclip.deploy.runtime import ExportedScorer
+    from anomalyclip.prompts import Prompts
+
+_OWN = "the backbone's own"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A backbone and its prompts, with what identifies them."""
+class Provenance:
+    """What identifies a model.
 
-    clip: CLIP
-    prompts: Prompts
+    Parameters
+    ----------
+    about : dict
+        For reports, JSON-ready: backbone, prompts, their hashes, trained_on.
+    prompts_info : mapping
+        What the prompts say of their making.
+    """
+
     about: dict[str, Any]
+    prompts_info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trained_on(self) -> str | None:
@@ -30,7 +39,7 @@ class Model:
         return name
 
 
-def load_model(backbone: str, prompts: str | None) -> Model:
+def load_model(backbone: str, prompts: str | None) -> "tuple[CLIP, Prompts, Provenance]":
     """Load a backbone and prompts by name or path, as `Detector.from_pretrained` does, and identify them.
 
     Raises
@@ -38,6 +47,11 @@ def load_model(backbone: str, prompts: str | None) -> Model:
     AnomalyCLIPError
         They cannot be had or read.
     """
+    from anomalyclip.clip.model import CLIP
+    from anomalyclip.clip.registry import resolve_backbone
+    from anomalyclip.clip.weights import fingerprint, read_weights
+    from anomalyclip.loading import load_prompts_for
+
     folder = resolve_backbone(backbone)
     weights = read_weights(folder)
     digest = fingerprint(weights)
@@ -46,21 +60,41 @@ def load_model(backbone: str, prompts: str | None) -> Model:
     name = prompts
     if name is None and not (folder / "prompts.safetensors").is_file():
         name = "mvtec"  # what `load_prompts_for` took
-    # Published checkpoints do not say what they were trained on; their names here do.
-    trained_on = learned.info.get("trained_on") or (name if name in PROMPTS and name != "micro" else None)
     about = {
         "backbone": backbone,
         "weights_sha256": digest,
-        "prompts": name or "the backbone's own",
+        "prompts": name or _OWN,
         "prompts_sha256": learned.digest(),
-        "trained_on": trained_on,
+        "trained_on": _trained_on(learned.info, name),
     }
-    return Model(clip, learned, about)
+    return clip, learned, Provenance(about, learned.info)
 
 
-def trained_on_this(model: Model, key: str, data: SampleList) -> str | None:
+def of_exported(scorer: "ExportedScorer") -> Provenance:
+    """Identify an exported file by what it says of itself."""
+    card = scorer.card
+    name = card.prompts.get("name")
+    about = {
+        "model": str(scorer.path),
+        "backbone": card.backbone.get("name", scorer.path.name),
+        "backbone_sha256": card.backbone.get("sha256"),
+        "prompts": name or _OWN,
+        "text_features_sha256": card.text_features,
+        "trained_on": _trained_on(card.prompts, name),
+    }
+    return Provenance(about, card.prompts)
+
+
+def _trained_on(info: Mapping[str, Any], name: str | None) -> str | None:
+    """Return what prompts were trained on; published checkpoints do not say it, their names here do."""
+    from anomalyclip.clip.registry import PROMPTS
+
+    return info.get(TRAINED_ON) or (name if name in PROMPTS and name != "micro" else None)
+
+
+def trained_on_this(model: Provenance, key: str, data: SampleList) -> str | None:
     """Return a warning if the prompts were trained on the data set that they are evaluated on; None otherwise."""
-    info = dict(model.prompts.info)
+    info = dict(model.prompts_info)
     if model.trained_on is not None:
         info[TRAINED_ON] = model.trained_on
     digests = _digests(data) if TRAINED_ON_CONTENT in info else None
