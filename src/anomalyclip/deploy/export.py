@@ -5,10 +5,11 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -43,6 +44,7 @@ FORMATS = ("onnx", "openvino")
 _OPSET = (
     18  # the newest that every execution provider runs; 23 has fused attention, and gained nothing measurable
 )
+_ANY_SIZE = 1 << 40
 _MAX_CALIBRATION = 128
 _PACKAGES = ("anomalyclip", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
@@ -313,6 +315,8 @@ def _staging(output: Path) -> Iterator[Path]:
 
 
 def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool, dynamic: bool) -> None:
+    from onnxscript.optimizer import fold_constants
+
     graph = DetectorGraph(scorer, half=half).eval()
     # Two images where the batch is free: the exporter takes a dimension of 1 for fixed.
     example = torch.zeros(2 if dynamic else 1, scorer.image_size, scorer.image_size, 3, dtype=torch.uint8)
@@ -329,6 +333,8 @@ def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool,
         )
     assert program is not None
     model = program.model
+    # Weights that the exporter leaves to be cut or transposed at run time would escape int8.
+    fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     for node in model.graph:  # the exporter keeps the paths and lines of this machine's source code
         node.metadata_props.clear()
     model.metadata_props[KEY] = card.to_json()
@@ -443,7 +449,7 @@ def _finish_openvino(
 ) -> tuple[Path, ...]:
     model = libraries.openvino_core().read_model(graph)
     if card.precision == "int8":
-        model = _quantise_openvino(model, images)
+        model = _quantise_openvino(model, _linear_layers(graph), images)
     model.set_rt_info(card.to_json(), [KEY])
     import openvino
 
@@ -451,14 +457,20 @@ def _finish_openvino(
     return target, target.with_suffix(".bin")
 
 
-def _quantise_openvino(model: Any, images: NDArray[np.uint8]) -> Any:
-    with _quiet():
+def _quantise_openvino(model: Any, layers: Sequence[str], images: NDArray[np.uint8]) -> Any:
+    """Quantise these layers alone: with attention and projections in int8 too, ViT-L cannot be loaded on a CPU."""
+    # OpenVINO splits the bias of a Gemm off and calls the rest so.
+    wanted = {*layers, *(f"{name}/WithoutBiases" for name in layers)}
+    products = (op for op in model.get_ops() if op.get_type_name() in ("MatMul", "Convolution"))
+    others = [op.get_friendly_name() for op in products if op.get_friendly_name() not in wanted]
+    with _quiet(), redirect_stdout(sys.stderr):  # nncf's progress bars
         nncf = libraries.nncf()
         return nncf.quantize(
             model,
             nncf.Dataset(images[:, None], lambda image: {"image": image}),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(names=others),
         )
 
 
