@@ -99,6 +99,25 @@ def test_defects_on_unseen_surfaces_score_higher_and_are_where_the_map_says(dete
     assert np.mean(pixel_aurocs) > 0.85
 
 
+def test_learned_prompts_localise_better_than_words_and_words_better_with_the_local_path(unseen):
+    """The paper's order."""
+    from anomalyclip.loading import load_clip
+    from anomalyclip.scorer import TorchScorer
+
+    ids = Tokenizer(ASSETS / "tokenizer.json", context_length=24)(["object.", "damaged object."])
+    words, learned = Prompts.handwritten(ids, width=128), load_prompts(ASSETS / "prompts.safetensors")
+    pixels = np.stack([np.asarray(Image.fromarray(image).resize((180, 180))) for _, image, _ in unseen])
+    masks = np.stack([np.asarray(Image.fromarray(mask).resize((180, 180))) for *_, mask in unseen])
+
+    def pixel_auroc(prompts, layers):
+        scorer = TorchScorer(load_clip("micro"), prompts, dpam_layers=layers, device="cpu")
+        maps = np.concatenate([scorer(pixels[at : at + 27])[1] for at in range(0, len(pixels), 27)])
+        return auroc(masks.astype(int), maps)
+
+    assert pixel_auroc(learned, 4) > pixel_auroc(words, 4) + 0.05
+    assert pixel_auroc(words, 4) > pixel_auroc(words, 0) + 0.1
+
+
 def test_learning_moved_the_prompts_from_chance_to_detection(detector, unseen):
     """The same prompts before training, which is what `anomalyclip train` starts from, detect far worse."""
     from anomalyclip.loading import load_clip

@@ -78,4 +78,6 @@ def test_learned_prompts_beat_the_untrained_start_and_the_handwritten_pair_on_un
     assert learned["image_auroc"] > handwritten["image_auroc"] + 0.01
     assert learned["f1"] > max(untrained["f1"] + 0.05, handwritten["f1"] + 0.2)
     assert learned["pixel_auroc"] > 0.9
+    assert learned["pixel_auroc"] > max(untrained["pixel_auroc"], handwritten["pixel_auroc"]) + 0.03
+    assert learned["pixel_ap"] > max(untrained["pixel_ap"], handwritten["pixel_ap"]) + 0.1
     assert learned["text_cosine"] < min(untrained["text_cosine"], handwritten["text_cosine"])

@@ -145,12 +145,12 @@ class Texts:
 
 
 def losses(
-    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int, step: int
+    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int
 ) -> dict[str, Tensor]:
     """Return the four losses of a batch.
 
     contrast: every caption that is true of an image is a positive (both ways); normality: cross-entropy between the
-    image's own "flawless ..." and "damaged ..." or "... with a scratch" texts; ranking: a scene with its defect above
+    image's own "flawless ..." and "... with a scratch" texts; ranking: a scene with its defect above
     the same scene without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
     """
     last = clip.config.vision_layers
@@ -161,11 +161,7 @@ def losses(
         d if label else c
         for c, d, label in zip(captions, damaged, batch.labels[len(captions) :], strict=True)
     ]
-    # Early on every other pair is ("flawless ...", "damaged ..."); later all name the kind ("... with a scratch").
-    general = step < settings["damaged_until"]
-    pairs = [
-        (c[0], d[i % 2 if general else 1]) for i, (c, d) in enumerate(zip(captions, damaged, strict=True))
-    ] * 2
+    pairs = [(c[0], d[0]) for c, d in zip(captions, damaged, strict=True)] * 2
     used = list(dict.fromkeys(text for texts_ in (*true_of, *pairs) for text in texts_))
     at = {text: number for number, text in enumerate(used)}
     text_features = texts.encode(clip, [texts.row[text] for text in used])  # T E
@@ -212,7 +208,7 @@ class Validation:
             pixels.append(images)
             masks.append(mask)
             self.names += [name]
-            self.pairs += [(normal_captions(name)[0], anomalous_captions(name, kind)[1])]
+            self.pairs += [(normal_captions(name)[0], anomalous_captions(name, kind)[0])]
         x = torch.from_numpy(np.stack(pixels, 1)).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         x = F.interpolate(x, (USED_SIZE, USED_SIZE), mode="bilinear", align_corners=False, antialias=True)
         self.pixels = (x - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
@@ -316,7 +312,7 @@ def main() -> None:
             upcoming = drawing.submit(scenes.batch, step + 1, patch)
             for group in adam.param_groups:
                 group["lr"] = learning_rate(step, settings)
-            parts = losses(clip, batch, texts, settings, dpam_layers, step)
+            parts = losses(clip, batch, texts, settings, dpam_layers)
             adam.zero_grad()
             sum(parts.values()).backward()
             torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
