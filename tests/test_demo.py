@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -21,8 +22,12 @@ def test_the_demo_tells_most_flawless_pictures_from_most_defective_ones(done, tm
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in (tmp_path / "demo" / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 12
-    right = [line["pred_label"] == ("good" not in line["image_path"]) for line in lines]
-    assert sum(right) >= 9
+    flawless = [line for line in lines if "good" in line["image_path"]]
+    defective = [line for line in lines if "good" not in line["image_path"]]
+    assert (len(flawless), len(defective)) == (5, 7)
+    assert not any(line["pred_label"] for line in flawless), "no false alarm"
+    found = {Path(line["image_path"]).stem for line in defective if line["pred_label"]}
+    assert found >= {"chipboard_hole", "corduroy_stain", "linen_cut"}
     assert "--backbone micro" in done.out
     assert "ViT-L-14-336" in done.out
 
@@ -54,3 +59,30 @@ def test_the_pictures_that_it_leaves_score_the_same_when_they_are_predicted(done
     assert again.keys() == before.keys()
     for path, (score, label) in again.items():
         assert (score, label) == (pytest.approx(before[path][0], abs=1e-6), before[path][1])
+
+
+def test_results_that_are_not_of_a_demo_are_not_overwritten(cli, tmp_path):
+    mine = tmp_path / "demo" / "threshold.json"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    done = cli("demo", "--output", mine.parent)
+    assert done.code == 2
+    assert f"{mine.parent} is not of a demo, but holds threshold.json" in done.err.replace("\n", " ")
+    assert [path.name for path in mine.parent.iterdir()] == ["threshold.json"]
+    assert mine.read_text() == "precious"
+
+
+def test_an_earlier_demo_is_replaced_and_a_folder_is_named_as_it_was_given(done, cli, tmp_path):
+    assert cli("demo").code == 0
+    odd = tmp_path / "a[b] [x]"
+    again = cli("demo", "--output", odd)
+    assert again.code == 0, again.err
+    assert str(odd / "demo.png") in again.out
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(cli, tmp_path):
+    (tmp_path / "file").touch()
+    done = cli("demo", "--output", tmp_path / "file" / "demo")
+    assert done.code == 2
+    assert "cannot be written" in done.err
+    assert "Traceback" not in done.err

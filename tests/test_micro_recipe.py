@@ -1,11 +1,19 @@
-"""The recipe that made the micro backbone: what its captions say, and that a stopped run ends as if it had not been."""
+"""The recipe that made the micro backbone: what its captions say, that nothing half-done is used, what is measured."""
 
-import sys
+import hashlib
+import json
+import re
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from recipes.micro import captions, data, read_config, train
+from recipes.micro import ASSETS, captions, data, evaluate, read_config, train
+
+from anomalyclip.data.synthetic import HELD_OUT_SURFACES
+from anomalyclip.data.synthetic.writer import write_dataset
+from anomalyclip.errors import AnomalyCLIPError
 
 
 def test_no_caption_says_object_so_that_the_object_agnostic_prompts_must_be_learned():
@@ -23,41 +31,126 @@ def test_what_is_no_damage_is_not_called_damaged():
     assert captions.anomalous_captions("brick", "stain") == ["brick wall with a stain", "brick wall"]
 
 
+@dataclass
+class Recipe:
+    """The recipe with a few small steps, on eight scenes."""
+
+    cache: Path
+    runs: Path
+    steps_taken: int = 0
+
+    def draw(self):
+        data.main([str(self.cache), "--workers", "1"])
+
+    def train(self, name, *options, dies_in=None):
+        """Train a run to its end, or die in a step of this process; return its last checkpoint."""
+        losses, self.steps_taken = train.losses, 0
+
+        def counted(*arguments):
+            if self.steps_taken == dies_in:
+                raise KeyboardInterrupt
+            self.steps_taken += 1
+            return losses(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "losses", counted)
+            train.main([str(self.cache), str(self.runs / name), "--threads", "1", *options])
+        return torch.load(self.runs / name / "checkpoint.pt", weights_only=True)
+
+    def logged(self, name):
+        return [json.loads(line) for line in (self.runs / name / "log.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """The recipe with a few small steps, on eight scenes; call it with the name of a run and the step to die in."""
+def config(monkeypatch):
     config = read_config()
     config["data"]["scenes"] = 8
     config["training"] |= {"steps": 4, "scenes_per_step": 3, "checkpoint_every": 2, "warm_up": 1}
-    for module in (data, train):
+    config["evaluation"] |= {"styles": 1, "normal": 2, "anomalous": 2}
+    for module in (data, train, evaluate):
         monkeypatch.setattr(module, "read_config", lambda: config)
     monkeypatch.setattr(train, "Validation", partial(train.Validation, count=4))
-    monkeypatch.setattr(sys, "argv", ["data", str(tmp_path / "cache"), "--workers", "1"])
-    data.main()
-
-    def run(name, dies_in=None):
-        steps, losses = iter(range(99)), train.losses
-
-        def counted(*arguments):
-            if next(steps) == dies_in:
-                raise KeyboardInterrupt
-            return losses(*arguments)
-
-        arguments = ["train", str(tmp_path / "cache"), str(tmp_path / name), "--threads", "1"]
-        with monkeypatch.context() as patch:
-            patch.setattr(train, "losses", counted)
-            patch.setattr(sys, "argv", arguments)
-            train.main()
-        return torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
-
-    return run
+    return config
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(recipe):
-    whole = recipe("whole")
+@pytest.fixture
+def recipe(config, tmp_path):
+    recipe = Recipe(tmp_path / "cache", tmp_path)
+    recipe.draw()
+    return recipe
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(recipe):
+    whole = recipe.train("whole")
     with pytest.raises(KeyboardInterrupt):
-        recipe("stopped", dies_in=3)  # its checkpoint is of step 2
-    resumed = recipe("stopped")
+        recipe.train("stopped", dies_in=3)  # its checkpoint is of step 2
+    resumed = recipe.train("stopped")
+    assert recipe.steps_taken == 2
     assert resumed["step"] == whole["step"] == 4
     for part in ("model", "average"):
         assert all(torch.equal(resumed[part][name], tensor) for name, tensor in whole[part].items())
+    without_speed = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in recipe.logged(name)]
+        for name in ("whole", "stopped")
+    ]
+    assert without_speed[0] == without_speed[1]
+    assert [line["step"] for line in without_speed[0]] == [2, 4]
+
+
+def test_lines_of_steps_that_were_lost_leave_the_log(recipe):
+    recipe.train("run")
+    with (recipe.runs / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 5}\n')
+    recipe.train("run")
+    assert [line["step"] for line in recipe.logged("run")] == [2, 4]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(recipe, config):
+    recipe.train("run")
+    with pytest.raises(AnomalyCLIPError, match="another recipe"):
+        recipe.train("run", "--steps", "6")
+    config["data"]["seed"] += 1
+    recipe.draw()
+    with pytest.raises(AnomalyCLIPError, match="another recipe"):
+        recipe.train("run")
+
+
+def test_half_a_cache_is_refused(recipe, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data.json, "dumps", stop)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.draw()  # over a complete one
+    with pytest.raises(AnomalyCLIPError, match="no complete cache"):
+        recipe.train("run")
+
+
+def test_the_evaluation_prints_every_way_of_every_held_out_class(config, capsys, tmp_path):
+    evaluate.main(["--threads", "1", "--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures.keys() == {"surfaces", "objects"}
+    assert set(figures["surfaces"]) == set(HELD_OUT_SURFACES)
+    for row in figures["surfaces"].values():
+        assert list(row) == list(evaluate.COLUMNS)
+        assert row["centre"][0] == 0.5, "it scores all images alike"
+    printed = capsys.readouterr().out
+    learned = 100 * figures["surfaces"]["linen"]["learned"][1]
+    assert f"{learned:5.1f}" in next(line for line in printed.splitlines() if line.startswith("linen"))
+
+
+def test_the_evaluation_reads_a_data_set_and_wants_masks(capsys, tmp_path):
+    write_dataset(tmp_path / "set", ["linen"], normal=1, anomalous=1, seed=1, defects=["hole"], size=64)
+    evaluate.main(["--root", str(tmp_path / "set"), "--threads", "1"])
+    assert "linen" in capsys.readouterr().out
+    (tmp_path / "set/linen/ground_truth/hole/000_mask.png").unlink()
+    with pytest.raises(AnomalyCLIPError, match=r"linen/test/hole/000.png: a defective image needs a mask"):
+        evaluate.main(["--root", str(tmp_path / "set")])
+
+
+def test_the_hashes_in_the_recipe_are_those_of_what_is_shipped():
+    text = (Path(data.__file__).parent / "README.md").read_text()
+    stated = dict(re.findall(r"`assets/micro/([a-z.]+)` \| ([0-9a-f]{64})", text))
+    assert stated.keys() == {"model.safetensors", "tokenizer.json", "prompts.safetensors", "threshold.json"}
+    for name, digest in stated.items():
+        assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == digest, name

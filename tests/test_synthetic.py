@@ -16,6 +16,7 @@ from anomalyclip.data.synthetic import (
     HELD_OUT_DEFECTS,
     HELD_OUT_OBJECTS,
     HELD_OUT_SURFACES,
+    LEAST_SIZE,
     TRAINING_DEFECTS,
     TRAINING_OBJECTS,
     TRAINING_SURFACES,
@@ -91,11 +92,58 @@ def test_images_of_one_style_look_alike_and_styles_differ():
 
 
 def test_a_defect_of_an_object_lies_on_the_object():
-    # With the light from one side, the ground far from the washer is the same with and without the defect.
-    for index in range(4):
-        sample = generate("washer", seed=8, index=index, defect="stain")
-        corners = np.r_["0,2", sample.mask[:24, :24].ravel(), sample.mask[-24:, -24:].ravel()]
-        assert not corners.any()
+    """A washer is a ring around the middle: its bore and the ground outside are never stained."""
+    y, x = np.indices((192, 192)) - 95.5
+    off = (np.hypot(x, y) < 10) | (np.hypot(x, y) > 90)
+    for index in range(20):
+        assert not generate("washer", seed=8, index=index, defect="stain").mask[off].any()
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_that_was_asked_for_is_there_even_in_the_smallest_image(defect):
+    for name in CLASSES:
+        assert generate(name, seed=4, index=1, defect=defect, size=LEAST_SIZE).mask.any(), name
+
+
+def test_what_is_seen_scales_with_the_image():
+    """Four times the side, sixteen times the area of a defect, its shadow included."""
+    for defect in ("contamination", "thread"):
+        areas = []
+        for size in (96, 384):
+            samples = [generate("felt", seed=3, index=i, defect=defect, size=size) for i in range(8)]
+            changed = [np.abs(s.image.astype(int) - s.normal).max(axis=2) > 12 for s in samples]
+            areas.append(np.mean([change.mean() for change in changed]))
+        assert areas[0] == pytest.approx(areas[1], rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": -1}, "seed -1: expected 0 or more"),
+        ({"index": -2}, "index -2: expected 0 or more"),
+        ({"style": -3}, "style -3: expected 0 or more"),
+        ({"size": 31}, "size 31: expected at least 32 pixels"),
+    ],
+)
+def test_a_number_out_of_range_is_named(given, message):
+    with pytest.raises(AnomalyCLIPError, match=message):
+        generate("felt", **({"seed": 0, "index": 0} | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"workers": 0}, "workers 0: expected 1 or more"),
+        ({"defects": []}, "defects 0: expected 1 or more"),
+        ({"classes": []}, "classes 0: expected 1 or more"),
+        ({"size": 8}, "size 8: expected 32 or more"),
+    ],
+)
+def test_a_data_set_of_nothing_is_refused_before_a_folder_is_made(given, message, tmp_path):
+    wanted = {"classes": ["felt"], "normal": 1, "anomalous": 1, "seed": 0} | given
+    with pytest.raises(AnomalyCLIPError, match=message):
+        write_dataset(tmp_path / "set", wanted.pop("classes"), **wanted)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_class_or_defect_is_answered_with_what_there_is():

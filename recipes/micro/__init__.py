@@ -1,9 +1,13 @@
 """How the embedded micro backbone is made: images, training, prompts, evaluation. See README.md beside this file."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from anomalyclip.errors import AnomalyCLIPError
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parents[1] / "src" / "anomalyclip" / "assets" / "micro"
@@ -13,3 +17,12 @@ def read_config() -> dict[str, Any]:
     """Return the recipe's figures."""
     config: dict[str, Any] = yaml.safe_load((HERE / "config.yaml").read_text())
     return config
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script of the recipe; what is wrong with its input is one line and exit code 2, as of the program."""
+    try:
+        main()
+    except AnomalyCLIPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

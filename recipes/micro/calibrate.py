@@ -8,6 +8,7 @@ import argparse
 import numpy as np
 from PIL import Image
 from recipes.micro import ASSETS, read_config
+from recipes.micro.data import resized_mask
 
 from anomalyclip.cli.models import scoring_of
 from anomalyclip.data.synthetic import TRAINING_DEFECTS, TRAINING_SURFACES, Sample, generate
@@ -26,9 +27,7 @@ def main() -> None:
     scorer = Detector.from_pretrained("micro", device="cpu").scorer
     samples = [_draw(settings["seed"], index) for index in range(settings["images"])]
     images = [squash(Image.fromarray(sample.image), scorer.image_size) for sample in samples]
-    masks = np.stack(
-        [np.asarray(Image.fromarray(sample.mask).resize((scorer.image_size,) * 2)) for sample in samples]
-    )
+    masks = np.stack([resized_mask(sample.mask, scorer.image_size) for sample in samples])
     found = [scorer(np.stack(images[at : at + 30])) for at in range(0, len(images), 30)]
     scores, maps = (np.concatenate(parts) for parts in zip(*found, strict=True))
     threshold = Threshold(

@@ -7,11 +7,14 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.random import default_rng
-from recipes.micro import read_config
+from numpy.typing import NDArray
+from PIL import Image
+from recipes.micro import read_config, run
 
 from anomalyclip.data.synthetic import (
     IMAGE_SIZE,
@@ -20,6 +23,10 @@ from anomalyclip.data.synthetic import (
     TRAINING_SURFACES,
     generate,
 )
+from anomalyclip.files import replacing
+
+DIGEST = "sha256"
+"""File of a complete cache: the SHA-256 of images.npy, masks.npy and labels.json, one after the other."""
 
 LEAST_CHANGE = 0.025
 """A defect that changes its pixels by less, on average, is drawn anew: nobody could see it."""
@@ -46,6 +53,12 @@ def draw_pair(seed: int, index: int, objects: float) -> tuple[np.ndarray, np.nda
     return np.stack([sample.normal, sample.image]), sample.mask, name, defect
 
 
+def resized_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Resize by the published rule: bilinear, at least half defect."""
+    grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
+
+
 def _fill(job: tuple[Path, int, int, int, float]) -> list[tuple[str, str]]:
     folder, seed, start, stop, objects = job
     images = np.load(folder / "images.npy", mmap_mode="r+")
@@ -56,18 +69,22 @@ def _fill(job: tuple[Path, int, int, int, float]) -> list[tuple[str, str]]:
         masks[index] = np.packbits(mask, axis=-1)
         labels.append((name, defect))
     images.flush()
+    masks.flush()
     return labels
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Draw all scenes into the cache."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cache", type=Path)
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     config = read_config()["data"]
-    folder, count = arguments.cache, config["scenes"]
+    folder, count = options.cache, config["scenes"]
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / DIGEST).unlink(missing_ok=True)  # from here on the cache is not complete
     shape = (count, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE // 8))
@@ -75,7 +92,7 @@ def main() -> None:
         (folder, config["seed"], at, min(at + 100, count), config["objects"]) for at in range(0, count, 100)
     ]
     labels: list[tuple[str, str]] = []
-    with multiprocessing.get_context("fork").Pool(arguments.workers) as pool:
+    with multiprocessing.get_context("fork").Pool(options.workers) as pool:
         for part in pool.imap(_fill, jobs):
             labels += part
             if len(labels) % 1000 == 0:
@@ -86,9 +103,10 @@ def main() -> None:
         with (folder / name).open("rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)
-    (folder / "sha256").write_text(digest.hexdigest() + "\n")
+    with replacing(folder / DIGEST) as temporary:
+        temporary.write_text(digest.hexdigest() + "\n")
     print("sha256 of images.npy, masks.npy and labels.json in this order:", digest.hexdigest())
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomalyclip.data.synthetic import generate
 from anomalyclip.demo import PICTURES
+from anomalyclip.files import replacing
 
 SEED, SIZE = 2026, 320
 SHOWN = (
@@ -34,10 +35,10 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    PICTURES.mkdir(parents=True, exist_ok=True)
     for index, (name, defect) in enumerate(SHOWN):
         sample = generate(name, seed=SEED, index=index, defect=defect, size=SIZE)
-        Image.fromarray(sample.image).save(PICTURES / f"{name}_{defect or 'good'}.jpg", quality=90)
+        with replacing(PICTURES / f"{name}_{defect or 'good'}.jpg") as temporary:
+            Image.fromarray(sample.image).save(temporary, "JPEG", quality=90)
 
 
 if __name__ == "__main__":

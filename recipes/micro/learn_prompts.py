@@ -9,24 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from recipes.micro import ASSETS, read_config
-from recipes.micro.data import draw_pair
+from recipes.micro.data import draw_pair, resized_mask
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from anomalyclip.clip.model import CLIP
-from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.images import normalise, squash
 from anomalyclip.loading import load_clip
 from anomalyclip.prompts import PromptLearner, Prompts
 from anomalyclip.scorer import default_dpam_layers, default_image_size
 from anomalyclip.training.losses import image_loss, local_loss
+from anomalyclip.training.start import prompt_ids, prompt_tokens
 
 
 def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> TensorDataset:
     """Return image features, patch features, masks and labels; one scene in `flawless_every` is without its defect."""
-    from PIL import Image
-
     size, last = default_image_size(clip.config), clip.config.vision_layers
     rows: list[tuple[Tensor, Tensor, Tensor, int]] = []
     for index in range(settings["images"]):
@@ -37,17 +36,8 @@ def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> Ten
             found = clip.encode_image(
                 torch.from_numpy(pixels), layers=[last], dpam_layers=default_dpam_layers(clip.config)
             )
-        resized = Image.fromarray((mask * anomalous).astype(np.uint8) * np.uint8(255)).resize(
-            (size, size), Image.Resampling.BILINEAR
-        )
-        rows.append(
-            (
-                found.image[0],
-                found.patches[last][0, 1:],
-                torch.from_numpy(np.asarray(resized) > 127),
-                anomalous,
-            )
-        )
+        small = torch.from_numpy(resized_mask(mask & bool(anomalous), size))
+        rows.append((found.image[0], found.patches[last][0, 1:], small, anomalous))
     image, patches, masks, labels = zip(*rows, strict=True)
     return TensorDataset(
         torch.stack(image).clone(), torch.stack(patches).clone(), torch.stack(masks), torch.tensor(labels)
@@ -94,10 +84,8 @@ def main() -> None:
     config = read_config()
     settings = config["prompts"]
     clip = load_clip("micro")
-    fill = " ".join(["X"] * settings["length"])
-    token_ids = Tokenizer(ASSETS / "tokenizer.json", context_length=clip.config.context_length)(
-        [f"{fill} object.", f"{fill} damaged object."]
-    )
+    tokens, context = prompt_tokens(clip, ASSETS), clip.config.context_length
+    token_ids = prompt_ids(tokens, length=settings["length"], context_length=context)
     features = frozen_features(clip, settings, config["data"]["objects"])
     learn(clip, features, token_ids, settings).save(ASSETS / "prompts.safetensors")
 

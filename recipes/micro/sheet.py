@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from anomalyclip.data.synthetic import CLASSES, DEFECTS, Sample, generate
+from anomalyclip.files import replacing
 
 PAIRS_A_ROW = 6
 SCALE = 0.55
@@ -62,9 +63,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    folder.mkdir(parents=True, exist_ok=True)
-    classes_sheet().save(folder / "synthetic_classes.jpg", quality=80)
-    defects_sheet().save(folder / "synthetic_defects.jpg", quality=80)
+    for name, sheet in (("classes", classes_sheet()), ("defects", defects_sheet())):
+        with replacing(folder / f"synthetic_{name}.jpg") as temporary:
+            sheet.save(temporary, "JPEG", quality=80)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from recipes.micro import ASSETS, read_config
 
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.weights import Weights, read_weights, save_weights
+from anomalyclip.files import replacing
 
 
 def main() -> None:
@@ -27,7 +28,8 @@ def main() -> None:
     architecture = {name: value for name, value in read_config()["model"].items() if name != "dpam_layers"}
     config = CLIPConfig(**architecture, vocab_size=len(average["token_embedding.weight"]))
     save_weights(Weights(config, average, run), ASSETS)
-    shutil.copyfile(run / "tokenizer.json", ASSETS / "tokenizer.json")
+    with replacing(ASSETS / "tokenizer.json") as temporary:
+        shutil.copyfile(run / "tokenizer.json", temporary)
     assert read_weights(ASSETS).config == config
     print(f"step {state['step']}")
     for file in sorted(ASSETS.iterdir()):

@@ -6,9 +6,11 @@ RUN gets ``log.jsonl`` and ``checkpoint.pt``, from which the same command goes o
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +20,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import default_rng
-from recipes.micro import read_config
+from recipes.micro import read_config, run
 from recipes.micro.captions import all_captions, anomalous_captions, normal_captions, write_tokenizer
-from recipes.micro.data import draw_pair
+from recipes.micro.data import DIGEST, draw_pair
 from torch import Tensor
 
 from anomalyclip.anomaly import TEMPERATURE
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.data.synthetic import IMAGE_SIZE
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing
 from anomalyclip.images import MEAN, STD
 from anomalyclip.metrics import auroc
 
@@ -49,6 +53,11 @@ class Scenes:
     """The cache, as batches that depend on the step's number alone."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        if not (folder / DIGEST).is_file():
+            raise AnomalyCLIPError(
+                f"{folder} holds no complete cache; make it with: python -m recipes.micro.data {folder}"
+            )
+        self.digest = (folder / DIGEST).read_text().strip()
         self.images = np.load(folder / "images.npy", mmap_mode="r")
         self.masks = np.load(folder / "masks.npy", mmap_mode="r")
         self.labels: list[tuple[str, str]] = json.loads((folder / "labels.json").read_text())
@@ -69,9 +78,8 @@ class Scenes:
             image, mask = self._crop(index, crop, rng)
             pixels.append(image)
             masks.append(mask)
-        images = torch.from_numpy(np.stack(pixels, 1)).flatten(
-            0, 1
-        )  # 2n S S 3: all flawless, then all defective
+        # 2n S S 3: all flawless, then all defective
+        images = torch.from_numpy(np.stack(pixels, 1)).flatten(0, 1)
         x = images.permute(0, 3, 1, 2).float() / 255
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
         x = _recolour(x, rng)
@@ -182,20 +190,25 @@ def losses(
     half = len(evidence) // 2
     seen = batch.labels[half:]
     ranking = (F.softplus(evidence[:half] - evidence[half:]) * seen).sum() / seen.sum().clamp(min=1)
-    patches = F.normalize(features.patches[last][:, 1:], dim=-1)
-    local = torch.einsum("bne,bke->bnk", patches, two) / TEMPERATURE
-    local = (local[..., 1] - local[..., 0]).view_as(batch.targets)
-    weight = torch.where(batch.targets > 0.1, 3.0, 1.0)
-    entropy = F.binary_cross_entropy_with_logits(local, batch.targets, weight)
-    probability = local.sigmoid()
-    overlap = (probability * batch.targets).sum((1, 2))
-    dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + batch.targets.sum((1, 2)) + 1)
+    local = _local_loss(features.patches[last][:, 1:], two, batch.targets)
     return {
         "contrast": contrast,
         "normality": normality,
         "ranking": settings["ranking_weight"] * ranking,
-        "local": settings["local_weight"] * (entropy + dice.mean()),
+        "local": settings["local_weight"] * local,
     }
+
+
+def _local_loss(patches: Tensor, two: Tensor, targets: Tensor) -> Tensor:
+    """Weighted cross-entropy and dice of patches (B, N, E) between two texts an image (B, 2, E), for (B, g, g)."""
+    local = torch.einsum("bne,bke->bnk", F.normalize(patches, dim=-1), two) / TEMPERATURE
+    local = (local[..., 1] - local[..., 0]).view_as(targets)
+    weight = torch.where(targets > 0.1, 3.0, 1.0)
+    entropy = F.binary_cross_entropy_with_logits(local, targets, weight)
+    probability = local.sigmoid()
+    overlap = (probability * targets).sum((1, 2))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + targets.sum((1, 2)) + 1)
+    return entropy + dice.mean()
 
 
 class Validation:
@@ -252,9 +265,8 @@ def build(config: dict[str, Any], vocabulary: int) -> tuple[CLIP, int]:
     dpam_layers = architecture.pop("dpam_layers")
     torch.manual_seed(config["training"]["seed"])
     clip = CLIP(CLIPConfig(**architecture, vocab_size=vocabulary))
-    for (
-        block
-    ) in clip.visual.transformer.resblocks:  # residual branches start small, as in CLIP's initialisation
+    # Residual branches start small, as in CLIP's initialisation.
+    for block in clip.visual.transformer.resblocks:
         torch.nn.init.normal_(block.attn.out_proj.weight, std=0.02)
         torch.nn.init.normal_(block.mlp.c_proj.weight, std=0.02)
     torch.nn.init.normal_(clip.token_embedding.weight, std=0.02)
@@ -272,7 +284,103 @@ def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=tuple(settings["betas"]))
 
 
-def main() -> None:
+class Training:
+    """The model, its optimiser and the average of its weights, at a step."""
+
+    def __init__(
+        self, config: dict[str, Any], settings: dict[str, Any], vocabulary: int, digest: str
+    ) -> None:
+        self.settings = settings
+        self.clip, self.dpam_layers = build(config, vocabulary)
+        self.adam = optimiser(self.clip, settings)
+        self.average = {name: tensor.clone() for name, tensor in self.clip.state_dict().items()}
+        self.steps_done = 0
+        captions = hashlib.sha256("\n".join(all_captions()).encode()).hexdigest()
+        made_of = {"model": config["model"], "training": settings, "captions": captions, "scenes": digest}
+        self.recipe = json.dumps(made_of, sort_keys=True)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on where a checkpoint of the same recipe stands, if there is one."""
+        if not checkpoint.is_file():
+            return
+        state = torch.load(checkpoint, weights_only=True)
+        if state["recipe"] != self.recipe:
+            raise AnomalyCLIPError(
+                f"{checkpoint} is of another recipe (steps, configuration, captions or scenes differ); "
+                "choose another folder for the run, or remove it"
+            )
+        self.clip.load_state_dict(state["model"])
+        self.adam.load_state_dict(state["optimiser"])
+        self.average, self.steps_done = state["average"], state["step"]
+
+    def save(self, checkpoint: Path) -> None:
+        """Write all of it."""
+        state = {
+            "model": self.clip.state_dict(),
+            "optimiser": self.adam.state_dict(),
+            "average": self.average,
+            "step": self.steps_done,
+            "recipe": self.recipe,
+        }
+        with replacing(checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def step(self, batch: Batch, texts: Texts) -> dict[str, float]:
+        """Learn from a batch; return its losses."""
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate(self.steps_done, self.settings)
+        parts = losses(self.clip, batch, texts, self.settings, self.dpam_layers)
+        self.adam.zero_grad()
+        sum(parts.values()).backward()
+        torch.nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
+        self.adam.step()
+        # The average follows faster in the beginning, when the weights still move far.
+        keep = min(self.settings["ema"], (self.steps_done + 1) / (self.steps_done + 10))
+        with torch.no_grad():
+            for name, tensor in self.clip.state_dict().items():
+                self.average[name].lerp_(tensor, 1 - keep)
+        self.steps_done += 1
+        return {name: float(part.detach()) for name, part in parts.items()}
+
+
+def kept_log(path: Path, steps: int) -> None:
+    """Drop the lines after a step: they are of work that was not saved and is done again."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    with replacing(path) as temporary:
+        temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
+
+
+def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: Path) -> None:
+    """Take all steps that are left; every 50 a line in the log, and at times a checkpoint."""
+    settings, validation = training.settings, Validation(texts, patch)
+    last, every = settings["steps"], settings["checkpoint_every"]
+    kept_log(folder / "log.jsonl", training.steps_done)
+    began, sums, counted = time.perf_counter(), {}, 0
+    # The next batch is drawn while the model works on this one.
+    with (folder / "log.jsonl").open("a") as log, ThreadPoolExecutor(1) as drawing:
+        upcoming = drawing.submit(scenes.batch, training.steps_done, patch)
+        while training.steps_done < last:
+            batch = upcoming.result()
+            upcoming = drawing.submit(scenes.batch, training.steps_done + 1, patch)
+            parts = training.step(batch, texts)
+            sums = {name: sums.get(name, 0.0) + part for name, part in parts.items()}
+            counted, done = counted + 1, training.steps_done
+            if done % every and done % 50 and done != last:
+                continue
+            line: dict[str, Any] = {"step": done} | {name: round(v / counted, 4) for name, v in sums.items()}
+            rate = counted * 2 * settings["scenes_per_step"] / (time.perf_counter() - began)
+            line["images_per_second"] = round(rate, 1)
+            if done % every == 0 or done == last:
+                averaged = CLIP.frozen(training.clip.config, training.average)
+                line |= validation.measure(averaged, training.dpam_layers)
+                training.save(folder / "checkpoint.pt")
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            print(json.dumps(line), flush=True)
+            began, sums, counted = time.perf_counter(), {}, 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train, or go on training from the last checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -281,73 +389,20 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, help="instead of the configuration's: a pilot")
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     config = read_config()
-    settings = config["training"] | ({"steps": arguments.steps} if arguments.steps else {})
-    arguments.run.mkdir(parents=True, exist_ok=True)
-    vocabulary = write_tokenizer(arguments.run / "tokenizer.json")
-    texts = Texts(
-        Tokenizer(arguments.run / "tokenizer.json", context_length=config["model"]["context_length"])
-    )
-    clip, dpam_layers = build(config, vocabulary)
-    adam = optimiser(clip, settings)
-    average = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
-    start = 0
-    checkpoint = arguments.run / "checkpoint.pt"
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        clip.load_state_dict(state["model"])
-        adam.load_state_dict(state["optimiser"])
-        average, start = state["average"], state["step"]
-    scenes, patch = Scenes(arguments.cache, settings), config["model"]["patch_size"]
-    validation = Validation(texts, patch)
-    print(sum(p.numel() for p in clip.parameters()), "parameters,", len(scenes.labels), "scenes", flush=True)
-    began, sums, counted = time.perf_counter(), {}, 0
-    # The next batch is drawn while the model works on this one.
-    with (arguments.run / "log.jsonl").open("a") as log, ThreadPoolExecutor(1) as drawing:
-        upcoming = drawing.submit(scenes.batch, start, patch)
-        for step in range(start, settings["steps"]):
-            batch = upcoming.result()
-            upcoming = drawing.submit(scenes.batch, step + 1, patch)
-            for group in adam.param_groups:
-                group["lr"] = learning_rate(step, settings)
-            parts = losses(clip, batch, texts, settings, dpam_layers)
-            adam.zero_grad()
-            sum(parts.values()).backward()
-            torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-            adam.step()
-            # The average follows faster in the beginning, when the weights still move far.
-            keep = min(settings["ema"], (step + 1) / (step + 10))
-            with torch.no_grad():
-                for name, tensor in clip.state_dict().items():
-                    average[name].lerp_(tensor, 1 - keep)
-            sums = {name: sums.get(name, 0.0) + float(part.detach()) for name, part in parts.items()}
-            counted += 1
-            done = step + 1
-            if done % settings["checkpoint_every"] and done % 50 and done != settings["steps"]:
-                continue
-            line: dict[str, Any] = {"step": done} | {name: round(v / counted, 4) for name, v in sums.items()}
-            line["images_per_second"] = round(
-                counted * 2 * settings["scenes_per_step"] / (time.perf_counter() - began), 1
-            )
-            if done % settings["checkpoint_every"] == 0 or done == settings["steps"]:
-                averaged = CLIP.frozen(clip.config, average)
-                line |= validation.measure(averaged, dpam_layers)
-                temporary = checkpoint.with_suffix(".tmp")
-                state = {
-                    "model": clip.state_dict(),
-                    "optimiser": adam.state_dict(),
-                    "average": average,
-                    "step": done,
-                }
-                torch.save(state, temporary)
-                temporary.replace(checkpoint)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            print(json.dumps(line), flush=True)
-            began, sums, counted = time.perf_counter(), {}, 0
+    settings = config["training"] | ({"steps": options.steps} if options.steps else {})
+    scenes = Scenes(options.cache, settings)
+    options.run.mkdir(parents=True, exist_ok=True)
+    with replacing(options.run / "tokenizer.json") as temporary:
+        vocabulary = write_tokenizer(temporary)
+    texts = Texts(Tokenizer(options.run / "tokenizer.json", context_length=config["model"]["context_length"]))
+    training = Training(config, settings, vocabulary, scenes.digest)
+    training.restore(options.run / "checkpoint.pt")
+    print(sum(p.numel() for p in training.clip.parameters()), "parameters,", len(scenes.labels), "scenes")
+    train(training, scenes, texts, config["model"]["patch_size"], options.run)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

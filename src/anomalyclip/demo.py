@@ -1,7 +1,7 @@
 """The main job on the embedded micro backbone and bundled pictures: no download, no set-up.
 
-The pictures are generated (`recipes/micro/demo_pictures.py` writes their seeds down beside them) and of families that
-the micro backbone has never seen.
+The pictures are generated (`recipes/micro/demo_pictures.py` holds their seeds) and of families that the micro backbone
+has never seen.
 """
 
 import os
@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.images import open_image
 from anomalyclip.inputs import find_images
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.visualize import contact_sheet
-from anomalyclip.writers import PredictionWriter
+from anomalyclip.writers import PREDICTIONS, PredictionWriter
 
 PICTURES = Path(__file__).parent / "assets" / "demo"
 """The bundled pictures: ``<class>_<good or defect>.jpg``."""
@@ -45,7 +46,13 @@ def run(
     -------
     list of Prediction
         In the order of the file names.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The folder holds predictions or a threshold that are not of a demo, or cannot be written to.
     """
+    _check_is_ours(Path(output))
     threshold = Threshold.from_file(THRESHOLD)
     detector = Detector.from_pretrained("micro", threshold=threshold)
     names = {os.fspath(path): path.name for path in _copy(Path(output) / COPIES)}
@@ -60,17 +67,24 @@ def run(
                 on_prediction(prediction)
     cells = [(open_image(str(prediction.image_path)), prediction) for prediction in predictions]
     sheet = contact_sheet(cells, columns=3, tile_size=200)
-    with replacing(Path(output) / SHEET) as temporary:
+    with writing(Path(output) / SHEET), replacing(Path(output) / SHEET) as temporary:
         sheet.save(temporary, "PNG")
     return predictions
 
 
+def _check_is_ours(output: Path) -> None:
+    """Refuse a folder with somebody's results: a demo begins with its pictures."""
+    there = [name for name in (PREDICTIONS, THRESHOLD.name) if (output / name).exists()]
+    if there and not all((output / COPIES / picture.name).exists() for picture in find_images([PICTURES])):
+        raise AnomalyCLIPError(
+            f"{output} is not of a demo, but holds {' and '.join(there)}; choose another folder with --output"
+        )
+
+
 def _copy(folder: Path) -> list[Path]:
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     copies = []
     for picture in find_images([PICTURES]):
         copies.append(folder / picture.name)
-        with replacing(copies[-1]) as temporary:
+        with writing(copies[-1]), replacing(copies[-1]) as temporary:
             shutil.copyfile(picture.path, temporary)
     return copies

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from anomalyclip.prediction import Prediction
 
 _ABOUT = """\
-This was the embedded micro backbone (4 MB), made to try things out: it knows generated surfaces, little of objects and
-nothing of the world. On your own pictures: anomalyclip predict YOUR_FOLDER --backbone micro --save heatmap
-The real one is ViT-L-14-336, which is downloaded on its first use (0.9 GB): the same without --backbone micro."""
+This was the embedded micro backbone (4 MB), which knows generated surfaces and little else; the real one, ViT-L-14-336
+(0.9 GB), is downloaded on its first use.
+
+Your own pictures:  anomalyclip predict YOUR_FOLDER --save heatmap --output RESULTS
+without a download: anomalyclip predict YOUR_FOLDER --backbone micro --save heatmap --output RESULTS"""
 
 
 def demo(
@@ -29,10 +31,8 @@ def demo(
 
     predictions = run(output)
     _show(predictions)
-    out().print(
-        f"\nPictures: {output / COPIES}; heat maps: {output / 'heatmaps'}; one sheet: {output / SHEET}\n"
-    )
-    out().print(_ABOUT)
+    places = f"Pictures: {output / COPIES}; heat maps: {output / 'heatmaps'}; one sheet: {output / SHEET}"
+    out().print(f"\n{places}\n\n{_ABOUT}", markup=False)
 
 
 def _show(predictions: "list[Prediction]") -> None:

@@ -27,8 +27,14 @@ DEFECTS = TRAINING_DEFECTS | HELD_OUT_DEFECTS
 IMAGE_SIZE = 192
 """Default side of a generated image in pixels."""
 
+LEAST_SIZE = 32
+"""Smallest side in pixels; below it a scratch is no pixel wide."""
+
 _VISIBLE = 0.045
 """Mean change of the pixels in a mask below which a defect counts as invisible and is drawn again."""
+
+_ATTEMPTS = 4
+"""How often it is drawn at most for the sake of visibility; then the most visible of them is taken."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +77,23 @@ def generate(
     name : str
         Class, a key of `CLASSES`.
     seed, index : int
-        Which image; the same pair gives the same pixels.
+        Which image, 0 or more; the same pair gives the same pixels.
     defect : str, optional
         Kind of defect, a key of `DEFECTS`; None for a flawless image.
     style : int, optional
-        Images of one style look like one product (colour, grain, light); None gives every image its own.
+        Images of one style look like one product (colour, grain, light), 0 or more; None gives every image its own.
     size : int
-        Side in pixels.
+        Side in pixels, at least `LEAST_SIZE`. What is seen scales with it; which grains lie where changes.
 
     Returns
     -------
     Sample
+        With a defect, the mask is never empty.
 
     Raises
     ------
     AnomalyCLIPError
-        If there is no such class or defect.
+        If there is no such class or defect, or a number is below its range.
 
     Examples
     --------
@@ -98,6 +105,11 @@ def generate(
         raise AnomalyCLIPError(f"unknown class {name!r}; the classes are: {', '.join(sorted(CLASSES))}")
     if defect is not None and defect not in DEFECTS:
         raise AnomalyCLIPError(f"unknown defect {defect!r}; the kinds are: {', '.join(sorted(DEFECTS))}")
+    for what, number in (("seed", seed), ("index", index), ("style", style or 0)):
+        if number < 0:
+            raise AnomalyCLIPError(f"{what} {number}: expected 0 or more")
+    if size < LEAST_SIZE:
+        raise AnomalyCLIPError(f"size {size}: expected at least {LEAST_SIZE} pixels")
     own = index if style is None else style
     look = _stream("style", name, own, seed if style is None else 0)
     brush = Brush(size, look, _stream("scene", name, seed, index))
@@ -106,18 +118,16 @@ def generate(
     normal = photograph(scene, camera)
     if defect is None:
         return Sample(normal, np.zeros((size, size), np.bool_), normal)
-    best, best_change = Sample(normal, np.zeros((size, size), np.bool_), normal), -1.0
-    for attempt in range(4):
+    best, best_change, attempt = None, -1.0, 0
+    while best is None or (best_change <= _VISIBLE and attempt < _ATTEMPTS):
         damaged = scene.copy()
-        mask = DEFECTS[defect](
-            damaged, Brush(size, look, _stream("defect", name, seed, index, defect, attempt))
-        )
+        chance = _stream("defect", name, seed, index, defect, attempt)
+        attempt += 1
+        mask = DEFECTS[defect](damaged, Brush(size, look, chance))
         if mask.sum() < 12 * (size / IMAGE_SIZE) ** 2:
             continue
         image = photograph(damaged, camera)
-        difference = np.abs(image[mask].astype(np.float32) - normal[mask]).mean() / 255
-        if difference > best_change:
-            best, best_change = Sample(image, mask, normal), difference
-        if difference > _VISIBLE:
-            break
+        change = np.abs(image[mask].astype(np.float32) - normal[mask]).mean() / 255
+        if change > best_change:
+            best, best_change = Sample(image, mask, normal), change
     return best

@@ -19,7 +19,7 @@ def _somewhere(scene: Scene, brush: Brush, margin: float = 14.0) -> tuple[float,
         x, y = brush.rng.uniform(margin, NOMINAL_SIZE - margin, 2)
         return float(x), float(y)
     places = np.argwhere(scene.foreground)
-    row, column = (places[brush.rng.integers(len(places))] + 0.5) * (NOMINAL_SIZE / brush.size)
+    row, column = (places[brush.rng.integers(len(places))] + 0.5) / brush.pixels
     return float(column), float(row)
 
 
@@ -161,8 +161,10 @@ def contamination(scene: Scene, brush: Brush) -> Mask:
         radius = brush.rng.uniform(2.2, 6) if count > 1 else brush.rng.uniform(5, 12)
         distance = np.minimum(distance, brush.blob(x + dx, y + dy, radius, lobes=0.5))
     share = _on(scene, coverage(distance))
-    shadow = shift(share, brush.rng.uniform(-2, 2, 2), order=1)
-    _paint(scene, scene.albedo * np.float32(0.5), gaussian_filter(shadow, 1.2) * np.float32(0.7))
+    shadow = shift(share, brush.pixels * brush.rng.uniform(-2, 2, 2), order=1)
+    _paint(
+        scene, scene.albedo * np.float32(0.5), gaussian_filter(shadow, 1.2 * brush.pixels) * np.float32(0.7)
+    )
     if brush.rng.random() < 0.4:
         colour = (
             (brush.rng.uniform(0.1, 0.8) + brush.rng.normal(0, 0.13, 3)).clip(0.03, 0.95).astype(np.float32)
@@ -211,7 +213,8 @@ def thread(scene: Scene, brush: Brush) -> Mask:
     half = brush.rng.uniform(0.8, 2.0)
     distance = brush.stroke(path, np.full(len(path), half))
     share = _on(scene, coverage(distance))
-    shadow = gaussian_filter(shift(share, brush.rng.uniform(-3, 3, 2), order=1), 1.0)
+    moved = shift(share, brush.pixels * brush.rng.uniform(-3, 3, 2), order=1)
+    shadow = gaussian_filter(moved, 1.0 * brush.pixels)
     _paint(scene, scene.albedo * np.float32(0.45), _on(scene, shadow) * np.float32(0.8))
     if brush.rng.random() < 0.5:
         colour = (
@@ -276,9 +279,10 @@ def missing(scene: Scene, brush: Brush) -> Mask:
             np.float32
         )
         return share > 0.5
-    edge = scene.foreground & (gaussian_filter(scene.foreground.astype(np.float32), 3) < 0.65)
+    inner = gaussian_filter(scene.foreground.astype(np.float32), 3 * brush.pixels)
+    edge = scene.foreground & (inner < 0.65)
     places = np.argwhere(edge if edge.any() else scene.foreground)
-    row, column = (places[brush.rng.integers(len(places))] + 0.5) * (NOMINAL_SIZE / brush.size)
+    row, column = (places[brush.rng.integers(len(places))] + 0.5) / brush.pixels
     distance = brush.blob(
         column, row, brush.rng.uniform(9, 22), lobes=0.35, rough=brush.rng.uniform(0.3, 1.2)
     )
@@ -313,7 +317,7 @@ def distortion(scene: Scene, brush: Brush) -> Mask:
     radius = brush.rng.uniform(18, 36)
     distance = brush.blob(x, y, radius, lobes=0.15)
     inside = smoothstep(0, -0.7 * radius, distance)
-    scale = brush.size / NOMINAL_SIZE
+    scale = brush.pixels
     angle = brush.rng.uniform(0, 2 * np.pi)
     pull = brush.rng.uniform(9, 16) * scale
     dx, dy = np.float32(pull * np.cos(angle)) * inside, np.float32(pull * np.sin(angle)) * inside

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Field = NDArray[np.floating[Any]]
 
 NOMINAL_SIZE = 192
-"""Side, in nominal pixels, of every generated scene; an image of another size is the same scene sampled otherwise."""
+"""Side, in nominal pixels, of every generated scene. An image of another size shows another scene of the same scale."""
 
 
 @lru_cache(maxsize=8)
@@ -103,6 +103,11 @@ class Brush:
     size: int
     style: Generator
     rng: Generator
+
+    @property
+    def pixels(self) -> float:
+        """Pixels of the image in one nominal pixel."""
+        return self.size / NOMINAL_SIZE
 
     @property
     def x(self) -> Field:
@@ -238,7 +243,7 @@ class Brush:
         reach : float
             How far around the line distances are computed; further away they are ``reach``.
         """
-        scale = self.size / NOMINAL_SIZE
+        scale = self.pixels
         field = np.full((self.size, self.size), reach, np.float32)
         gx, gy = self.x, self.y
         for (x0, y0), (x1, y1), w0, w1 in zip(points, points[1:], half_widths, half_widths[1:], strict=False):

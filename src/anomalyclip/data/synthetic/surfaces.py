@@ -131,7 +131,7 @@ def leather(brush: Brush) -> Scene:
 def wood(brush: Brush) -> Scene:
     """Planed wood: rings, fibres, pores and, in some, knots and joints between boards."""
     u, v = brush.axes(0.02, aligned=True)
-    angle = float(np.arctan2(u[0, -1] * 0 + (u[-1, 0] - u[0, 0]), u[0, -1] - u[0, 0]))
+    angle = float(np.arctan2(u[-1, 0] - u[0, 0], u[0, -1] - u[0, 0]))
     period = brush.pick(7, 18)
     wave = brush.noise(70, 2.4, stretch=4, angle=angle)
     light, dark = tone(brush, WOODS), np.float32(brush.pick(0.6, 0.85))
@@ -140,9 +140,7 @@ def wood(brush: Brush) -> Scene:
     if brush.chance(0.35):
         for _ in range(int(brush.rng.integers(1, 3))):
             x, y = brush.rng.uniform(20, 172, 2)
-            radius = np.sqrt(np.square((brush.x - x) / 1.0) + np.square((brush.y - y) / 1.0)) / np.float32(
-                period
-            )
+            radius = np.sqrt(np.square(brush.x - x) + np.square(brush.y - y)) / np.float32(period)
             pull = np.exp(-radius * np.float32(0.9))
             bend = bend * (1 - pull) + pull * radius * 2.5
             knot = np.maximum(knot, smoothstep(0.75, 0.3, radius))
@@ -698,13 +696,13 @@ def asphalt(brush: Brush) -> Scene:
 
 def corduroy(brush: Brush) -> Scene:
     """Cut pile in ribs."""
-    u, v = brush.axes(0.02, aligned=brush.chance(0.7))
+    _, v = brush.axes(0.02, aligned=brush.chance(0.7))
     v = v + 0.6 * brush.noise(60, 2.5)
     pitch = np.float32(brush.pick(6, 12))
     rib = np.sqrt(np.clip(1 - np.square(triangle(v / pitch) * 2.1), 0, 1))
     fuzz = brush.noise(2.6, 0.9)
     brushed_over = brush.noise(60, 2)
-    bright = 0.5 + 0.5 * rib + 0.07 * fuzz + 0.05 * brushed_over + 0 * u
+    bright = 0.5 + 0.5 * rib + 0.07 * fuzz + 0.05 * brushed_over
     return material(
         brush, shaded(tone(brush, TEXTILES + EARTHS), bright), np.float32(0.3) * pitch * rib + 0.2 * fuzz, 0.0
     )

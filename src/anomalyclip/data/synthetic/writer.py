@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, generate
+from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, LEAST_SIZE, generate
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import writing
 
@@ -55,15 +55,15 @@ def write_dataset(
     classes : sequence of str
         Keys of `CLASSES`.
     normal, anomalous : int
-        Images a class.
+        Images a class, 0 or more.
     seed : int
-        Another seed gives other products and other images.
+        0 or more; another seed gives other products and other images.
     defects : sequence of str, optional
-        Keys of `DEFECTS`; None for all.
+        Keys of `DEFECTS`, at least one; None for all.
     size : int
-        Side of the images in pixels.
+        Side of the images in pixels, at least `LEAST_SIZE`.
     workers : int
-        Processes that draw.
+        Processes that draw, 1 or more.
     on_image : callable
         Called after every image.
 
@@ -75,7 +75,8 @@ def write_dataset(
     Raises
     ------
     AnomalyCLIPError
-        If a class or defect is unknown, or the folder is not empty or cannot be written.
+        If a class or defect is unknown, a number is out of its range, or the folder is not empty or cannot be
+        written.
 
     Examples
     --------
@@ -88,6 +89,11 @@ def write_dataset(
     names = list(dict.fromkeys(classes))
     _check_known("class", names, CLASSES)
     _check_known("defect", kinds, DEFECTS)
+    least = {"normal": (normal, 0), "anomalous": (anomalous, 0), "seed": (seed, 0), "workers": (workers, 1)}
+    least |= {"size": (size, LEAST_SIZE), "classes": (len(names), 1), "defects": (len(kinds), 1)}
+    for what, (number, smallest) in least.items():
+        if number < smallest:
+            raise AnomalyCLIPError(f"{what} {number}: expected {smallest} or more")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AnomalyCLIPError(f"{output} exists and is not empty; choose another folder or remove it")
     with writing(output):
