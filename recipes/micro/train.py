@@ -26,7 +26,7 @@ from recipes.micro.data import DIGEST, draw_pair
 from torch import Tensor
 
 from anomalyclip.anomaly import TEMPERATURE
-from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.clip.model import CLIP, Block, CLIPConfig
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.data.synthetic import IMAGE_SIZE
 from anomalyclip.errors import AnomalyCLIPError
@@ -239,7 +239,8 @@ class Validation:
         features = self.texts.encode(clip, [self.texts.row[text] for text in used])
         two = torch.stack([features[[used.index(n), used.index(d)]] for n, d in self.pairs])
         scores, maps = [], []
-        for part, pair in zip(self.pixels.split(50), two.split(50), strict=True):
+        for at in range(0, len(two), 50):
+            part, pair = self.pixels[at : at + 50], two[at : at + 50]
             found = clip.encode_image(part, layers=[last], dpam_layers=dpam_layers)
             difference = pair[:, 1] - pair[:, 0]
             scores.append(torch.einsum("be,be->b", F.normalize(found.image, dim=-1), difference))
@@ -267,6 +268,7 @@ def build(config: dict[str, Any], vocabulary: int) -> tuple[CLIP, int]:
     clip = CLIP(CLIPConfig(**architecture, vocab_size=vocabulary))
     # Residual branches start small, as in CLIP's initialisation.
     for block in clip.visual.transformer.resblocks:
+        assert isinstance(block, Block)
         torch.nn.init.normal_(block.attn.out_proj.weight, std=0.02)
         torch.nn.init.normal_(block.mlp.c_proj.weight, std=0.02)
     torch.nn.init.normal_(clip.token_embedding.weight, std=0.02)
@@ -331,7 +333,7 @@ class Training:
             group["lr"] = learning_rate(self.steps_done, self.settings)
         parts = losses(self.clip, batch, texts, self.settings, self.dpam_layers)
         self.adam.zero_grad()
-        sum(parts.values()).backward()
+        torch.autograd.backward(parts["contrast"] + parts["normality"] + parts["ranking"] + parts["local"])
         torch.nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
         self.adam.step()
         # The average follows faster in the beginning, when the weights still move far.
@@ -355,7 +357,8 @@ def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: 
     settings, validation = training.settings, Validation(texts, patch)
     last, every = settings["steps"], settings["checkpoint_every"]
     kept_log(folder / "log.jsonl", training.steps_done)
-    began, sums, counted = time.perf_counter(), {}, 0
+    sums: dict[str, float] = {}
+    began, counted = time.perf_counter(), 0
     # The next batch is drawn while the model works on this one.
     with (folder / "log.jsonl").open("a") as log, ThreadPoolExecutor(1) as drawing:
         upcoming = drawing.submit(scenes.batch, training.steps_done, patch)

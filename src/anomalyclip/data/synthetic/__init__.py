@@ -19,6 +19,23 @@ from anomalyclip.data.synthetic.scene import photograph, set_up_camera
 from anomalyclip.data.synthetic.surfaces import HELD_OUT_SURFACES, TRAINING_SURFACES
 from anomalyclip.errors import AnomalyCLIPError
 
+__all__ = [
+    "CLASSES",
+    "DEFECTS",
+    "HELD_OUT_DEFECTS",
+    "HELD_OUT_OBJECTS",
+    "HELD_OUT_SURFACES",
+    "IMAGE_SIZE",
+    "LEAST_SIZE",
+    "OBJECTS",
+    "SURFACES",
+    "TRAINING_DEFECTS",
+    "TRAINING_OBJECTS",
+    "TRAINING_SURFACES",
+    "Sample",
+    "generate",
+]
+
 SURFACES = TRAINING_SURFACES | HELD_OUT_SURFACES
 OBJECTS = TRAINING_OBJECTS | HELD_OUT_OBJECTS
 CLASSES = SURFACES | OBJECTS
