@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,10 +41,10 @@ import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in (
-            "torch", "torchvision", "safetensors", "huggingface_hub", "tokenizers", "yaml", "certifi",
+            "torch", "torchvision", "safetensors", "huggingface_hub", "tokenizers", "certifi",
             "onnx", "onnxscript", "openvino", "nncf", "matplotlib", "sklearn", "tensorboard",
         ):
-            raise ImportError(f"{name} is not installed here")
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
 from anomalyclip.cli import main
 sys.argv = ["anomalyclip", *sys.argv[1:]]
@@ -69,6 +70,15 @@ def exported(detector, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     export(detector, path, dynamic_batch=True, names={"backbone": "small", "prompts": "paper"})
     return path
+
+
+def without_torch(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def with_card(source: Path, target: Path, **changes) -> Path:
@@ -149,6 +159,8 @@ def test_openvino_gives_what_pytorch_gives(detector, tmp_path):
     assert largest_difference(automatic(pixels), detector.scorer(pixels)) < 1e-4
     with pytest.raises(AnomalyCLIPError, match=r"device 'abacus' is not there; this machine has: .*cpu"):
         ExportedScorer(tmp_path / "model.xml", providers=["abacus"])
+    with pytest.raises(AnomalyCLIPError, match=r"OpenVINO cannot run it on cpu\.9"):
+        ExportedScorer(tmp_path / "model.xml", providers=["cpu.9"])
     (tmp_path / "model.bin").unlink()
     with pytest.raises(AnomalyCLIPError, match=r"model\.bin, are not beside it"):
         ExportedScorer(tmp_path / "model.xml")
@@ -201,6 +213,46 @@ def test_a_file_that_is_not_equal_is_not_written(detector, tmp_path, monkeypatch
     assert (tmp_path / "model.onnx").read_text() == "the former one"
 
 
+def test_weights_that_one_onnx_file_cannot_hold_are_refused(detector, tmp_path, monkeypatch):
+    """Beyond 1.5 GB PyTorch writes a second file, which would be lost; OpenVINO's form has no such limit."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    with pytest.raises(AnomalyCLIPError, match=r"do not fit into one ONNX file; use --format openvino, or"):
+        export(detector, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    pytest.importorskip("openvino")
+    export(detector, tmp_path / "model.xml", format="openvino")
+    pixels = probe_pixels(70)
+    assert largest_difference(ExportedScorer(tmp_path / "model.xml")(pixels), detector.scorer(pixels)) < 1e-4
+
+
+def test_of_many_calibration_images_those_of_every_folder_are_taken():
+    images = [f"{product}/{number}.png" for product in "abcd" for number in range(50)]
+    taken = exporting.spread(images, 128)
+    assert (len(taken), len(set(taken))) == (128, 128)
+    assert {path[0]: sum(other[0] == path[0] for other in taken) for path in taken} == dict.fromkeys(
+        "abcd", 32
+    )
+    assert exporting.spread(images[:3], 128) == images[:3]
+
+
+def test_a_file_that_is_replaced_halfway_does_not_load(detector, tmp_path, monkeypatch):
+    """Killed between weights and model, the former model must not be left beside the new weights."""
+    pytest.importorskip("openvino")
+    export(detector, tmp_path / "model.xml", format="openvino")
+    replace_file = os.replace
+
+    def killed(source, target):
+        if Path(target).suffix == ".xml":
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    monkeypatch.setattr(exporting.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(detector, tmp_path / "model.xml", format="openvino")
+    with pytest.raises(AnomalyCLIPError, match="no such file"):
+        ExportedScorer(tmp_path / "model.xml")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -224,8 +276,10 @@ def test_an_exported_detector_cannot_be_exported_again(exported, tmp_path):
 
 def test_a_file_that_is_no_export_is_one_message(exported, tmp_path):
     (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "page.xml").write_text("<html><body>Not found</body></html>")
     for path, message in [
         (tmp_path / "missing.onnx", "no such file"),
+        (tmp_path / "page.xml", r"page\.xml: not a model that OpenVINO can read .*expected a file that"),
         (tmp_path / "text.onnx", r"text\.onnx: not a model that ONNX Runtime .* can load"),
         (with_card(exported, tmp_path / "other.onnx", card=None), "not one that `anomalyclip export` wrote"),
         (
@@ -264,6 +318,32 @@ def test_pixels_of_another_size_or_type_are_refused(exported):
             scorer(pixels)
 
 
+def test_results_that_are_no_numbers_are_refused(exported, tmp_path):
+    model = onnx.load(exported)
+    for tensor in model.graph.initializer:
+        if sorted(tensor.dims) == [2, 32]:  # the text features
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(np.full(tensor.dims, np.nan, np.float32), tensor.name)
+            )
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(AnomalyCLIPError, match=r"nan\.onnx: gave scores that are no numbers on CPUExecution"):
+        ExportedScorer(tmp_path / "nan.onnx")(probe_pixels(70))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m.onnx", "m.xml"])
+def test_threads_may_share_a_file(detector, tmp_path, name):
+    """OpenVINO's one request would be overwritten by the next call while its results are read."""
+    export(detector, tmp_path / name, format={"m.onnx": "onnx", "m.xml": "openvino"}[name])
+    scorer, pixels = ExportedScorer(tmp_path / name, threads=1), probe_pixels(70)
+    alone = [scorer(pixels[at : at + 1]) for at in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [(at % 4, pool.submit(scorer, pixels[at % 4 : at % 4 + 1])) for at in range(400)]
+        for at, call in calls:
+            for together, expected in zip(call.result(), alone[at], strict=True):
+                np.testing.assert_array_equal(together, expected)
+
+
 def test_an_absent_provider_is_named_with_those_that_are_there(exported):
     with pytest.raises(
         AnomalyCLIPError, match=r"provider 'tensorrt' is not there; this ONNX Runtime has: .*cpu"
@@ -277,12 +357,7 @@ def test_an_absent_provider_is_named_with_those_that_are_there(exported):
 def test_predict_runs_an_exported_file_where_torch_cannot_be_imported(detector, exported, tmp_path):
     arguments = [*PICTURES[:2], "--model", exported, "--threads", 1, "--output", tmp_path / "out"]
     kinds = ["--save", "map", "--save", "heatmap", "--save", "mask"]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, "predict", *map(str, arguments), *kinds],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = without_torch("predict", *arguments, *kinds)
     assert (done.returncode, done.stderr) == (0, "")
     records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     for record, expected in zip(records, detector.predict([str(p) for p in PICTURES[:2]]), strict=True):
@@ -361,19 +436,7 @@ def test_a_threshold_for_an_exported_file_is_calibrated_with_it_where_torch_cann
     exported, cli, tmp_path
 ):
     arguments = ["calibrate", *PICTURES[:3], "--model", exported, "--false-alarm-rate", 0.4]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            WITHOUT_TORCH,
-            *map(str, arguments),
-            "--output",
-            str(tmp_path / "threshold.json"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = without_torch(*arguments, "--output", tmp_path / "threshold.json")
     assert (done.returncode, done.stderr) == (0, "")
     threshold = Threshold.from_file(tmp_path / "threshold.json")
     scores = sorted(
@@ -385,17 +448,31 @@ def test_a_threshold_for_an_exported_file_is_calibrated_with_it_where_torch_cann
     assert (refused.code, "--sigma cannot be changed with --model" in refused.err) == (2, True)
 
 
-def test_an_exported_file_is_evaluated_like_the_detector_it_came_from(detector, exported, cli, tmp_path):
+def test_an_exported_file_is_evaluated_where_torch_cannot_be_imported(exported, cli, tmp_path):
     root = make_set(tmp_path / "parts", normal=3, side=70)
-    done = cli("test", root, "--model", exported, "--format", "json", "--output", tmp_path / "out")
-    assert done.code == 0, done.err
-    assert "small, prompts paper" in done.out
+    done = without_torch("test", root, "--model", exported, "--format", "json", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "small, prompts paper" in done.stdout
     about = json.loads((tmp_path / "out" / "results.json").read_text())["model"]
     assert about["model"] == str(exported)
     lines = (tmp_path / "out").glob("*/classes/*")
     assert list(lines)
     both = cli("test", root, "--model", exported, "--from-maps", tmp_path / "out")
-    assert (both.code, "either --from-maps or --model" in both.err) == (2, True)
+    assert (both.code, "--model makes no sense with --from-maps" in both.err) == (2, True)
+    labelled = without_torch(
+        "calibrate", "--labelled", root, "--model", exported, "--output", tmp_path / "t.json"
+    )
+    assert labelled.returncode == 0, labelled.stderr
+    assert 0 < Threshold.from_file(tmp_path / "t.json").score < 1
+
+
+def test_what_needs_pytorch_says_so_where_there_is_none():
+    done = without_torch("predict", PICTURES[0], "--backbone", "micro")
+    assert done.returncode == 2
+    assert "this needs" in done.stderr
+    assert "pip install" in done.stderr
+    assert "--model FILE" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_exported_file_scores_tiles_as_pytorch_does(detector, exported, cli, tmp_path):

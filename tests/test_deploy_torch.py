@@ -68,3 +68,15 @@ def test_compiling_works_or_says_what_it_needs(tiny_state, tmp_path, compiler):
         assert done.returncode == 2, done.stderr
         assert "error: the model cannot be compiled here" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_on_cuda_images_stay_channels_last_as_they_were_decoded(tiny_clip, paper_case):
+    """No GPU here: only the layout is looked at, with tensors on the CPU."""
+    scorer = TorchScorer(tiny_clip, paper_case.prompts, image_size=70, device="cpu")
+    pixels = torch.from_numpy(probe_pixels(70))
+    usual = scorer.normalise(pixels)
+    scorer.device = torch.device("cuda")
+    last = scorer.normalise(pixels)
+    assert usual.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, usual)

@@ -182,8 +182,8 @@ def test_bfloat16_stays_close_on_a_cpu(paper_case, tiny_clip):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"image_size": 72}, "image size 72 is not a multiple of the backbone's patch size 14: use 70"),
-        ({"image_size": 0}, "image size 0 .* use 14"),
+        ({"image_size": 72}, "image size 72: expected a multiple of the backbone's patch size 14: use 70"),
+        ({"image_size": 0}, "image size 0: .* use 14"),
         ({"layers": [25]}, "layer 25 does not exist: the backbone's blocks are 1 to 24"),
         ({"dpam_layers": 30}, "30 DPAM layers: expected 0 to 24"),
         ({"sigma": -1.0}, "sigma -1.0: expected 0 to 70 pixels"),

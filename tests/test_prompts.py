@@ -8,9 +8,14 @@ import torch
 
 from anomalyclip.benchmark import ARCHITECTURES
 from anomalyclip.clip.model import CLIP
+from anomalyclip.deploy.export import export
+from anomalyclip.deploy.runtime import ExportedScorer
+from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.evaluation.provenance import of_exported
 from anomalyclip.loading import load_prompts_for
 from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
+from anomalyclip.scorer import TorchScorer
 
 IDS = torch.tensor(
     [[49406, *[343] * 12, 14115, 269, 49407, 0], [49406, *[343] * 12, 13568, 14115, 269, 49407]]
@@ -191,3 +196,18 @@ def test_a_backbone_of_the_papers_shape_gets_the_published_prompts(monkeypatch, 
         load_prompts_for(clip, tmp_path)
     with pytest.raises(AnomalyCLIPError, match="no prompts are known for the backbone"):
         load_prompts_for(other, tmp_path)
+
+
+def test_published_prompts_say_what_they_were_trained_on_and_an_export_keeps_it(
+    paper_case, tiny_clip, monkeypatch, tmp_path
+):
+    """The checkpoints themselves do not say it: here they are the golden ones in the place of a download."""
+    paper_case.prompts.save_published(tmp_path / "epoch_15.pth", tiny_clip)
+    monkeypatch.setattr("anomalyclip.loading.resolve_prompts", lambda *_, **__: tmp_path / "epoch_15.pth")
+    monkeypatch.setattr("anomalyclip.loading._VIT_L_14_336", tiny_clip.config)
+    assert load_prompts_for(tiny_clip, tmp_path, "visa").info == {"name": "visa", "trained_on": "visa"}
+    learned = load_prompts_for(tiny_clip, tmp_path)
+    assert learned.info == {"name": "mvtec", "trained_on": "mvtec"}
+    report = export(Detector(TorchScorer(tiny_clip, learned, image_size=56)), tmp_path / "m.onnx")
+    about = of_exported(ExportedScorer(report.files[0])).about
+    assert (about["trained_on"], about["prompts"]) == ("mvtec", "mvtec")

@@ -7,8 +7,6 @@ shared machines, the ratio to that floor does.
 import io
 import math
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from anomalyclip.anomaly import enlarge
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import squash
+from anomalyclip.machine import peak_memory, processor
 from anomalyclip.prompts import Prompts
 from anomalyclip.scorer import TorchScorer
 
@@ -148,16 +147,6 @@ def best_time(work: Callable[[], object], *, repeats: int, device: torch.device 
     return min(times)
 
 
-def peak_memory() -> float:
-    """Return the peak resident memory of this process in MB."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
 def machine(scorer: TorchScorer) -> dict[str, Any]:
     """Return what a figure must be read with."""
     return {
@@ -168,15 +157,6 @@ def machine(scorer: TorchScorer) -> dict[str, Any]:
         "device": str(scorer.device),
         "precision": scorer.precision,
     }
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _random_scorer(

@@ -1,9 +1,10 @@
 """Names and paths to a frozen CLIP and to the prompts that belong to it."""
 
 import os
+from dataclasses import replace
 
 from anomalyclip.clip.model import CLIP, CLIPConfig
-from anomalyclip.clip.registry import DEFAULT_BACKBONE, resolve_backbone, resolve_prompts
+from anomalyclip.clip.registry import DEFAULT_BACKBONE, PROMPTS, resolve_backbone, resolve_prompts
 from anomalyclip.clip.weights import read_weights
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prompts import Prompts, load_prompts
@@ -29,19 +30,25 @@ def load_prompts_for(
 ) -> Prompts:
     """Return prompts by name or file; None means those that belong to the backbone.
 
+    Published checkpoints say nothing of their making: `Prompts.info` gets their name and what they were trained on.
+
     Raises
     ------
     AnomalyCLIPError
         No prompts are known for this backbone, or they cannot be had or read.
     """
-    if prompts is not None:
-        return load_prompts(resolve_prompts(prompts, backbone=backbone))
-    beside = resolve_backbone(backbone) / "prompts.safetensors"
-    if beside.is_file():
-        return load_prompts(beside)
-    if clip.config == _VIT_L_14_336:
-        return load_prompts(resolve_prompts("mvtec"))
-    raise AnomalyCLIPError(
-        f"no prompts are known for the backbone {os.fspath(backbone)!r}: give --prompts FILE, or learn some with "
-        f"`anomalyclip train`"
-    )
+    if prompts is None:
+        beside = resolve_backbone(backbone) / "prompts.safetensors"
+        if beside.is_file():
+            return load_prompts(beside)
+        if clip.config != _VIT_L_14_336:
+            raise AnomalyCLIPError(
+                f"no prompts are known for the backbone {os.fspath(backbone)!r}: give --prompts FILE, or learn some "
+                "with `anomalyclip train`"
+            )
+        prompts = "mvtec"
+    learned, name = load_prompts(resolve_prompts(prompts, backbone=backbone)), os.fspath(prompts)
+    if name not in PROMPTS:
+        return learned
+    known = {"name": name, "trained_on": PROMPTS[name].trained_on}
+    return replace(learned, info={key: value for key, value in known.items() if value} | dict(learned.info))

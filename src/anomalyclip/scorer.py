@@ -83,6 +83,9 @@ class TorchScorer:
         self.prompts_info = prompts.info
         self.digest = _digest(clip, prompts)
         self.visual = clip.visual.to(self.device)
+        if self.device.type == "cuda":
+            # The layout that its convolutions want, and in which decoded pixels come.
+            torch.nn.utils.convert_conv2d_weight_memory_format(self.visual, torch.channels_last)
         self._encode = torch.compile(self.visual) if compiled else self.visual
         self.compiled = compiled
         self._mean = torch.from_numpy(MEAN).to(self.device)
@@ -93,7 +96,7 @@ class TorchScorer:
         if size <= 0 or size % config.patch_size:
             near = max(round(size / config.patch_size), 1) * config.patch_size
             raise AnomalyCLIPError(
-                f"image size {size} is not a multiple of the backbone's patch size {config.patch_size}: use {near}"
+                f"image size {size}: expected a multiple of the backbone's patch size {config.patch_size}: use {near}"
             )
         depth = config.vision_layers
         for layer in self.layers:
@@ -141,8 +144,9 @@ class TorchScorer:
         return tensor.to(self.device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Return uint8 RGB (B, S, S, 3) as the image tower's float32 (B, 3, S, S)."""
-        return ((pixels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
+        """Return uint8 RGB (B, S, S, 3) as the image tower's float32 (B, 3, S, S); on CUDA channels last in memory."""
+        normal = ((pixels.float() / 255 - self._mean) / self._std).permute(0, 3, 1, 2)
+        return normal if self.device.type == "cuda" else normal.contiguous()
 
     def features(self, pixels: Tensor) -> ImageFeatures:
         """Return the features of normalised pixels (B, 3, S, S)."""
@@ -228,6 +232,8 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if "device type at start of device string" in reason:  # followed by all that PyTorch has a name for
+            reason = "expected auto, cpu, cuda, cuda:1, mps or xpu"
         raise AnomalyCLIPError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
     return device
 

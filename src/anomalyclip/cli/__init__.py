@@ -28,7 +28,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+# What a container for exported files may leave out: module, and what pip calls it.
+_LEFT_OUT = {"torch": "torch", "safetensors": "safetensors", "tokenizers": "tokenizers", "certifi": "certifi"}
+_LEFT_OUT |= {"huggingface_hub": "huggingface-hub"}
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,4 +68,13 @@ def main() -> None:
         app()
     except AnomalyCLIPError as error:
         fail(str(error))
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = _LEFT_OUT.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        exported = {"predict", "calibrate", "test"}.intersection(sys.argv[1:2])
+        fail(
+            f"this needs {package}: pip install {package}{', or give --model FILE, an export' * bool(exported)}"
+        )
         sys.exit(2)

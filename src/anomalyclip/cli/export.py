@@ -8,6 +8,7 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import err, out
+from anomalyclip.cli.models import warn_of_other_settings
 
 
 class Format(str, Enum):
@@ -40,13 +41,15 @@ def export(
     calibration: Annotated[
         list[str] | None,
         typer.Option(
-            help="For int8: images like those that will come (file, folder or pattern); repeat. At most 128 count.",
+            help="For int8: images like those that will come (file, folder or pattern); repeat. Of more than 128, as "
+            "many are taken, evenly spread.",
             show_default=False,
         ),
     ] = None,
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="Let the file take any number of images at once.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it is there.")] = False,
     threshold: options.Threshold = None,
     backbone: options.Backbone = "ViT-L-14-336",
     prompts: options.Prompts = None,
@@ -63,10 +66,13 @@ def export(
     from anomalyclip.deploy.export import check_options
     from anomalyclip.deploy.export import export as write
     from anomalyclip.detector import Detector
+    from anomalyclip.files import check_writable
     from anomalyclip.inputs import find_images
 
     images = [image.path for image in find_images(calibration or [])]
     check_options(output, format=format.value, precision=precision.value, calibrated=bool(images))
+    for file in (output, output.with_suffix(".bin")) if format is Format.openvino else (output,):
+        check_writable(file, overwrite=overwrite)
     detector = Detector.from_pretrained(
         backbone,
         prompts=prompts,
@@ -77,6 +83,7 @@ def export(
         threshold=threshold,
         device="cpu",
     )
+    warn_of_other_settings(detector.scorer, detector.threshold, precision=precision.value)
     names = {"backbone": Path(backbone).name} | ({} if prompts is None else {"prompts": Path(prompts).name})
     with err().status("Exporting, and comparing with PyTorch"):
         report = write(
@@ -89,6 +96,8 @@ def export(
             names=names,
         )
     out().print(f"{', '.join(map(str, report.files))}: {report.size / 1e6:.1f} MB")
+    if images:
+        out().print(f"calibrated on {report.images} of {len(images)} images")
     out().print(
         f"largest difference from PyTorch over {report.images} images: score {report.score_difference:.1e}, "
         f"map {report.map_difference:.1e} (allowed for {precision.value}: {report.tolerance:g})"

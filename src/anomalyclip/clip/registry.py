@@ -50,10 +50,13 @@ class LearnedPrompts:
         The checkpoint.
     backbone : str
         Name of the backbone for which they were learned; they mean nothing to another one.
+    trained_on : str, optional
+        The data set, where the checkpoint itself does not say it.
     """
 
     source: RemoteFile | Path
     backbone: str
+    trained_on: str | None = None
 
 
 def _openai(hub: str, sha256: str, name: str) -> Backbone:
@@ -95,6 +98,7 @@ PROMPTS: dict[str, LearnedPrompts] = {
             f"{_ANOMALYCLIP}/9_12_4_multiscale/epoch_15.pth", "git:c90f1d9d92d158b436a8fc193f984d4cec8b1fc8"
         ),
         DEFAULT_BACKBONE,
+        "visa",
     ),
     "mvtec": LearnedPrompts(
         RemoteFile(
@@ -102,6 +106,7 @@ PROMPTS: dict[str, LearnedPrompts] = {
             "git:72adc786e031b49ea288ba5f815f0d38cf158708",
         ),
         DEFAULT_BACKBONE,
+        "mvtec",
     ),
     "micro": LearnedPrompts(ASSETS / "micro" / "prompts.safetensors", "micro"),
 }

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.machine import peak_memory, processor
 
 RUNTIMES = (
     "torch",
     "torch-compiled",
     "torch-bf16",
     "onnx-fp32",
+    "onnx-fp16",
     "onnx-int8",
     "openvino-fp32",
+    "openvino-fp16",
     "openvino-int8",
 )
 
@@ -133,7 +136,7 @@ def conditions(architecture: str, image_size: int | None = None) -> dict[str, An
     AnomalyCLIPError
         An unknown architecture.
     """
-    from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop, processor
+    from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop
     from anomalyclip.deploy.export import installed
     from anomalyclip.scorer import default_dpam_layers, default_image_size
 
@@ -222,7 +225,7 @@ def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> di
         start = time.perf_counter()
         detector.scorer(pixels)
         times.append(time.perf_counter() - start)
-    return {"seconds": min(times) / batch, "first_score_at": first_score_at, "peak_memory": _peak_memory()}
+    return {"seconds": min(times) / batch, "first_score_at": first_score_at, "peak_memory": peak_memory()}
 
 
 def _pytorch(runtime: str, weights: Path, size: int) -> Detector:
@@ -234,21 +237,6 @@ def _pytorch(runtime: str, weights: Path, size: int) -> Detector:
         precision="bf16" if runtime == "torch-bf16" else "fp32",
         compiled=runtime == "torch-compiled",
     )
-
-
-def _peak_memory() -> float:
-    """Return the peak resident memory of this program in MB.
-
-    Linux's ``ru_maxrss`` begins with what the parent had when it started this process, which had PyTorch in memory;
-    ``VmHWM`` begins at nothing.
-    """
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        from anomalyclip.benchmark import peak_memory
-
-        return peak_memory()
 
 
 if __name__ == "__main__":

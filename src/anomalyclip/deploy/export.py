@@ -13,7 +13,6 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from anomalyclip.anomaly import enlarging_matrix, patch_probabilities, probabilities
 from anomalyclip.deploy import libraries
 from anomalyclip.deploy.card import KEY, ModelCard
-from anomalyclip.deploy.runtime import ExportedScorer
+from anomalyclip.deploy.runtime import ExportedScorer, first_line
 from anomalyclip.detector import Detector, Scorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import writing
@@ -153,8 +152,8 @@ def export(
     dynamic_batch : bool
         Whether the file takes any number of images at once; else it takes one.
     calibration : iterable of path-like
-        For int8: images like those that will come, from which the ranges of the activations are taken; at most 128 are
-        used. Also the images on which int8 is compared with PyTorch.
+        For int8: images like those that will come, from which the ranges of the activations are taken; of more than
+        128, as many, evenly spread. Also the images on which int8 is compared with PyTorch.
     names : mapping of str to str, optional
         ``backbone`` and ``prompts`` as the user gave them, for the file's card.
 
@@ -169,7 +168,7 @@ def export(
         further from PyTorch's than `TOLERANCES` allows; then no file is left.
     """
     output = Path(output)
-    paths = list(islice(calibration, _MAX_CALIBRATION))
+    paths = spread(list(calibration), _MAX_CALIBRATION)
     check_options(output, format=format, precision=precision, calibrated=bool(paths))
     scorer = _torch_scorer(detector)
     images = _calibration_pixels(paths, scorer.image_size)
@@ -177,13 +176,34 @@ def export(
     with writing(output), _staging(output) as folder:
         graph = folder / "graph.onnx"
         _write_onnx(scorer, graph, card, half=precision == "fp16" and format == "onnx", dynamic=dynamic_batch)
+        if format == "onnx" and (weights := graph.with_name(f"{graph.name}.data")).exists():
+            raise AnomalyCLIPError(
+                f"{output}: not written, for {weights.stat().st_size / 1e9:.1f} GB of weights do not fit into one ONNX "
+                f"file; use --format openvino{'' if precision == 'fp16' else ', or --precision fp16'}"
+            )
         make = _finish_onnx if format == "onnx" else _finish_openvino
         files = make(graph, folder / output.name, card, images)
         probes = images if precision == "int8" else probe_pixels(scorer.image_size)
         report = _compare(scorer, files, probes, output)
-        for file in reversed(files):  # the weights first: an .xml never stands without its .bin
+        # The weights first, and never below another file's .xml: what is half replaced does not load.
+        if len(files) > 1:
+            output.unlink(missing_ok=True)
+        for file in reversed(files):
             os.replace(file, output.with_name(file.name))
     return report
+
+
+def spread(items: Sequence[str | os.PathLike[str]], most: int) -> Sequence[str | os.PathLike[str]]:
+    """Return at most so many items, evenly spread: calibration images come listed by folder, a product each.
+
+    Examples
+    --------
+    >>> spread(["a0", "a1", "a2", "b0", "b1", "b2"], 3)
+    ['a0', 'a2', 'b2']
+    """
+    if len(items) <= most:
+        return items
+    return [items[int(index)] for index in np.linspace(0, len(items) - 1, most).round()]
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -231,7 +251,8 @@ def check_options(output: Path, *, format: str, precision: str, calibrated: bool
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
     if output.suffix != suffix:
         raise AnomalyCLIPError(
-            f"{output}: the name of {format} output ends in {suffix}: {output.with_suffix(suffix)}"
+            f"{output}: the name of {format} output ends in {suffix}: {output.with_suffix(suffix)}, or give --format "
+            f"{'openvino' if format == 'onnx' else 'onnx'} for {'.xml' if format == 'onnx' else '.onnx'}"
         )
     needed = ["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else ["onnx", "onnxscript", "openvino"]
     needed += ["nncf"] if (format, precision) == ("openvino", "int8") else []
@@ -477,7 +498,12 @@ def _quantise_openvino(model: Any, layers: Sequence[str], images: NDArray[np.uin
 def _compare(
     scorer: TorchScorer, files: Sequence[Path], pixels: NDArray[np.uint8], output: Path
 ) -> ExportReport:
-    exported = ExportedScorer(files[0])
+    try:
+        exported = ExportedScorer(files[0])
+    except AnomalyCLIPError as error:
+        raise AnomalyCLIPError(
+            f"{output}: not written, for its runtime cannot load it ({first_line(error.__context__ or error)})"
+        ) from None
     tolerance = TOLERANCES[exported.card.precision]
     score, score_map = difference(exported, scorer, pixels)
     if not max(score, score_map) <= tolerance:

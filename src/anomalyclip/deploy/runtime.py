@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,16 @@ PROVIDERS = {
 }
 """Short names of ONNX Runtime's execution providers; its own names are taken too."""
 
+_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Of providers: CUDA's would round the factors of float32 products to 10 bits, beyond the tolerance of the export."""
+
 Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class ExportedScorer:
     """A file that ``anomalyclip export`` wrote, ready to score; takes the place of the PyTorch model in a `Detector`.
+
+    Several threads may call one scorer.
 
     Parameters
     ----------
@@ -84,18 +90,22 @@ class ExportedScorer:
         Raises
         ------
         AnomalyCLIPError
-            The pixels have another shape or type.
+            The pixels have another shape or type, or the results are no numbers.
         """
         side = self.image_size
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
             raise AnomalyCLIPError(
                 f"pixels of {pixels.dtype} {pixels.shape}; {self.path} takes uint8 (B, {side}, {side}, 3)"
             )
-        if self._batch is None:
-            return self._run(pixels)
-        results = [self._run(pixels[i : i + self._batch]) for i in range(0, len(pixels), self._batch)]
-        scores, maps = zip(*results, strict=True)
-        return np.concatenate(scores), np.concatenate(maps)
+        step = self._batch or len(pixels)
+        results = [self._run(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+        scores, maps = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        if not np.isfinite(scores.sum() + maps.sum()):  # the sum tells whether any number is not finite
+            raise AnomalyCLIPError(
+                f"{self.path}: gave scores that are no numbers on {self.device}: the file is damaged, or "
+                f"{self.card.precision} overflows there; export it again, or with --precision fp32"
+            )
+        return scores, maps
 
     def settings(self) -> dict[str, Any]:
         """Return what determines the scores, JSON-ready."""
@@ -113,6 +123,7 @@ _Loaded = tuple[ModelCard, str, int | None, Run]
 
 
 def _is_xml(path: Path) -> bool:
+    """Tell OpenVINO's form from ONNX by the first character, whatever the file is called."""
     try:
         with path.open("rb") as file:
             return file.read(64).lstrip().startswith(b"<")
@@ -131,10 +142,12 @@ def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None)
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=wanted)
+        session = onnxruntime.InferenceSession(
+            path, options, providers=[(name, _OPTIONS.get(name, {})) for name in wanted]
+        )
     except Exception as error:  # its exceptions have no common base
         raise AnomalyCLIPError(
-            f"{path}: not a model that ONNX Runtime {onnxruntime.__version__} can load ({_first_line(error)}); "
+            f"{path}: not a model that ONNX Runtime {onnxruntime.__version__} can load ({first_line(error)}); "
             "expected a file that `anomalyclip export` wrote"
         ) from None
     # A provider whose libraries are missing is dropped in silence; scores from another device are not what was asked.
@@ -172,33 +185,49 @@ def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | N
     except ImportError:
         raise AnomalyCLIPError(f"{path} needs OpenVINO: pip install openvino") from None
     device = _openvino_device(providers, core.available_devices)
-    if not path.with_suffix(".bin").is_file():
-        raise AnomalyCLIPError(f"{path}: its weights, {path.with_suffix('.bin').name}, are not beside it")
-    # The plug-in would compute in bfloat16 where the processor can, far beyond the tolerance of the export.
-    config: dict[str, Any] = (
-        {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if device in ("CPU", "AUTO")
-        else {}
-    )
+    model, card = _read_openvino(core, path)
+    kind = device.split(".")[0]
+    config: dict[str, Any] = {}
+    if kind in ("CPU", "AUTO"):
+        config["PERFORMANCE_HINT"] = "LATENCY"
+    if kind in ("CPU", "AUTO") or (kind == "GPU" and card.precision == "fp32"):
+        # Left to itself it computes in 16 bits where the device can, far beyond the tolerance of the export.
+        config["INFERENCE_PRECISION_HINT"] = "f32"
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     try:
-        model = core.read_model(path)
-        text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
-        card = ModelCard.from_json(text, name=path)
         compiled = core.compile_model(model, device, config)
     except RuntimeError as error:
         raise AnomalyCLIPError(
-            f"{path}: not a model that OpenVINO can load ({_first_line(error)}); expected a file that "
-            "`anomalyclip export --format openvino` wrote"
+            f"{path}: OpenVINO cannot run it on {device.lower()} ({first_line(error)}); export it again, or try "
+            "--provider cpu"
         ) from None
     first = model.inputs[0].partial_shape[0]
+    turn = Lock()  # one request is shared by all calls, and its results are overwritten by the next one
 
     def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        results = compiled({"image": pixels})
-        return results["score"].copy(), results["map"].copy()
+        with turn:
+            results = compiled({"image": pixels})
+            return results["score"].copy(), results["map"].copy()
 
     return card, device, None if first.is_dynamic else first.get_length(), run
+
+
+def _read_openvino(core: Any, path: Path) -> tuple[Any, ModelCard]:
+    weights = path.with_suffix(".bin")
+    with path.open("rb") as file:
+        is_model = b"<net" in file.read(256)  # and not some other XML, or a web page
+    if is_model and not weights.is_file():
+        raise AnomalyCLIPError(f"{path}: its weights, {weights.name}, are not beside it")
+    try:
+        model = core.read_model(path)
+        text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    except RuntimeError as error:
+        raise AnomalyCLIPError(
+            f"{path}: not a model that OpenVINO can read ({first_line(error)}); expected a file that "
+            "`anomalyclip export --format openvino` wrote"
+        ) from None
+    return model, ModelCard.from_json(text, name=path)
 
 
 def _openvino_device(wanted: Sequence[str] | None, available: Sequence[str]) -> str:
@@ -213,7 +242,7 @@ def _openvino_device(wanted: Sequence[str] | None, available: Sequence[str]) -> 
     return names[0]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line that says something: OpenVINO's begin with places in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next(

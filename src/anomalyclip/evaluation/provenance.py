@@ -32,12 +32,6 @@ class Provenance:
     about: dict[str, Any]
     prompts_info: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def trained_on(self) -> str | None:
-        """Name of the data set that the prompts were learned on, if it is known."""
-        name: str | None = self.about["trained_on"]
-        return name
-
 
 def load_model(backbone: str, prompts: str | None) -> "tuple[CLIP, Prompts, Provenance]":
     """Load a backbone and prompts by name or path, as `Detector.from_pretrained` does, and identify them.
@@ -52,20 +46,16 @@ def load_model(backbone: str, prompts: str | None) -> "tuple[CLIP, Prompts, Prov
     from anomalyclip.clip.weights import fingerprint, read_weights
     from anomalyclip.loading import load_prompts_for
 
-    folder = resolve_backbone(backbone)
-    weights = read_weights(folder)
+    weights = read_weights(resolve_backbone(backbone))
     digest = fingerprint(weights)
     clip = CLIP.frozen(weights.config, weights.state_dict)
     learned = load_prompts_for(clip, backbone, prompts)
-    name = prompts
-    if name is None and not (folder / "prompts.safetensors").is_file():
-        name = "mvtec"  # what `load_prompts_for` took
     about = {
         "backbone": backbone,
         "weights_sha256": digest,
-        "prompts": name or _OWN,
+        "prompts": prompts or learned.info.get("name", _OWN),
         "prompts_sha256": learned.digest(),
-        "trained_on": _trained_on(learned.info, name),
+        "trained_on": learned.info.get(TRAINED_ON),
     }
     return clip, learned, Provenance(about, learned.info)
 
@@ -73,30 +63,20 @@ def load_model(backbone: str, prompts: str | None) -> "tuple[CLIP, Prompts, Prov
 def of_exported(scorer: "ExportedScorer") -> Provenance:
     """Identify an exported file by what it says of itself."""
     card = scorer.card
-    name = card.prompts.get("name")
     about = {
         "model": str(scorer.path),
         "backbone": card.backbone.get("name", scorer.path.name),
         "backbone_sha256": card.backbone.get("sha256"),
-        "prompts": name or _OWN,
+        "prompts": card.prompts.get("name", _OWN),
         "text_features_sha256": card.text_features,
-        "trained_on": _trained_on(card.prompts, name),
+        "trained_on": card.prompts.get(TRAINED_ON),
     }
     return Provenance(about, card.prompts)
 
 
-def _trained_on(info: Mapping[str, Any], name: str | None) -> str | None:
-    """Return what prompts were trained on; published checkpoints do not say it, their names here do."""
-    from anomalyclip.clip.registry import PROMPTS
-
-    return info.get(TRAINED_ON) or (name if name in PROMPTS and name != "micro" else None)
-
-
 def trained_on_this(model: Provenance, key: str, data: SampleList) -> str | None:
     """Return a warning if the prompts were trained on the data set that they are evaluated on; None otherwise."""
-    info = dict(model.prompts_info)
-    if model.trained_on is not None:
-        info[TRAINED_ON] = model.trained_on
+    info = model.prompts_info
     digests = _digests(data) if TRAINED_ON_CONTENT in info else None
     return same_data(info, name=key, digests=digests)
 
