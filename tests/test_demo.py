@@ -27,7 +27,7 @@ def test_the_demo_tells_most_flawless_pictures_from_most_defective_ones(done, tm
     assert (len(flawless), len(defective)) == (5, 7)
     assert not any(line["pred_label"] for line in flawless), "no false alarm"
     found = {Path(line["image_path"]).stem for line in defective if line["pred_label"]}
-    assert found >= {"chipboard_hole", "corduroy_stain", "linen_cut"}
+    assert found >= {"chipboard_hole", "corduroy_stain", "linen_cut", "snakeskin_contamination"}
     assert "--backbone micro" in done.out
     assert "ViT-L-14-336" in done.out
 
@@ -70,6 +70,20 @@ def test_results_that_are_not_of_a_demo_are_not_overwritten(cli, tmp_path):
     assert f"{mine.parent} is not of a demo, but holds threshold.json" in done.err.replace("\n", " ")
     assert [path.name for path in mine.parent.iterdir()] == ["threshold.json"]
     assert mine.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", "errors.jsonl", "demo.png"])
+def test_nothing_that_a_demo_would_write_over_is_lost(cli, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    done = cli("demo", "--output", tmp_path)
+    assert (done.code, f"holds {name}" in done.err.replace("\n", " ")) == (2, True)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_a_demo_of_another_version_with_other_pictures_is_replaced(done, cli, tmp_path):
+    (tmp_path / "demo" / "pictures" / "slate_good.jpg").unlink()
+    assert cli("demo").code == 0
+    assert (tmp_path / "demo" / "pictures" / "slate_good.jpg").exists()
 
 
 def test_an_earlier_demo_is_replaced_and_a_folder_is_named_as_it_was_given(done, cli, tmp_path):

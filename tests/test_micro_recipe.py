@@ -3,15 +3,22 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from recipes.micro import ASSETS, captions, data, evaluate, read_config, train
+from recipes.micro import ASSETS, captions, data, evaluate, read_config, ship, train
 
-from anomalyclip.data.synthetic import HELD_OUT_SURFACES
+from anomalyclip.clip.weights import read_weights
+from anomalyclip.data.synthetic import (
+    HELD_OUT_SURFACES,
+    TRAINING_DEFECTS,
+    TRAINING_OBJECTS,
+    TRAINING_SURFACES,
+)
 from anomalyclip.data.synthetic.writer import write_dataset
 from anomalyclip.errors import AnomalyCLIPError
 
@@ -29,6 +36,29 @@ def test_what_is_no_damage_is_not_called_damaged():
         "brick wall",
     ]
     assert captions.anomalous_captions("brick", "stain") == ["brick wall with a stain", "brick wall"]
+
+
+def test_surfaces_and_objects_get_every_kind_of_defect_equally_often():
+    """With colliding seeds, objects had two kinds and surfaces all others."""
+    drawn = Counter()
+    for index in range(4000):
+        name, defect = data.choose(20260, index, 0.15)
+        drawn[name in TRAINING_OBJECTS, defect] += 1
+    for objects, share in ((False, 0.85), (True, 0.15)):
+        expected = 4000 * share / len(TRAINING_DEFECTS)
+        for defect in TRAINING_DEFECTS:
+            assert 0.6 * expected < drawn[objects, defect] < 1.4 * expected, (objects, defect)
+    for attempt in range(3):
+        again, _ = data.choose(20260, 7, 0.15, attempt)
+        assert (again in TRAINING_OBJECTS) == (data.choose(20260, 7, 0.15)[0] in TRAINING_OBJECTS)
+
+
+def test_a_patch_that_a_thin_crack_crosses_is_half_or_more_anomalous():
+    mask = torch.zeros(1, 1, 24, 24)
+    mask[..., 5:7, :] = 1  # two pixels wide, through the upper two patches of 12
+    expected = torch.tensor([[[2 / 3, 2 / 3], [0, 0]]])
+    torch.testing.assert_close(train.patch_targets(mask, 2, 0.25), expected)
+    assert train.patch_targets(torch.ones(1, 1, 24, 24), 2, 0.25).max() == 1
 
 
 @dataclass
@@ -67,7 +97,7 @@ def config(monkeypatch):
     config["data"]["scenes"] = 8
     config["training"] |= {"steps": 4, "scenes_per_step": 3, "checkpoint_every": 2, "warm_up": 1}
     config["evaluation"] |= {"styles": 1, "normal": 2, "anomalous": 2}
-    for module in (data, train, evaluate):
+    for module in (data, train, ship, evaluate):
         monkeypatch.setattr(module, "read_config", lambda: config)
     monkeypatch.setattr(train, "Validation", partial(train.Validation, count=4))
     return config
@@ -115,6 +145,25 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, config):
         recipe.train("run")
 
 
+def test_only_a_finished_run_of_this_recipe_is_shipped(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "ASSETS", tmp_path / "assets")
+    (tmp_path / "assets").mkdir()
+    with pytest.raises(AnomalyCLIPError, match="nothing holds no run: expected checkpoint.pt"):
+        ship.main([str(tmp_path / "nothing")])
+    recipe.train("pilot", "--steps", "2")
+    with pytest.raises(AnomalyCLIPError, match="another recipe: its training"):
+        ship.main([str(tmp_path / "pilot")])
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train("run", dies_in=3)
+    with pytest.raises(AnomalyCLIPError, match="at step 2 of 4"):
+        ship.main([str(tmp_path / "run")])
+    assert list((tmp_path / "assets").iterdir()) == []
+    finished = recipe.train("run")
+    ship.main([str(tmp_path / "run")])
+    shipped = read_weights(tmp_path / "assets").state_dict
+    assert torch.equal(shipped["visual.proj"], finished["average"]["visual.proj"].half())
+
+
 def test_half_a_cache_is_refused(recipe, monkeypatch):
     def stop(_):
         raise KeyboardInterrupt
@@ -137,6 +186,13 @@ def test_the_evaluation_prints_every_way_of_every_held_out_class(config, capsys,
     printed = capsys.readouterr().out
     learned = 100 * figures["surfaces"]["linen"]["learned"][1]
     assert f"{learned:5.1f}" in next(line for line in printed.splitlines() if line.startswith("linen"))
+
+
+def test_what_is_decided_by_training_families_has_nothing_that_is_held_out(config):
+    config["evaluation"] |= {"normal": 1, "anomalous": 1}
+    products = list(evaluate.generated(180, held_out=False))
+    assert {product.name for product in products} == {*TRAINING_SURFACES, *TRAINING_OBJECTS}
+    assert all(product.masks[1].any() and not product.masks[0].any() for product in products)
 
 
 def test_the_evaluation_reads_a_data_set_and_wants_masks(capsys, tmp_path):

@@ -1,8 +1,12 @@
 """Generated images: determined by their numbers, exact masks, pairs; and the data set that ``synth`` writes."""
 
 import filecmp
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +103,16 @@ def test_a_defect_of_an_object_lies_on_the_object():
         assert not generate("washer", seed=8, index=index, defect="stain").mask[off].any()
 
 
+@pytest.mark.parametrize("name", ["gear", "bracket", "washer"])
+def test_what_is_pulled_beyond_the_outline_of_an_object_is_in_the_mask(name):
+    """A bent tooth is where no object was before."""
+    for index in range(6):
+        sample = generate(name, seed=5, index=index, defect="distortion")
+        change = np.abs(sample.image.astype(int) - sample.normal).max(axis=2)
+        beyond = change[~binary_dilation(sample.mask, iterations=4)]
+        assert (beyond > 25).sum() <= 0.02 * sample.mask.sum()
+
+
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_that_was_asked_for_is_there_even_in_the_smallest_image(defect):
     for name in CLASSES:
@@ -137,6 +151,7 @@ def test_a_number_out_of_range_is_named(given, message):
         ({"defects": []}, "defects 0: expected 1 or more"),
         ({"classes": []}, "classes 0: expected 1 or more"),
         ({"size": 8}, "size 8: expected 32 or more"),
+        ({"normal": 0, "anomalous": 0}, "0 normal and 0 anomalous images: expected 1 or more"),
     ],
 )
 def test_a_data_set_of_nothing_is_refused_before_a_folder_is_made(given, message, tmp_path):
@@ -195,6 +210,49 @@ def test_a_data_set_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / "set", ["wood"], normal=1, anomalous=0, seed=0, size=48, on_image=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_killed_leaves_nothing_and_one_message(tmp_path):
+    """Killed for real, as the system does when memory runs out."""
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(AnomalyCLIPError, match="ended, perhaps for want of memory; .*fewer --workers"):
+        write_dataset(
+            tmp_path / "set", ["wood"], normal=60, anomalous=0, seed=0, size=32, workers=2, on_image=kill
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_second_ctrl_c_while_processes_are_ended_changes_nothing(tmp_path, monkeypatch, error):
+    """It used to leave the processes waiting for work, and the program for them."""
+    shutdown, signals = ProcessPoolExecutor.shutdown, [signal.SIGINT]
+
+    def interrupted(pool, wait=True, *, cancel_futures=False):
+        while signals:
+            os.kill(os.getpid(), signals.pop())
+        shutdown(pool, wait=wait, cancel_futures=cancel_futures)
+
+    def stop():
+        raise error
+
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", interrupted)
+    with pytest.raises((KeyboardInterrupt, AnomalyCLIPError)):
+        write_dataset(
+            tmp_path / "set", ["wood"], normal=60, anomalous=0, seed=0, size=32, workers=2, on_image=stop
+        )
+    assert not signals
+    assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_that_one_stands_in_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AnomalyCLIPError, match="the folder that you are in; give the name of a new one"):
+        write_dataset(Path("."), ["wood"], normal=1, anomalous=0, seed=0, size=48)
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):

@@ -7,7 +7,7 @@ import argparse
 
 import numpy as np
 from PIL import Image
-from recipes.micro import ASSETS, read_config
+from recipes.micro import ASSETS, read_config, run
 from recipes.micro.data import resized_mask
 
 from anomalyclip.cli.models import scoring_of
@@ -52,4 +52,4 @@ def _draw(seed: int, index: int) -> Sample:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

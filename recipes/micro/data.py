@@ -33,9 +33,13 @@ LEAST_CHANGE = 0.025
 
 
 def choose(seed: int, index: int, objects: float, attempt: int = 0) -> tuple[str, str]:
-    """Choose the class and the defect of a scene by its number."""
-    rng = default_rng([seed, index, attempt])
-    families = TRAINING_OBJECTS if default_rng([seed, index]).random() < objects else TRAINING_SURFACES
+    """Choose the class and the defect of a scene by its number; all attempts are of surfaces, or all of objects.
+
+    The two sources of chance have keys of one length: numpy pads shorter ones with zeros, so that ``[seed, index]`` and
+    ``[seed, index, 0]`` are the same source, and objects would get two kinds of defects and surfaces all others.
+    """
+    families = TRAINING_OBJECTS if default_rng([seed, index, 0]).random() < objects else TRAINING_SURFACES
+    rng = default_rng([seed, index, 1 + attempt])
     return str(rng.choice(list(families))), str(rng.choice(list(TRAINING_DEFECTS)))
 
 

@@ -8,6 +8,7 @@ Class, defect and seed below are all that makes a picture; none was chosen by wh
 import argparse
 
 from PIL import Image
+from recipes.micro import run
 
 from anomalyclip.data.synthetic import generate
 from anomalyclip.demo import PICTURES
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

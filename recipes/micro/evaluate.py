@@ -1,13 +1,14 @@
 """How well the embedded backbone detects on families that it never saw, and what its parts add.
 
-    python -m recipes.micro.evaluate               # generated images, seeds fixed
-    python -m recipes.micro.evaluate --root DIR    # a data set of a known layout with masks, as MVTec AD's
+    python -m recipes.micro.evaluate                        # generated images of held-out families, seeds fixed
+    python -m recipes.micro.evaluate --families training    # fresh images of training families: to decide by
+    python -m recipes.micro.evaluate --root DIR             # a data set of a known layout with masks, as MVTec AD's
 
 Image AUROC, pixel AUROC and pixel AP, in percent, by class: hand-written prompts ("object." and "damaged object.")
 without and with the local path, another pair of the words that the backbone was trained with, learned prompts, and the
 two controls of `anomalyclip test`, which know nothing of defects: nearness to the centre and local contrast. Of
 generated classes several products are made; metrics are computed for each product, as one inspects one product, and
-averaged.
+averaged. Whatever is decided about the recipe is to be decided by training families and their kinds of defects.
 """
 
 import argparse
@@ -26,7 +27,15 @@ from recipes.micro.data import resized_mask
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import Sample
-from anomalyclip.data.synthetic import DEFECTS, HELD_OUT_OBJECTS, HELD_OUT_SURFACES, generate
+from anomalyclip.data.synthetic import (
+    DEFECTS,
+    HELD_OUT_OBJECTS,
+    HELD_OUT_SURFACES,
+    TRAINING_DEFECTS,
+    TRAINING_OBJECTS,
+    TRAINING_SURFACES,
+    generate,
+)
 from anomalyclip.detector import Scorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
@@ -41,7 +50,7 @@ WORDS = ("object.", "damaged object.")
 """The hand-written pair that the paper starts from."""
 
 OWN_WORDS = ("flawless object.", "object with a scratch.")
-"""A pair in the words of the local loss that the backbone was trained with."""
+"""A pair in the words of the losses that the backbone was trained with, which name an image's own kind of defect."""
 
 COLUMNS = ("words, plain path", "words, local path", "own words", "learned", *CONTROLS)
 
@@ -57,13 +66,17 @@ class Product:
     labels: NDArray[np.int64]  # N
 
 
-def generated(size: int) -> Iterator[Product]:
-    """Draw fresh images of the held-out families, all kinds of defects, seeds fixed by the configuration."""
+def generated(size: int, *, held_out: bool) -> Iterator[Product]:
+    """Draw fresh images, seeds fixed: of held-out families with all kinds of defects, or of training's with theirs."""
     settings = read_config()["evaluation"]
-    kinds, seed = list(DEFECTS), settings["seed"]
-    for group, families in (("surfaces", HELD_OUT_SURFACES), ("objects", HELD_OUT_OBJECTS)):
+    if held_out:
+        kinds, groups = list(DEFECTS), {"surfaces": HELD_OUT_SURFACES, "objects": HELD_OUT_OBJECTS}
+    else:
+        kinds, groups = list(TRAINING_DEFECTS), {"surfaces": TRAINING_SURFACES, "objects": TRAINING_OBJECTS}
+    seed, styles = settings["seed"], settings["styles"] if held_out else 1
+    for group, families in groups.items():
         for name in families:
-            for style in range(seed, seed + settings["styles"]):
+            for style in range(seed, seed + styles):
                 images, masks, labels = [], [], []
                 for index in range(settings["normal"] + settings["anomalous"]):
                     number = index - settings["normal"] + (style - seed) * settings["anomalous"]
@@ -136,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, help="a data set with masks instead of generated images")
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--families", choices=["held-out", "training"], default="held-out")
+    of.add_argument("--root", type=Path, help="a data set with masks instead of generated images")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
@@ -144,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ways = scorers()
     size = ways[0].image_size
     groups: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
-    for product in from_folder(options.root, size) if options.root else generated(size):
+    held_out = options.families == "held-out"
+    for product in from_folder(options.root, size) if options.root else generated(size, held_out=held_out):
         groups.setdefault(product.group, {}).setdefault(product.name, []).append(measure(product, ways))
     tables = {group: {name: np.mean(v, axis=0) for name, v in rows.items()} for group, rows in groups.items()}
     print("image AUROC, pixel AUROC, pixel AP (percent)")

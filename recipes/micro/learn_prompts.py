@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from recipes.micro import ASSETS, read_config
+from recipes.micro import ASSETS, read_config, run
 from recipes.micro.data import draw_pair, resized_mask
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

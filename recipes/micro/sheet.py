@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from recipes.micro import run
 from scipy.ndimage import binary_dilation
 
 from anomalyclip.data.synthetic import CLASSES, DEFECTS, Sample, generate
@@ -69,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

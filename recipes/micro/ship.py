@@ -5,36 +5,68 @@ python -m recipes.micro.ship RUN
 
 import argparse
 import hashlib
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from recipes.micro import ASSETS, read_config
+from recipes.micro import run as run_script
+from recipes.micro.train import made_of
 
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.weights import Weights, read_weights, save_weights
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
 
 
-def main() -> None:
+def read_finished(run: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Read the last checkpoint of a run, which must be of this recipe and at its end.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is none, or it is of a pilot, of another recipe or of a run that goes on.
+    """
+    file = run / "checkpoint.pt"
+    if not file.is_file():
+        raise AnomalyCLIPError(
+            f"{run} holds no run: expected checkpoint.pt, which recipes.micro.train writes"
+        )
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    recipe = json.loads(state["recipe"])
+    for part, value in made_of(config, config["training"]).items():
+        if recipe[part] != value:
+            raise AnomalyCLIPError(f"{file} is of another recipe: its {part} differ from config.yaml's")
+    if state["step"] != config["training"]["steps"]:
+        raise AnomalyCLIPError(
+            f"{file} is at step {state['step']} of {config['training']['steps']}: let the run end first"
+        )
+    return state
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the assets and print their hashes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    run = parser.parse_args(arguments).run
+    config = read_config()
+    state = read_finished(run, config)
     average = {name: tensor.half() for name, tensor in state["average"].items()}
-    architecture = {name: value for name, value in read_config()["model"].items() if name != "dpam_layers"}
-    config = CLIPConfig(**architecture, vocab_size=len(average["token_embedding.weight"]))
-    save_weights(Weights(config, average, run), ASSETS)
+    numbers = {name: value for name, value in config["model"].items() if name != "dpam_layers"}
+    architecture = CLIPConfig(**numbers, vocab_size=len(average["token_embedding.weight"]))
+    save_weights(Weights(architecture, average, run), ASSETS)
     with replacing(ASSETS / "tokenizer.json") as temporary:
         shutil.copyfile(run / "tokenizer.json", temporary)
-    assert read_weights(ASSETS).config == config
+    assert read_weights(ASSETS).config == architecture
     print(f"step {state['step']}")
     for file in sorted(ASSETS.iterdir()):
         print(hashlib.sha256(file.read_bytes()).hexdigest(), f"{file.stat().st_size:>9}", file.name)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -43,7 +43,7 @@ class Batch:
     """Images of a step: the flawless half, then the same scenes with their defects."""
 
     pixels: Tensor  # 2n 3 S S
-    targets: Tensor  # 2n g g, share of each patch that is defect
+    targets: Tensor  # 2n g g, how anomalous each patch is to be called (`patch_targets`)
     labels: Tensor  # 2n, 1 where enough of a defect is in the crop
     names: list[str]
     defects: list[str]
@@ -66,7 +66,7 @@ class Scenes:
 
     def batch(self, step: int, patch: int) -> Batch:
         """Draw the crops of a step: one size and scale for all, place, turn and colours for each scene."""
-        rng = default_rng([self.settings["seed"], step])
+        rng = default_rng([self.settings["seed"], 0, step])
         count = self.settings["scenes_per_step"]
         if step >= self.settings["steps"] * (1 - self.settings["near_full"]):
             crop, size = int(rng.integers(172, IMAGE_SIZE + 1)), USED_SIZE
@@ -86,7 +86,7 @@ class Scenes:
         x = (x - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
         m = torch.from_numpy(np.stack(masks)).float()[:, None]
         areas = m.sum((1, 2, 3))
-        grid = F.adaptive_avg_pool2d(m, size // patch)[:, 0]
+        grid = patch_targets(m, size // patch, self.settings["whole_from"])
         names, defects = zip(*(self.labels[index] for index in chosen), strict=True)
         return Batch(
             pixels=x,
@@ -100,7 +100,7 @@ class Scenes:
         """Which scene comes at that place: every pass over them has its own order, so all are seen equally often."""
         turn, place = divmod(number, len(self.labels))
         if turn not in self._orders:
-            self._orders[turn] = default_rng([self.settings["seed"], 999, turn]).permutation(len(self.labels))
+            self._orders[turn] = default_rng([self.settings["seed"], 1, turn]).permutation(len(self.labels))
         return int(self._orders[turn][place])
 
     def _crop(self, index: int, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +118,15 @@ class Scenes:
         turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
         image, mask = np.rot90(image, turns, (1, 2)), np.rot90(mask, turns)
         return (image[:, :, ::-1], mask[:, ::-1]) if mirror else (image, mask)
+
+
+def patch_targets(masks: Tensor, side: int, whole_from: float) -> Tensor:
+    """Return (n, g, g) of masks (n, 1, S, S): the share of each patch that is defect, `whole_from` counting as all.
+
+    A crack two pixels wide covers a sixth of a patch, and what is called a sixth anomalous never passes a threshold.
+    """
+    share: Tensor = F.adaptive_avg_pool2d(masks, side)[:, 0]
+    return (share / whole_from).clamp(max=1)
 
 
 def _recolour(x: Tensor, rng: np.random.Generator) -> Tensor:
@@ -158,8 +167,8 @@ def losses(
     """Return the four losses of a batch.
 
     contrast: every caption that is true of an image is a positive (both ways); normality: cross-entropy between the
-    image's own "flawless ..." and "... with a scratch" texts; ranking: a scene with its defect above
-    the same scene without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
+    image's own "flawless ..." and "... with a <its defect>" texts; ranking: a scene with its defect above the same
+    scene without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
     """
     last = clip.config.vision_layers
     features = clip.encode_image(batch.pixels, layers=[last], dpam_layers=dpam_layers)
@@ -286,6 +295,12 @@ def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=tuple(settings["betas"]))
 
 
+def made_of(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run is determined by, besides its scenes."""
+    captions = hashlib.sha256("\n".join(all_captions()).encode()).hexdigest()
+    return {"model": config["model"], "training": settings, "captions": captions}
+
+
 class Training:
     """The model, its optimiser and the average of its weights, at a step."""
 
@@ -297,9 +312,7 @@ class Training:
         self.adam = optimiser(self.clip, settings)
         self.average = {name: tensor.clone() for name, tensor in self.clip.state_dict().items()}
         self.steps_done = 0
-        captions = hashlib.sha256("\n".join(all_captions()).encode()).hexdigest()
-        made_of = {"model": config["model"], "training": settings, "captions": captions, "scenes": digest}
-        self.recipe = json.dumps(made_of, sort_keys=True)
+        self.recipe = json.dumps(made_of(config, settings) | {"scenes": digest}, sort_keys=True)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on where a checkpoint of the same recipe stands, if there is one."""

@@ -16,7 +16,7 @@ from anomalyclip.images import open_image
 from anomalyclip.inputs import find_images
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.visualize import contact_sheet
-from anomalyclip.writers import PREDICTIONS, PredictionWriter
+from anomalyclip.writers import ERRORS, PREDICTIONS, PredictionWriter
 
 PICTURES = Path(__file__).parent / "assets" / "demo"
 """The bundled pictures: ``<class>_<good or defect>.jpg``."""
@@ -73,9 +73,10 @@ def run(
 
 
 def _check_is_ours(output: Path) -> None:
-    """Refuse a folder with somebody's results: a demo begins with its pictures."""
-    there = [name for name in (PREDICTIONS, THRESHOLD.name) if (output / name).exists()]
-    if there and not all((output / COPIES / picture.name).exists() for picture in find_images([PICTURES])):
+    """Refuse a folder with somebody's results: a demo, of this version or another one, begins with its pictures."""
+    mine = (PREDICTIONS, ERRORS, THRESHOLD.name, SHEET)
+    there = [name for name in mine if (output / name).exists()]
+    if there and not any((output / COPIES / picture.name).exists() for picture in find_images([PICTURES])):
         raise AnomalyCLIPError(
             f"{output} is not of a demo, but holds {' and '.join(there)}; choose another folder with --output"
         )

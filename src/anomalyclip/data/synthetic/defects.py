@@ -327,15 +327,22 @@ def distortion(scene: Scene, brush: Brush) -> Mask:
         dx, dy = px * (np.cos(turn) - 1) - py * np.sin(turn), py * (np.cos(turn) - 1) + px * np.sin(turn)
     rows, columns = np.indices(scene.height.shape, np.float32)
     where = np.stack([rows + dy, columns + dx])
+
+    def pulled(field: Field) -> Field:
+        moved: Field = map_coordinates(field, where, order=1, mode="nearest")
+        return moved
+
+    reach = inside > 0
+    if (
+        scene.foreground is not None
+    ):  # the ground around an object stays as it is, except where the object is now
+        reach &= scene.foreground | (pulled(scene.foreground.astype(np.float32)) > 0.5)
     for channel in range(3):
-        scene.albedo[..., channel] = map_coordinates(
-            scene.albedo[..., channel], where, order=1, mode="nearest"
-        )
-    scene.height[...] = map_coordinates(scene.height, where, order=1, mode="nearest")
+        scene.albedo[reach, channel] = pulled(scene.albedo[..., channel])[reach]
+    scene.height[reach] = pulled(scene.height)[reach]
     # What is pulled also bulges, or the defect could not be seen at all where there is no structure.
-    scene.height[...] += np.float32(radius * brush.rng.uniform(0.08, 0.2)) * inside * inside
-    moved = inside > 0.12
-    return moved if scene.foreground is None else moved & scene.foreground
+    scene.height[reach] += np.float32(radius * brush.rng.uniform(0.08, 0.2)) * np.square(inside[reach])
+    return reach & (inside > 0.12)
 
 
 TRAINING_DEFECTS: dict[str, Defect] = {

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import numpy as np
 
@@ -16,6 +20,7 @@ from anomalyclip.files import writing
 
 # Every part of a data set numbers its images in a range of its own, so that no scene occurs twice.
 _TRAIN, _GOOD, _ANOMALOUS = 0, 1_000_000, 2_000_000
+_PART = 8  # images that a process draws at a time
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ def write_dataset(
     Raises
     ------
     AnomalyCLIPError
-        If a class or defect is unknown, a number is out of its range, or the folder is not empty or cannot be
-        written.
+        If a class or defect is unknown, a number is out of its range, nothing is asked for, the folder is not empty or
+        cannot be written, or a process was ended.
 
     Examples
     --------
@@ -94,6 +99,10 @@ def write_dataset(
     for what, (number, smallest) in least.items():
         if number < smallest:
             raise AnomalyCLIPError(f"{what} {number}: expected {smallest} or more")
+    if not normal + anomalous:
+        raise AnomalyCLIPError("0 normal and 0 anomalous images: expected 1 or more of either")
+    if output.resolve() == Path.cwd():
+        raise AnomalyCLIPError(f"{output} is the folder that you are in; give the name of a new one")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AnomalyCLIPError(f"{output} exists and is not empty; choose another folder or remove it")
     with writing(output):
@@ -101,12 +110,14 @@ def write_dataset(
         unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
         try:
             jobs = list(_jobs(unfinished, names, kinds, normal, anomalous, seed, size))
-            for _ in _run(jobs, workers):
-                on_image()
+            with closing(_run(jobs, workers)) as drawn:
+                for _ in drawn:
+                    on_image()
             unfinished.chmod(0o777 & ~_umask())
             os.replace(unfinished, output)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with _deaf():
+                shutil.rmtree(unfinished, ignore_errors=True)
     return len(jobs)
 
 
@@ -141,12 +152,45 @@ def _jobs(
             yield _Job(folder, name, "test", kind, number // len(kinds), seed, _ANOMALOUS + number, size)
 
 
-def _run(jobs: Sequence[_Job], workers: int) -> Iterator[None]:
+def _run(jobs: Sequence[_Job], workers: int) -> Generator[None]:
     if workers == 1:
         yield from map(_draw, jobs)
         return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(_draw, jobs, chunksize=8)
+    # Ctrl-C reaches all processes at once; the workers leave it to this one, which ends them in order.
+    leave_it = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=leave_it) as pool:
+        try:
+            parts = [pool.submit(_draw_all, jobs[at : at + _PART]) for at in range(0, len(jobs), _PART)]
+            for part in parts:
+                yield from [None] * part.result()
+        except BrokenProcessPool:
+            raise AnomalyCLIPError(
+                "a process that was drawing has been ended, perhaps for want of memory; nothing was kept: give fewer "
+                "--workers"
+            ) from None
+        except BaseException:  # the rest must not be drawn first
+            with _deaf():
+                pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore further Ctrl-C while processes are ended and files removed: it would leave both half done."""
+    if current_thread() is not main_thread():  # which alone gets signals, and may say what becomes of them
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _draw_all(jobs: Sequence[_Job]) -> int:
+    for job in jobs:
+        _draw(job)
+    return len(jobs)
 
 
 def _draw(job: _Job) -> None:
