@@ -197,3 +197,48 @@ def test_it_is_normal_images_or_labelled_ones(cli, model, root):
         done = cli("calibrate", *arguments, *model)
         assert done.code == 2
         assert "give either normal images, or a labelled data set" in done.err
+
+
+def test_a_whole_data_set_is_not_taken_for_normal_images(cli, model, root, tmp_path):
+    done = cli("calibrate", root, *model, "--output", tmp_path / "threshold.json")
+    assert done.code == 2
+    assert "is a mask, so defective images are here too: name the folders of normal images alone" in done.err
+    assert not (tmp_path / "threshold.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--labelled", "ROOT", "--false-alarm-rate", 0.001], "--false-alarm-rate is for normal images"),
+        (["GOOD", "--criterion", "youden"], "--criterion is for labelled images: give --labelled ROOT"),
+        (["GOOD", "--dataset", "mvtec"], "--dataset is for labelled images: give --labelled ROOT"),
+    ],
+)
+def test_an_option_of_the_other_way_is_refused_and_not_ignored(cli, model, root, options, says):
+    places = {"ROOT": root, "GOOD": root / "nut" / "test" / "good"}
+    done = cli("calibrate", *(places.get(option, option) for option in options), *model)
+    assert (done.code, says in done.err) == (2, True), done.err
+
+
+def test_where_nothing_can_be_written_nothing_is_scored(cli, model, root, tmp_path, monkeypatch):
+    monkeypatch.setattr("anomalyclip.evaluation.provenance.load_model", None)  # it must not come to that
+    good = root / "nut" / "test" / "good"
+    file = next(good.iterdir())
+    done = cli("calibrate", good, *model, "--output", file / "threshold.json")
+    assert (done.code, "where a folder belongs there is a file" in done.err) == (2, True)
+    (tmp_path / "threshold.json").write_text("of a thousand images")
+    done = cli("calibrate", good, *model, "--output", tmp_path / "threshold.json")
+    assert (done.code, "exists: give --overwrite to replace it" in done.err) == (2, True)
+    assert (tmp_path / "threshold.json").read_text() == "of a thousand images"
+
+
+def test_a_threshold_that_nothing_can_pass_is_warned_of(cli, model, root, tmp_path, monkeypatch):
+    """As from defective images that were taken for normal ones."""
+    found = score_threshold([0.9999, 0.99995], 0.5)
+    monkeypatch.setattr("anomalyclip.evaluation.thresholds.score_threshold", lambda *_: found)
+    (tmp_path / "threshold.json").write_text("an older one")
+    good, file = root / "nut" / "test" / "good", tmp_path / "threshold.json"
+    done = cli("calibrate", good, *model, "--output", file, "--overwrite")
+    assert done.code == 0, done.err
+    assert "hardly any score will be above 0.9999" in done.err
+    assert Threshold.from_file(file).score == found.value

@@ -106,7 +106,7 @@ def test_a_run_is_not_resumed_with_other_settings_nor_overwritten_unasked(cli, m
     before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
     other = cli(*options, "--resume", "--sigma", 2)
     assert other.code == 2
-    assert "sigma was 4.0, is 2.0" in other.err
+    assert "sigma: 4.0 then, 2.0 now" in other.err
     again = cli(*options)
     assert again.code == 2
     assert "resume" in again.err
@@ -145,7 +145,10 @@ def test_without_an_output_folder_each_run_gets_its_own(cli, model, photographs,
         (["parts", "--save", "mask"], "--save mask needs a threshold"),
         (["parts", "--resume"], "--resume needs the folder"),
         (["parts", "--threshold", "1.5"], "1.5; it must be a number from 0 to 1"),
-        (["parts", "--threshold", "limits.json"], "limits.json cannot be read"),
+        (
+            ["parts", "--threshold", "limits.json"],
+            "threshold limits.json: expected a number from 0 to 1, such as 0.5, or a threshold file",
+        ),
         (["parts", "--backbone", "ViT-X"], "backbone 'ViT-X' is neither a known name"),
         (["parts", "--prompts", "none.pth"], "prompts 'none.pth'"),
         (["parts", "--scale", "1", "0"], "--scale 1.0 0.0: expected two map values"),
@@ -272,7 +275,7 @@ def test_other_prompts_under_the_same_name_are_other_settings(cli, model, photog
     replace(paper_case.prompts, normal=-paper_case.prompts.normal).save(tmp_path / "prompts.safetensors")
     done = cli(*options, "--resume")
     assert done.code == 2
-    assert "digest was" in done.err
+    assert "digest: " in done.err
 
 
 def test_colours_are_options(cli, model, photographs, tmp_path):
@@ -306,3 +309,35 @@ def test_a_list_may_begin_with_a_byte_order_mark_and_no_list_is_no_input(cli, mo
 
 def test_the_version_is_told(cli):
     assert cli("--version").out.startswith("anomalyclip 0.")
+
+
+def test_what_is_no_list_of_paths_is_one_message(cli, model, photographs, tmp_path):
+    (tmp_path / "windows.txt").write_bytes("a.png\r\nb.png\r\n".encode("utf-16"))
+    (tmp_path / "empty.txt").write_text("\n")
+    for file, says in (
+        (photographs / "a.png", "expected UTF-8 text with one path a line"),
+        (tmp_path / "windows.txt", "expected UTF-8 text with one path a line"),
+        (tmp_path / "empty.txt", "empty.txt: the list is empty"),
+    ):
+        done = cli("predict", "--from-file", file, *model, "--output", tmp_path / "out")
+        assert (done.code, says in done.err, len(done.err.splitlines())) == (2, True, 1), done.err
+
+
+def test_files_that_are_passed_over_are_counted(cli, model, photographs, tmp_path):
+    for name in ("scan.dcm", "slice.dcm", "notes.txt", ".hidden.dcm"):
+        (photographs / name).touch()
+    done = cli("predict", photographs, *model, "--output", tmp_path / "out")
+    assert "3 other files passed over (2 .dcm, 1 .txt)" in done.out
+
+
+def test_a_name_cannot_steer_the_terminal(cli, model, photographs, tmp_path):
+    (photographs / "a.png").rename(photographs / "\x1b[2Ja.png")
+    done = cli("predict", photographs, *model, "--output", tmp_path / "out")
+    assert "\x1b" not in done.out
+    assert "\\x1b[2Ja.png" in done.out
+
+
+def test_going_on_where_nothing_began_is_said(cli, model, photographs, tmp_path):
+    done = cli("predict", photographs, *model, "--output", tmp_path / "mistyped", "--resume")
+    assert done.code == 0
+    assert "mistyped holds no run to go on with" in done.err

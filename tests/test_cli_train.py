@@ -161,11 +161,11 @@ def test_resuming_with_other_settings_or_images_is_refused(cli, arguments, root)
     assert cli(*arguments, "--epochs", 1, "--output", "run").code == 0
     done = cli(*arguments, "--epochs", 1, "--output", "run", "--resume", "--learning-rate", 0.01)
     assert done.code == 2
-    assert "learning_rate was 0.001, is 0.01" in done.err
+    assert "learning_rate: 0.001 then, 0.01 now" in done.err
     (root / "thing/ground_truth/bad/1_mask.png").write_bytes((GOLDEN / "train_3_mask.png").read_bytes())
     done = cli(*arguments, "--epochs", 1, "--output", "run", "--resume")
     assert done.code == 2
-    assert "images was" in done.err
+    assert "(images: " in done.err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -129,6 +130,18 @@ def test_a_browser_draws_every_picture_and_reports_no_error(page, tmp_path, widt
     assert fits, "the page is wider than the window"
     assert "CONSOLE" not in done.stderr, done.stderr
     assert loaded == 0, "the page asks for other files"
+
+
+def test_the_papers_mean_does_not_stand_beside_one_over_other_classes(evaluation):
+    """It is MVTec AD by name, with two of its fifteen classes."""
+    folder, found = evaluation
+    alone = folder / "alone"
+    alone.mkdir()
+    (alone / "mvtec").symlink_to(folder / "mvtec")
+    assert write_report(replace(found, results=found.results[:1]), alone)
+    (cards,) = re.findall(r'<div class="cards">.*?</div></div>', (alone / "report.html").read_text())
+    assert "image AUROC" in cards
+    assert "paper" not in cards
 
 
 def test_without_matplotlib_there_are_tables_and_cases_but_no_curves(evaluation, monkeypatch):

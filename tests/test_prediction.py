@@ -177,5 +177,7 @@ def test_anything_else_is_no_threshold_file_and_the_message_names_it(tmp_path, c
 
 
 def test_a_missing_threshold_file_is_named(tmp_path):
-    with pytest.raises(AnomalyCLIPError, match=r"absent\.json cannot be read: No such file"):
+    with pytest.raises(
+        AnomalyCLIPError, match=r"absent\.json: expected a number .*, or a threshold file \(No such file"
+    ):
         Threshold.from_file(tmp_path / "absent.json")

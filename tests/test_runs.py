@@ -7,7 +7,7 @@ import pytest
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
-from anomalyclip.runs import alone, check_settings, new_folder, write_settings
+from anomalyclip.runs import alone, begin, new_folder
 
 
 def test_run_folders_never_overwrite_each_other(tmp_path):
@@ -18,16 +18,29 @@ def test_run_folders_never_overwrite_each_other(tmp_path):
 
 
 def test_a_run_is_resumed_with_its_own_settings_only(tmp_path):
-    write_settings(tmp_path, {"sigma": 4.0, "layers": (24,)})
-    check_settings(tmp_path, {"sigma": 4.0, "layers": [24]})
-    with pytest.raises(AnomalyCLIPError, match="sigma was 4.0, is 2.0"):
-        check_settings(tmp_path, {"sigma": 2.0, "layers": [24]})
+    first = {"scoring": {"sigma": 4.0, "layers": (24,)}, "data": [{"sha256": "ab" * 32, "images": 3}]}
+    assert not begin(tmp_path, "test", first, resume=True), "there is nothing to go on with"
+    assert begin(tmp_path, "test", first, resume=True)
+    other = {"scoring": {"sigma": 2.0, "layers": [24]}, "data": [{"sha256": "cd" * 32, "images": 3}]}
+    with pytest.raises(AnomalyCLIPError) as refused:
+        begin(tmp_path, "test", other, resume=True)
+    said = "scoring.sigma: 4.0 then, 2.0 now; data 1.sha256: abababab... then, cdcdcdcd... now"
+    assert f"began with other settings ({said})" in str(refused.value)
+    begin(tmp_path, "test", other, resume=False)
+    assert begin(tmp_path, "test", other, resume=True)
+
+
+def test_two_commands_never_share_a_folder(tmp_path):
+    begin(tmp_path, "predict", {"sigma": 4.0}, resume=False)
+    for resume in (False, True):
+        with pytest.raises(AnomalyCLIPError, match="holds results of `anomalyclip predict`: choose another"):
+            begin(tmp_path, "test", {"sigma": 4.0}, resume=resume)
 
 
 def test_damaged_settings_are_named(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(AnomalyCLIPError, match="settings.json: damaged"):
-        check_settings(tmp_path, {})
+        begin(tmp_path, "test", {}, resume=True)
 
 
 def test_a_second_process_stays_out_of_a_run_until_the_first_is_gone_even_if_it_was_killed(tmp_path):

@@ -104,12 +104,17 @@ def test_no_file_is_written_outside_the_output_folder(tmp_path, path):
 
 
 def test_predictions_that_are_there_are_not_touched_unless_asked_for(tmp_path):
-    with PredictionWriter(tmp_path) as writer:
+    with PredictionWriter(tmp_path, save=["map"]) as writer:
         writer.write(predicted("a.png"))
     with pytest.raises(AnomalyCLIPError, match="resume it, overwrite it"):
         PredictionWriter(tmp_path)
     assert paths(tmp_path) == ["a.png"]
+    mine = tmp_path / "maps" / "mine.npy"
+    mine.touch()
     with PredictionWriter(tmp_path, overwrite=True) as writer:
+        assert list((tmp_path / "maps").iterdir()) == [mine], (
+            "what the former run wrote is gone, and nothing else"
+        )
         assert writer.done == set()
         writer.write(predicted("b.png"))
     assert paths(tmp_path) == ["b.png"]

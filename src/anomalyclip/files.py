@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,10 +60,31 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
             raise InputError(
                 f"{path} cannot be written: the name is too long; shorten the image's name"
             ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise AnomalyCLIPError(
+                f"{path} cannot be written: where a folder belongs there is a file; choose another place"
+            ) from error
         raise AnomalyCLIPError(
             f"{path} cannot be written: {error.strerror or error}. "
             "Free some space, or choose a folder that can be written to."
         ) from error
+
+
+def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Make the folder of a file that will be written in the end, so that no work is done in vain.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The file is there and is not to be overwritten, or nothing can be written beside it.
+    """
+    path = Path(path)
+    with writing(path):
+        if path.exists() and not overwrite:
+            raise AnomalyCLIPError(f"{path} exists: give --overwrite to replace it, or another --output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def file_digest(path: Path, kind: str) -> str:

@@ -94,6 +94,10 @@ def _read(path: str | os.PathLike[str]) -> Image.Image:
             f"{path}: refused as too large: {error}; scale it down or cut it into parts"
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if (
+            isinstance(error, OSError) and error.errno
+        ):  # of the system: a name that is too long, a failing disk
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         raise InputError(f"{path}: damaged image: {error or type(error).__name__}") from None
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ class ImageFile:
     name: str
 
 
-def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
+def find_images(
+    paths: Sequence[str | os.PathLike[str]], *, passed_over: Counter[str] | None = None
+) -> Iterator[ImageFile]:
     """List images: files as they are, folders recursively, patterns (``parts/*.png``) that match something; each once.
 
     Results are named by the path below what was pointed at: below the folder if it is one folder, else below the
-    folder that all of them have in common.
+    folder that all of them have in common. Other files in folders are passed over; `passed_over` counts them by ending.
 
     Raises
     ------
@@ -43,7 +46,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[ImageFile]:
     base = _common_folder(roots)
     seen: set[str] = set()
     for root in roots:
-        for path in _walk(root) if root.is_dir() else [os.fspath(root)]:
+        for path in _walk(root, passed_over) if root.is_dir() else [os.fspath(root)]:
             if path not in seen:
                 seen.add(path)
                 yield ImageFile(path, _relative(path, base))
@@ -54,12 +57,22 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
 
     Results are named by the path relative to the working folder.
 
+    Raises
+    ------
+    AnomalyCLIPError
+        A line has a NUL: this is no list of paths, or none in UTF-8.
+
     Examples
     --------
     >>> [image.path for image in read_list(["a.png\n", "\n", "parts/b c.png\n"])]
     ['a.png', 'parts/b c.png']
     """
     for line in lines:
+        if "\0" in line:
+            raise AnomalyCLIPError(
+                f"the list of images has {line[:40]!r}: expected UTF-8 text with one path a line (not UTF-16, not "
+                "separated by NUL, and no image itself)"
+            )
         if path := line.rstrip("\r\n"):
             yield ImageFile(path, _relative(path, os.getcwd()))
 
@@ -110,7 +123,7 @@ def _unreadable(error: OSError) -> None:
     )
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path, passed_over: Counter[str] | None) -> Iterator[str]:
     """Yield the image files below a folder in a stable order.
 
     Left out are hidden ones, the results of earlier runs, and folders to which a link leads back.
@@ -120,9 +133,14 @@ def _walk(root: Path) -> Iterator[str]:
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         subfolders[:] = [name for name in sorted(subfolders) if _is_new(os.path.join(folder, name), visited)]
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES:
                 found = True
                 yield os.path.join(folder, name)
+            elif passed_over is not None:
+                passed_over[suffix or name] += 1
     if not found:
         endings = " ".join(sorted(SUFFIXES))
         raise AnomalyCLIPError(f"{root}: no image in this folder or below (looked for {endings})")

@@ -65,7 +65,9 @@ class Threshold:
         try:
             content = json.loads(Path(path).read_bytes())
         except OSError as error:
-            raise AnomalyCLIPError(f"threshold file {path} cannot be read: {error.strerror}.") from error
+            raise AnomalyCLIPError(
+                f"threshold {path}: expected a number from 0 to 1, such as 0.5, or a threshold file ({error.strerror})"
+            ) from error
         except ValueError as error:
             raise AnomalyCLIPError(f"threshold file {path} is not valid JSON: {error}.") from error
         expected = 'expected an object like {"score": 0.6, "pixel": 0.4, "info": {}}'

@@ -225,6 +225,10 @@ def load_prompts(path: str | os.PathLike[str]) -> Prompts:
         The file is missing or is no prompts checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        raise AnomalyCLIPError(
+            f"{path}: is a folder; name the file in it, such as {path / 'prompts.safetensors'}"
+        )
     if not path.is_file():
         raise AnomalyCLIPError(
             f"{path}: no such prompts file; expected prompts.safetensors or a published .pth"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,12 +40,6 @@ def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
             return folder
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write what changes the results, and nothing else, into a run's folder."""
-    with writing(folder / SETTINGS), replacing(folder / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n")
-
-
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder, which is made if it is missing, until the block ends.
@@ -76,25 +71,81 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Check that a run which is to be resumed began with the same settings.
+def begin(folder: Path, command: str, settings: Mapping[str, Any], *, resume: bool) -> bool:
+    """Write what changes the results into a run's folder; a run that is resumed must have begun with the same.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    command : str
+        Whose run it is: two commands in one folder would write over each other's files.
+    settings : mapping
+        JSON-ready; what changes the results, and nothing else.
+    resume : bool
+        Whether the run goes on.
+
+    Returns
+    -------
+    bool
+        Whether there was something to go on with.
 
     Raises
     ------
     AnomalyCLIPError
-        It did not; the message says which differ.
+        The folder is another command's, or the run began with other settings; the message says which differ.
     """
     path = folder / SETTINGS
-    if not path.is_file():
-        return
+    now = {"command": command, **json.loads(json.dumps(settings))}
+    there = path.is_file()
+    before = _read(path) if there else now
+    if before.setdefault("command", command) != command:
+        raise AnomalyCLIPError(
+            f"{folder} holds results of `anomalyclip {before['command']}`: choose another folder"
+        )
+    if resume and (differ := differences(before, now)):
+        raise AnomalyCLIPError(
+            f"{folder} began with other settings ({'; '.join(differ)}): resume with the same, or choose another folder"
+        )
+    with writing(path), replacing(path) as temporary:
+        temporary.write_text(json.dumps(now, indent=1) + "\n")
+    return there
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        before = dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         raise AnomalyCLIPError(f"{path}: damaged; begin anew in another folder") from None
-    now = json.loads(json.dumps(settings))
-    differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if differ:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differ)
-        raise AnomalyCLIPError(
-            f"{folder} began with other settings ({changes}): resume with the same, or choose another folder"
-        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words which values differ, however deep they are; hashes are shortened.
+
+    Examples
+    --------
+    >>> differences({"scoring": {"sigma": 4.0, "layers": [24]}}, {"scoring": {"sigma": 2.0, "layers": [24]}})
+    ['scoring.sigma: 4.0 then, 2.0 now']
+    """
+    then, later = dict(_leaves(before)), dict(_leaves(now))
+    return [
+        f"{name}: {_shown(then.get(name))} then, {_shown(later.get(name))} now"
+        for name in dict.fromkeys([*then, *later])
+        if then.get(name) != later.get(name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{text[:8]}..." if re.fullmatch("[0-9a-f]{16,}", text) else text
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value, start=1):
+            yield from _leaves(inner, f"{name} {number}")
+    else:
+        yield name, value

@@ -28,8 +28,8 @@ from anomalyclip.images import open_image
 from anomalyclip.prediction import Prediction
 from anomalyclip.visualize import overlay
 
-PREDICTIONS = "predictions.jsonl"
-"""Name of the file with one line an image."""
+PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
+"""Names of the files with one line an image: that was scored, that could not be."""
 
 _FOLDERS = {"map": ("maps", ".npy"), "heatmap": ("heatmaps", ".png"), "mask": ("masks", ".png")}
 SAVEABLE = tuple(_FOLDERS)
@@ -50,7 +50,7 @@ class PredictionWriter:
     resume : bool
         Whether to go on after the predictions that are there. What a kill tore off is dropped.
     overwrite : bool
-        Whether to start anew where predictions are there. Files of images that do not come again stay.
+        Whether to start anew where predictions are there; the files that their lines name are deleted.
     draw : callable, optional
         (image, prediction) -> PIL.Image.Image, for "heatmap"; default `anomalyclip.visualize.overlay`. Colour
         map and the like: `functools.partial(overlay, colormap="turbo")`.
@@ -102,7 +102,7 @@ class PredictionWriter:
         self.done: set[str] = set()
         self._names: set[str] = set()
         self._predictions = self.output_dir / PREDICTIONS
-        self._errors = self.output_dir / "errors.jsonl"
+        self._errors = self.output_dir / ERRORS
         with writing(self._predictions):
             self.output_dir.mkdir(parents=True, exist_ok=True)
             if self._predictions.exists() and not overwrite:
@@ -111,6 +111,8 @@ class PredictionWriter:
                         f"{self._predictions} exists; resume it, overwrite it, or choose another folder."
                     )
                 self._take_up()
+            elif overwrite:
+                self._clear()
             # Unbuffered: a line is with the operating system, safe from a kill of this process, once it is
             # written.
             self._file = io.FileIO(self._predictions, "w" if overwrite else "a")
@@ -187,6 +189,19 @@ class PredictionWriter:
         """
         with writing(self._errors), io.FileIO(self._errors, "a") as file:
             _write_line(file, {"image_path": os.fspath(image_path), "error": str(error)})
+
+    def _clear(self) -> None:
+        """Delete the files that the former lines name, so that none is taken for one of this run."""
+        if not self._predictions.is_file():
+            return
+        with self._predictions.open("rb") as lines:
+            for line in lines:
+                try:
+                    files = [str(file) for file in json.loads(line)["files"].values()]
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue  # a damaged line names no files
+                for file in files:
+                    (self.output_dir / safe_name(file)).unlink(missing_ok=True)
 
     def _take_up(self) -> None:
         """Cut off a torn last line, and learn from the others what is done and which names are taken."""

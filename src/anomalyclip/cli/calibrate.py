@@ -1,6 +1,7 @@
 """``anomalyclip calibrate``: a threshold that one can stand by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomalyclip.cli import options
-from anomalyclip.cli.console import fail, out, track
-from anomalyclip.cli.models import check_options, load_detector, scoring_of, warn_of_other_settings
+from anomalyclip.cli.console import fail, out, track, warn
+from anomalyclip.cli.models import check_options, load_detector, refuse, scoring_of, warn_of_other_settings
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from anomalyclip.tiling import Tiling
 
 _NORMAL, _LABELLED = "From normal images", "From labelled images"
+_MASKS = {"ground_truth", "masks"}  # folders in which data sets keep masks
+_NEARLY_ONE = 0.999
 
 
 class Criterion(str, Enum):
@@ -68,6 +71,7 @@ def calibrate(
     output: Annotated[
         Path, typer.Option(help="Threshold file to write, for --threshold.", dir_okay=False)
     ] = Path("threshold.json"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it is there.")] = False,
     batch_size: options.BatchSize = 1,
     backbone: options.Backbone = "ViT-L-14-336",
     prompts: options.Prompts = None,
@@ -88,13 +92,19 @@ def calibrate(
     The file that it writes is what --threshold takes. It says what it was made from and what it can be trusted for.
     Calibrate with the options that predict will have: another image size, precision or --tile gives other scores.
     """
+    from anomalyclip.files import check_writable
     from anomalyclip.tiling import Tiling
 
     check_options(context)
     if bool(normals) == (labelled is not None):
         raise AnomalyCLIPError("give either normal images, or a labelled data set with --labelled ROOT")
-    if labelled is not None and tile is not None:
-        raise AnomalyCLIPError("--tile is for normal images: maps of a labelled data set are not cut")
+    if labelled is None:
+        refuse(context, ("dataset", "criterion"), "is for labelled images: give --labelled ROOT")
+    else:
+        refuse(context, ("false_alarm_rate", "false_pixel_share"), "is for normal images, not for --labelled")
+        refuse(context, ("tile",), "is for normal images: maps of a labelled data set are not cut")
+    images = _normal_images(normals or [])
+    check_writable(output, overwrite=overwrite)
     tiling = None if tile is None else Tiling(tile, overlap=overlap)
     detector, provenance = load_detector(
         model=model,
@@ -114,38 +124,61 @@ def calibrate(
         threshold, failed = _from_labelled(detector, labelled, dataset, criterion.value, batch_size)
     else:
         threshold, failed = _from_normals(
-            detector, normals or [], false_alarm_rate, false_pixel_share, batch_size, tiling
+            detector, images, false_alarm_rate, false_pixel_share, batch_size, tiling
         )
     _with_model(threshold, provenance.about, detector, tiling).to_file(output)
     out().print(
         f"threshold file {output}: score {threshold.score:.4f}, pixel {_shown(threshold.pixel)}", markup=False
     )
+    if labelled is None and threshold.score is not None and threshold.score > _NEARLY_ONE:
+        warn(
+            f"hardly any score will be above {threshold.score:.6f}: to this model some of the normal images look as "
+            "anomalous as can be; are they normal, and of a kind that it knows?"
+        )
     if failed:
         raise typer.Exit(1)
 
 
+def _normal_images(paths: Sequence[str]) -> list[str]:
+    """Return the images to calibrate on.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There are masks among them: somebody named a whole data set.
+    """
+    from anomalyclip.inputs import find_images
+
+    images = list(find_images(paths))
+    for image in images:
+        if not _MASKS.isdisjoint(part.casefold() for part in Path(image.name).parts[:-1]):
+            raise AnomalyCLIPError(
+                f"{image.path} is a mask, so defective images are here too: name the folders of normal images alone "
+                "(such as CLASS/train/good), or give the whole data set as --labelled ROOT"
+            )
+    return [image.path for image in images]
+
+
 def _from_normals(
     detector: "Detector",
-    paths: Sequence[str],
+    images: Sequence[str],
     rate: float,
     share: float,
     batch_size: int,
     tiling: "Tiling | None",
 ) -> "tuple[Threshold, int]":
     from anomalyclip.evaluation.thresholds import NormalMaps, require_share, score_threshold
-    from anomalyclip.inputs import find_images
     from anomalyclip.prediction import Threshold
 
     require_share(rate, "false-alarm rate")
     require_share(share, "share of false pixels")
-    images = [image.path for image in find_images(paths)]
     scores, maps, failed = [], NormalMaps(), []
 
     def on_error(image: Any, error: InputError) -> None:
         fail(str(error))
         failed.append(image)
 
-    with track("Scoring", total=len(images)) as advance:
+    with _stoppable(), track("Scoring", total=len(images)) as advance:
         for prediction in detector.stream(images, batch_size=batch_size, on_error=on_error, tiling=tiling):
             scores.append(prediction.pred_score)
             maps.add(prediction.anomaly_map)
@@ -180,7 +213,8 @@ def _from_labelled(
     from anomalyclip.prediction import Threshold
 
     data = pooled(load_samples(root, dataset))
-    with TemporaryDirectory(prefix="anomalyclip-") as folder, track("Scoring", total=len(data)) as advance:
+    tracked = track("Scoring", total=len(data))
+    with _stoppable(), TemporaryDirectory(prefix="anomalyclip-") as folder, tracked as advance:
         source = DetectorSource(detector, data.root, Path(folder) / "maps", batch_size=batch_size)
         result = evaluate(source, data, folder, options=Options(cases=False), advance=advance).classes[0]
     for why in result.failed.values():
@@ -203,6 +237,16 @@ def _from_labelled(
     return Threshold(score=found.value, pixel=result.thresholds.get(f"pixel_{criterion}"), info=info), len(
         result.failed
     )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Say what Ctrl-C means here: there is nothing to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail("stopped: no threshold was written")
+        raise typer.Exit(130) from None
 
 
 def _with_model(

@@ -27,14 +27,28 @@ def err() -> "Console":
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    r"""Return a text whose control characters are spelled out: a file's name must not steer the terminal.
+
+    Examples
+    --------
+    >>> printable("part\x1b[2J.png")
+    'part\\x1b[2J.png'
+    """
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def warn(message: str) -> None:
     """Print a warning to standard error."""
-    err().print(f"warning: {message}", style="yellow", markup=False)
+    err().print(printable(f"warning: {message}"), style="yellow", markup=False)
 
 
 def fail(message: str) -> None:
     """Print an error to standard error."""
-    err().print(f"error: {message}", style="red", markup=False)
+    err().print(printable(f"error: {message}"), style="red", markup=False)
 
 
 @contextmanager

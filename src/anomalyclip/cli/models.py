@@ -15,18 +15,11 @@ if TYPE_CHECKING:
     from anomalyclip.prediction import Threshold
     from anomalyclip.tiling import Tiling
 
-_DECIDED = (
-    "backbone",
-    "prompts",
-    "image_size",
-    "layers",
-    "dpam_layers",
-    "sigma",
-    "device",
-    "precision",
-    "compiled",
-)
+_DECIDED = ("backbone", "prompts", "image_size", "layers", "dpam_layers", "sigma", "precision", "compiled")
 """Options that an exported file has decided already."""
+
+DETECTOR = (*_DECIDED, "device", "model", "provider", "threads")
+"""Options that decide what an image is scored with, and how."""
 
 
 def check_options(context: typer.Context) -> None:
@@ -37,15 +30,30 @@ def check_options(context: typer.Context) -> None:
     AnomalyCLIPError
         Naming them.
     """
-    model, needless = context.params["model"], given(context)
-    if model is not None and (conflicts := [_spelled(name) for name in _DECIDED if name in needless]):
-        raise AnomalyCLIPError(
-            f"{', '.join(conflicts)} cannot be changed with --model: {model} fixes it; export another file instead"
+    model = context.params["model"]
+    if model is None:
+        refuse(context, ("provider", "threads"), "is for exported files: give --model FILE too")
+    else:
+        refuse(context, ("device",), "is PyTorch's: with --model use --provider")
+        refuse(
+            context,
+            _DECIDED,
+            f"cannot be changed with --model: {model} fixes it; export another file instead",
         )
-    if model is None and (lost := [_spelled(name) for name in ("provider", "threads") if name in needless]):
-        raise AnomalyCLIPError(f"{', '.join(lost)} is for exported files: give --model FILE too")
-    if context.params.get("tile") is None and "overlap" in needless:
-        raise AnomalyCLIPError("--overlap is for tiles: give --tile SIZE too")
+    if context.params.get("tile") is None:
+        refuse(context, ("overlap",), "is for tiles: give --tile SIZE too")
+
+
+def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options that would be ignored, if any of them stands on the command line.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Naming them, and why.
+    """
+    if needless := [_spelled(name) for name in names if name in given(context)]:
+        raise AnomalyCLIPError(f"{', '.join(needless)} {why}")
 
 
 def given(context: typer.Context) -> set[str]:
@@ -110,10 +118,17 @@ def scoring_of(scorer: "Scorer", tiling: "Tiling | None" = None) -> dict[str, An
 
 
 def warn_of_other_settings(
-    scorer: "Scorer", threshold: "Threshold | None" = None, tiling: "Tiling | None" = None
+    scorer: "Scorer",
+    threshold: "Threshold | None" = None,
+    tiling: "Tiling | None" = None,
+    *,
+    precision: str | None = None,
 ) -> None:
-    """Warn where prompts or a threshold were made with other settings than these: scores would be silently off."""
-    now = scoring_of(scorer, tiling)
+    """Warn where prompts or a threshold were made with other settings than these: scores would be silently off.
+
+    `precision` is given where it will be another one than the scorer's, in an export.
+    """
+    now = scoring_of(scorer, tiling) | ({} if precision is None else {"precision": precision})
     learned = getattr(scorer, "prompts_info", {})
     made = {key: learned[key] for key in ("image_size", "layers", "dpam_layers") if key in learned}
     if differ := _differences(made, now):

@@ -1,7 +1,9 @@
 """``anomalyclip predict``: score images and draw where they are anomalous."""
 
+import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomalyclip.cli import options
-from anomalyclip.cli.console import fail, out, track
+from anomalyclip.cli.console import fail, out, printable, track, warn
 from anomalyclip.cli.models import check_options, scoring_of, warn_of_other_settings
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
@@ -50,7 +52,12 @@ def predict(
         ),
     ] = None,
     from_file: Annotated[
-        Path | None, typer.Option(help="File with one image path a line.", show_default=False, dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="File with one image path a line (UTF-8; no folders, no patterns).",
+            show_default=False,
+            dir_okay=False,
+        ),
     ] = None,
     output: options.Output = None,
     save: Annotated[
@@ -89,7 +96,11 @@ def predict(
     ] = 0.7,
     scale: Annotated[
         tuple[float, float],
-        typer.Option(help="Map values of the first and last colour.", rich_help_panel=_DRAWING),
+        typer.Option(
+            help="Map values of the first and last colour, such as: --scale 0.1 0.6",
+            metavar="LOW HIGH",
+            rich_help_panel=_DRAWING,
+        ),
     ] = (0.0, 1.0),
 ) -> None:
     """Score images and draw where they are anomalous.
@@ -100,12 +111,13 @@ def predict(
     from functools import partial
 
     from anomalyclip.detector import Detector
-    from anomalyclip.runs import alone, check_settings, new_folder, write_settings
+    from anomalyclip.runs import alone, begin, new_folder
     from anomalyclip.tiling import Tiling
     from anomalyclip.visualize import overlay
-    from anomalyclip.writers import PREDICTIONS, PredictionWriter
+    from anomalyclip.writers import PredictionWriter
 
-    images = _images(paths or [], from_file)
+    passed_over: Counter[str] = Counter()
+    images = _images(paths or [], from_file, passed_over)
     kinds = [kind.value for kind in save or []]
     _check(kinds, threshold=threshold or model, scale=scale)
     _check_folder(output, resume=resume, overwrite=overwrite)
@@ -138,28 +150,30 @@ def predict(
     settings = _settings(detector, source, tiling)
     draw = partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale)
     with alone(folder):
-        if resume and (folder / PREDICTIONS).exists():
-            check_settings(folder, settings)
-        else:
-            write_settings(folder, settings)
+        if not begin(folder, "predict", settings, resume=resume) and resume:
+            warn(f"{folder} holds no run to go on with: this one begins at the first image")
         with PredictionWriter(folder, save=kinds, resume=resume, overwrite=overwrite, draw=draw) as writer:
             summary = _run(detector, images, writer, batch_size=batch_size, tiling=tiling)
     if summary.nothing:
         raise AnomalyCLIPError("no image came from standard input")
-    summary.show(folder)
+    summary.show(folder, passed_over)
     if summary.failed:
         raise typer.Exit(1)
 
 
-def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | Iterator[ImageFile]":
+def _images(
+    paths: list[str], from_file: Path | None, passed_over: Counter[str]
+) -> "Sequence[ImageFile] | Iterator[ImageFile]":
     """Return the images: a list where all can be known beforehand, or a stream from standard input."""
     from anomalyclip.inputs import find_images, read_list
 
     if "-" in paths or (from_file is not None and str(from_file) == "-"):
         if len(paths) + (from_file is not None) > 1:
             raise AnomalyCLIPError("- (standard input) cannot be combined with other inputs")
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # names need not be valid text
         return read_list(sys.stdin)
-    images = list(find_images(paths))
+    images = list(find_images(paths, passed_over=passed_over))
     if from_file is not None:
         try:
             content = from_file.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -168,6 +182,8 @@ def _images(paths: list[str], from_file: Path | None) -> "Sequence[ImageFile] | 
                 f"{from_file}: not a readable list of image paths ({error.strerror})"
             ) from None
         images += read_list(content.split("\n"))
+    if not images and from_file is not None:
+        raise AnomalyCLIPError(f"{from_file}: the list is empty; expected one image path a line")
     if not images:
         raise AnomalyCLIPError(
             "no images given: name files, folders or patterns, --from-file LIST, or - for stdin"
@@ -289,7 +305,7 @@ class _Summary:
     def _trim(self) -> None:
         self.top = sorted(self.top, key=lambda record: -record["pred_score"])[:_SHOWN]
 
-    def show(self, folder: Path) -> None:
+    def show(self, folder: Path, passed_over: Counter[str]) -> None:
         from rich.table import Table
         from rich.text import Text
 
@@ -306,7 +322,7 @@ class _Summary:
                     if self.judged
                     else []
                 )
-                table.add_row(f"{record['pred_score']:.4f}", *verdict, Text(record["image_path"]))
+                table.add_row(f"{record['pred_score']:.4f}", *verdict, Text(printable(record["image_path"])))
             out().print(table)
             if self.scored > len(self.top):
                 out().print(
@@ -319,4 +335,9 @@ class _Summary:
             counts.append(f"{self.skipped} done before")
         if self.failed:
             counts.append(f"{self.failed} failed (errors.jsonl)")
+        if passed_over:
+            kinds = ", ".join(
+                f"{number} {printable(suffix)}" for suffix, number in passed_over.most_common(5)
+            )
+            counts.append(f"{passed_over.total()} other files passed over ({kinds})")
         out().print(f"{', '.join(counts)}; results in {folder}", markup=False)

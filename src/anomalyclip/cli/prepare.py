@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomalyclip.cli.console import out, track, warn
-from anomalyclip.cli.tables import new_table, printable, show, show_findings, warn_of
+from anomalyclip.cli.console import out, printable, track, warn
+from anomalyclip.cli.tables import new_table, show, show_findings, warn_of
 from anomalyclip.errors import AnomalyCLIPError
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def prepare(
     if findings:
         show_findings(findings)
     faults = sum(not finding.note for finding in findings)
-    out().print(f"{faults or 'no'} fault{'s' * (faults != 1)} found")
+    read = "images by their headers, masks whole"  # an image that is cut off shows when it is scored
+    out().print(f"{faults or 'no'} fault{'s' * (faults != 1)} found ({read})")
     if faults:
         raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from anomalyclip.cli.console import out, track
+from anomalyclip.cli.console import fail, out, track
 
 
 def synth(
@@ -38,15 +38,19 @@ def synth(
 
     total = len(set(classes)) * (2 * normal + anomalous)
     with track("Drawing", total=total) as advance:
-        count = write_dataset(
-            output,
-            classes,
-            normal=normal,
-            anomalous=anomalous,
-            seed=seed,
-            defects=defects,
-            size=size,
-            workers=workers or os.cpu_count() or 1,
-            on_image=advance,
-        )
-    out().print(f"{count} images of {len(set(classes))} classes in {output}", markup=False)
+        try:
+            count = write_dataset(
+                output,
+                classes,
+                normal=normal,
+                anomalous=anomalous,
+                seed=seed,
+                defects=defects,
+                size=size,
+                workers=workers or os.cpu_count() or 1,
+                on_image=advance,
+            )
+        except KeyboardInterrupt:
+            fail("stopped: nothing was kept")
+            raise typer.Exit(130) from None
+    out().print(f"{output}: images {count}, classes {len(set(classes))}", markup=False)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from anomalyclip.cli.console import out, warn
+from anomalyclip.cli.console import out, printable, warn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,8 +63,3 @@ def _by_kind(findings: Iterable["Finding"]) -> "dict[str, list[Finding]]":
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
     return kinds
-
-
-def printable(text: str) -> str:
-    """Return a file name that is no valid text (bytes of another encoding) in a form that can be printed."""
-    return text.encode("utf-8", "backslashreplace").decode()

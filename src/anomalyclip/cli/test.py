@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomalyclip.cli import options
-from anomalyclip.cli.console import out, track, warn
-from anomalyclip.cli.models import check_options, load_detector, scoring_of, warn_of_other_settings
+from anomalyclip.cli.console import fail, out, track, warn
+from anomalyclip.cli.models import (
+    DETECTOR,
+    check_options,
+    load_detector,
+    refuse,
+    scoring_of,
+    warn_of_other_settings,
+)
 from anomalyclip.errors import AnomalyCLIPError
 
 if TYPE_CHECKING:
@@ -127,13 +134,15 @@ def test(
     from anomalyclip.detector import as_threshold
     from anomalyclip.evaluation.evaluator import Options
     from anomalyclip.evaluation.summary import Evaluation
-    from anomalyclip.runs import alone, check_settings, new_folder, write_settings
+    from anomalyclip.runs import alone, begin, new_folder
 
     formats = [kind.value for kind in output_format or [Format.json, Format.csv, Format.md, Format.html]]
     data = _load(roots, dataset or [], allow_outside=allow_outside)
     limits = as_threshold(threshold)
+    if from_maps is not None:
+        refuse(context, DETECTOR, "makes no sense with --from-maps: the maps are there already")
     check_options(context)
-    _check(output, resume=resume, from_maps=from_maps, model=model, keep=bool(save))
+    _check(output, resume=resume, from_maps=from_maps, keep=bool(save))
     detector, provenance = None, None
     if from_maps is None:
         detector, provenance = load_detector(
@@ -154,9 +163,8 @@ def test(
     settings = _settings(data, from_maps, provenance, detector)
     folder = output or new_folder("test")
     with alone(folder):
-        if resume:
-            check_settings(folder, settings)
-        write_settings(folder, settings)
+        if not begin(folder, "test", settings, resume=resume) and resume:
+            warn(f"{folder} holds no run to go on with: this one begins at the first image")
         run = _Run(
             folder,
             options=Options(memory=max_memory, cases="html" in formats, threshold=limits),
@@ -173,11 +181,14 @@ def test(
             protocol=protocol.value,
             compare=compare,
             threshold=limits,
-            notes=_notes(data, results, provenance, detector, recognised=not dataset and compare),
+            notes=_notes(data, results, provenance, detector, compare=compare),
         )
         _write(evaluation, folder, formats)
     _show(evaluation, folder, formats)
-    if any(result.failed for result in results):
+    lost = [why for result in results for why in result.failed.values()]
+    for why in lost:
+        fail(why)
+    if lost:
         raise typer.Exit(1)
 
 
@@ -202,15 +213,11 @@ def _load(roots: Sequence[Path], keys: Sequence[str], *, allow_outside: bool) ->
     return found
 
 
-def _check(
-    output: Path | None, *, resume: bool, from_maps: Path | None, model: Path | None, keep: bool
-) -> None:
+def _check(output: Path | None, *, resume: bool, from_maps: Path | None, keep: bool) -> None:
     if resume and output is None:
         raise AnomalyCLIPError("--resume needs the folder to go on in: give --output FOLDER")
     if not resume and output is not None and any(output.glob("*/classes")):
         raise AnomalyCLIPError(f"{output} holds an evaluation: give --resume, or choose another folder")
-    if from_maps is not None and model is not None:
-        raise AnomalyCLIPError("give either --from-maps or --model: the maps are there already")
     if from_maps is not None and keep:
         raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps are there already")
 
@@ -319,8 +326,8 @@ def _about(
     results: "Sequence[DatasetResult]",
     detector: "Detector | None",
 ) -> dict[str, Any]:
-    from anomalyclip.benchmark import peak_memory
     from anomalyclip.evaluation.summary import versions
+    from anomalyclip.machine import peak_memory
 
     encode, metrics = (sum(result.seconds(what) for result in results) for what in ("encode", "metrics"))
     return {
@@ -338,11 +345,12 @@ def _notes(
     provenance: "Provenance | None",
     detector: "Detector | None",
     *,
-    recognised: bool,
+    compare: bool,
 ) -> list[str]:
     from anomalyclip.data.catalog import catalog
     from anomalyclip.evaluation.provenance import trained_on_this
     from anomalyclip.evaluation.summary import data_notes, setting_notes
+    from anomalyclip.evaluation.tables import not_the_papers
 
     notes = []
     if provenance is not None and detector is not None:
@@ -352,12 +360,13 @@ def _notes(
         notes += setting_notes(detector.scorer.settings())
     for result in results:
         notes += data_notes(result)
-    if recognised:
-        notes += [
-            f"{key} is not in the catalogue: there is nothing to compare it with"
-            for key in data
-            if key not in catalog()
-        ]
+    for result in results if compare else ():
+        if result.key not in catalog():
+            notes.append(f"{result.key} is not in the catalogue: there is nothing to compare it with")
+        elif differ := not_the_papers(result):
+            notes.append(
+                f"{result.key}: its mean is not compared with the paper's, which is over other classes ({differ})"
+            )
     return notes
 
 

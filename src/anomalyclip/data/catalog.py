@@ -4,7 +4,7 @@ The table itself is ``catalog.yaml``, beside this file; a new set is a new entry
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -81,6 +81,16 @@ class DataSet:
     paper: Mapping[str, Mapping[str, tuple[float, float] | None]]
     log: Mapping[str, tuple[float, float, float, float]]
 
+    def class_differences(self, found: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return the classes that are missing among those found, and those found that the data set has not.
+
+        Folders are written with underscores and with spaces ("electrical_commutators"); that is no difference.
+        """
+        there = {name.replace("_", " "): name for name in found}
+        known = {name.replace("_", " "): name for name in self.classes}
+        missing = [name for plain, name in known.items() if plain not in there]
+        return missing, sorted(name for plain, name in there.items() if plain not in known)
+
 
 @cache
 def catalog() -> Mapping[str, DataSet]:
@@ -144,5 +154,5 @@ def known(key: str) -> DataSet:
     if key in table:
         return table[key]
     near = difflib.get_close_matches(key.lower(), table, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    meant = f"; did you mean {' or '.join(near)}?" if near else "."
     raise AnomalyCLIPError(f"{key!r} is no known data set{meant} Known are: {', '.join(table)}")

@@ -148,16 +148,11 @@ def _check_counts(meta: Meta) -> Iterator[Finding]:
 
 
 def _check_classes(meta: Meta, dataset: DataSet) -> Iterator[Finding]:
-    found = set(meta.phase("test").classes)
-    # Folders are written with underscores and with spaces: "electrical_commutators".
-    plain = {name.replace("_", " ") for name in found}
-    for name in dataset.classes:
-        if name.replace("_", " ") not in plain:
-            yield Finding("missing class", name, f"{dataset.name} has it, but there are no test images of it")
-    known = {name.replace("_", " ") for name in dataset.classes}
-    for name in sorted(found):
-        if name.replace("_", " ") not in known:
-            yield Finding("unknown class", name, f"{dataset.name} has no such class")
+    missing, unknown = dataset.class_differences(meta.phase("test").classes)
+    for name in missing:
+        yield Finding("missing class", name, f"{dataset.name} has it, but there are no test images of it")
+    for name in unknown:
+        yield Finding("unknown class", name, f"{dataset.name} has no such class")
     if "pixel" in dataset.metrics and not any(sample.mask for sample in meta):
         yield Finding(
             "missing mask", "", f"not one mask, but {dataset.name} has them: no pixel-level metrics"

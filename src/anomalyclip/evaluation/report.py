@@ -14,7 +14,7 @@ from typing import Any
 from anomalyclip.evaluation import curves
 from anomalyclip.evaluation.results import METRICS, PAPER, Case, ClassResult, DatasetResult
 from anomalyclip.evaluation.summary import Evaluation
-from anomalyclip.evaluation.tables import SOURCE, Column, Row, Table, paper_mean
+from anomalyclip.evaluation.tables import SOURCE, Column, Row, Table
 from anomalyclip.files import replacing, writing
 
 NAME = "report.html"
@@ -95,11 +95,12 @@ def _anchor(name: str) -> str:
 def _cards(evaluation: Evaluation) -> str:
     """Return the paper's four figures, large: of the data set, or the mean over several."""
     last = next(row for row in evaluation.tables[0].rows if row.summary)
-    paper = paper_mean(evaluation.results[0].key) if len(evaluation.results) == 1 else {}
     cards = []
     for metric in PAPER:
         level, name = METRICS[metric]
-        beside = f" · paper {100 * value:.1f}" if evaluation.compare and (value := paper.get(metric)) else ""
+        beside = (
+            f" · paper {100 * value:.1f}" if evaluation.compare and (value := last.paper.get(metric)) else ""
+        )
         what = f"{level} {name}{beside}"
         cards.append(f'<div class="card"><b>{Column(metric).text(last)}</b><span>{escape(what)}</span></div>')
     return f'<div class="cards">{"".join(cards)}</div>'

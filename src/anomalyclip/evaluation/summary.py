@@ -176,10 +176,10 @@ def setting_notes(settings: Mapping[str, Any]) -> list[str]:
     Examples
     --------
     >>> setting_notes({"image_size": 518, "sigma": 2.0})
-    ["settings other than the paper's: sigma 2.0 (4.0)"]
+    ["settings other than the paper's: sigma 2.0 here, 4.0 in the paper"]
     """
     differ = [
-        f"{name.replace('_', ' ')} {settings[name]} ({paper})"
+        f"{name.replace('_', ' ')} {settings[name]} here, {paper} in the paper"
         for name, paper in (("image_size", SIZE), ("sigma", SIGMA))
         if name in settings and settings[name] != paper
     ]

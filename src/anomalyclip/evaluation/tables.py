@@ -149,7 +149,7 @@ def _mean_rows(results: Sequence[DatasetResult], compare: bool) -> list[Row]:
             "mean" if result.scorer == "model" else f"control: {result.scorer}",
             *_sums([result]),
             result.mean,
-            paper_mean(result.key) if compare and result.scorer == "model" else {},
+            _paper_of(result) if compare and result.scorer == "model" else {},
             True,
         )
         for result in results
@@ -157,7 +157,7 @@ def _mean_rows(results: Sequence[DatasetResult], compare: bool) -> list[Row]:
 
 
 def _dataset_rows(result: DatasetResult, compare: bool) -> list[Row]:
-    return [Row(result.key, *_sums([result]), result.mean, paper_mean(result.key) if compare else {})]
+    return [Row(result.key, *_sums([result]), result.mean, _paper_of(result) if compare else {})]
 
 
 def _sums(results: Sequence[DatasetResult]) -> tuple[int, int]:
@@ -173,6 +173,22 @@ def _mean_paper(rows: Sequence[Row]) -> Metrics:
         for metric in PAPER
     }
     return {metric: mean[metric] if complete[metric] else None for metric in PAPER}
+
+
+def not_the_papers(result: DatasetResult) -> str | None:
+    """Say which classes are missing or unknown, where the classes are not those of the paper's means."""
+    if result.key not in catalog():
+        return None
+    missing, unknown = catalog()[result.key].class_differences(entry.name for entry in result.classes)
+    parts = [
+        f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names
+    ]
+    return "; ".join(parts) or None
+
+
+def _paper_of(result: DatasetResult) -> Metrics:
+    """Return the paper's means, if ours are over the same classes."""
+    return {} if not_the_papers(result) else paper_mean(result.key)
 
 
 def paper_mean(key: str) -> Metrics:

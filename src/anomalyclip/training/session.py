@@ -20,7 +20,7 @@ from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
-from anomalyclip.runs import SETTINGS, check_settings, write_settings
+from anomalyclip.runs import SETTINGS, begin
 from anomalyclip.scorer import TorchScorer
 from anomalyclip.training.batches import Batch, TrainingData, split_layers
 from anomalyclip.training.features import FeatureStore
@@ -161,9 +161,7 @@ class Session:
             raise AnomalyCLIPError(
                 f"{folder} holds a run already: go on with it by --resume, or choose another folder"
             )
-        if resume:
-            check_settings(folder, self._determinants())
-        write_settings(folder, self._determinants())
+        begin(folder, "train", self._determinants(), resume=resume)
         self._describe(folder)
         trainer = Trainer(
             self.clip,
