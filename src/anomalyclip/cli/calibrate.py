@@ -81,6 +81,7 @@ def calibrate(
     sigma: options.Sigma = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
+    compiled: options.Compile = False,
     model: options.ExportedModel = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
@@ -118,6 +119,7 @@ def calibrate(
         sigma=sigma,
         device=device,
         precision=precision,
+        compiled=compiled,
     )
     warn_of_other_settings(detector.scorer)
     if labelled is not None:

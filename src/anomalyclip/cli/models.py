@@ -76,6 +76,7 @@ def load_detector(
     sigma: float,
     device: str,
     precision: str,
+    compiled: bool,
 ) -> "tuple[Detector, Provenance]":
     """Load what is to be judged, and what identifies it. With an exported file PyTorch is not imported.
 
@@ -105,6 +106,7 @@ def load_detector(
         sigma=sigma,
         device=device,
         precision=precision,
+        compiled=compiled,
     )
     return Detector(scorer), provenance
 

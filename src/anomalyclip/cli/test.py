@@ -123,6 +123,7 @@ def test(
     sigma: options.Sigma = 4.0,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
+    compiled: options.Compile = False,
     model: options.ExportedModel = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
@@ -157,6 +158,7 @@ def test(
             sigma=sigma,
             device=device,
             precision=precision,
+            compiled=compiled,
         )
         limits = limits or detector.threshold
         warn_of_other_settings(detector.scorer, limits)
