@@ -15,6 +15,8 @@ import torch
 
 from anomalyclip.benchmark import ARCHITECTURES, random_model
 from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.demo import PICTURES as PICTURES_OF_THE_DEMO
+from anomalyclip.demo import THRESHOLD
 from anomalyclip.deploy import export as exporting
 from anomalyclip.deploy import libraries
 from anomalyclip.deploy.card import KEY, ModelCard
@@ -546,3 +548,20 @@ def test_exports_equal_the_published_code(golden, tiny_clip, tmp_path, format, p
     scores, maps = ExportedScorer(path)(pixels)
     np.testing.assert_allclose(scores, golden.arrays["score"], atol=tolerance)
     np.testing.assert_allclose(maps, golden.published_map("anomaly_map"), atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3)])
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_exports_of_the_embedded_backbone_judge_pictures_as_pytorch_does(
+    tmp_path, format, precision, tolerance
+):
+    detector = Detector.from_pretrained("micro", threshold=THRESHOLD, device="cpu")
+    path = tmp_path / {"onnx": "m.onnx", "openvino": "m.xml"}[format]
+    export(detector, path, format=format, precision=precision)
+    pictures = [str(path) for path in sorted(PICTURES_OF_THE_DEMO.iterdir())]
+    loaded = Detector.from_exported(path)
+    for ours, theirs in zip(loaded.predict(pictures), detector.predict(pictures), strict=True):
+        assert ours.pred_score == pytest.approx(theirs.pred_score, abs=tolerance)
+        np.testing.assert_allclose(ours.anomaly_map, theirs.anomaly_map, atol=tolerance)
+        assert ours.pred_label == theirs.pred_label
