@@ -202,7 +202,10 @@ def test_it_is_normal_images_or_labelled_ones(cli, model, root):
 def test_a_whole_data_set_is_not_taken_for_normal_images(cli, model, root, tmp_path):
     done = cli("calibrate", root, *model, "--output", tmp_path / "threshold.json")
     assert done.code == 2
-    assert "is a mask, so defective images are here too: name the folders of normal images alone" in done.err
+    assert (
+        "lies where data sets keep masks, so defective images are here too: name the folders of normal"
+        in done.err
+    )
     assert not (tmp_path / "threshold.json").exists()
 
 

@@ -37,6 +37,13 @@ def test_two_commands_never_share_a_folder(tmp_path):
             begin(tmp_path, "test", {"sigma": 4.0}, resume=resume)
 
 
+def test_a_file_of_that_name_that_is_not_ours_is_not_written_over(tmp_path):
+    (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
+    with pytest.raises(AnomalyCLIPError, match="is not of an anomalyclip run and would be lost"):
+        begin(tmp_path, "predict", {}, resume=False)
+    assert (tmp_path / "settings.json").read_text() == '{"editor.fontSize": 12}'
+
+
 def test_damaged_settings_are_named(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(AnomalyCLIPError, match="settings.json: damaged"):

@@ -93,13 +93,18 @@ def begin(folder: Path, command: str, settings: Mapping[str, Any], *, resume: bo
     Raises
     ------
     AnomalyCLIPError
-        The folder is another command's, or the run began with other settings; the message says which differ.
+        The folder is another command's or somebody else's, or the run began with other settings; the message says
+        which.
     """
     path = folder / SETTINGS
     now = {"command": command, **json.loads(json.dumps(settings))}
     there = path.is_file()
     before = _read(path) if there else now
-    if before.setdefault("command", command) != command:
+    if "command" not in before:
+        raise AnomalyCLIPError(
+            f"{path} is not of an anomalyclip run and would be lost: choose another folder"
+        )
+    if before["command"] != command:
         raise AnomalyCLIPError(
             f"{folder} holds results of `anomalyclip {before['command']}`: choose another folder"
         )

@@ -155,8 +155,8 @@ def _normal_images(paths: Sequence[str]) -> list[str]:
     for image in images:
         if not _MASKS.isdisjoint(part.casefold() for part in Path(image.name).parts[:-1]):
             raise AnomalyCLIPError(
-                f"{image.path} is a mask, so defective images are here too: name the folders of normal images alone "
-                "(such as CLASS/train/good), or give the whole data set as --labelled ROOT"
+                f"{image.path} lies where data sets keep masks, so defective images are here too: name the folders of "
+                "normal images alone (such as CLASS/train/good), or give the whole data set as --labelled ROOT"
             )
     return [image.path for image in images]
 
