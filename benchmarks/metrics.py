@@ -3,7 +3,7 @@
     python benchmarks/metrics.py                       # 30 maps of 518 x 518, four kinds of maps
     python benchmarks/metrics.py --images 200 --json   # a large class; JSON on the standard output
 
-`ratio` is all of `pixel_metrics` (AUROC, average precision, F1-max, both AUPROs) over `roc_auc_score` alone;
+`ratio` is all of `pixel_metrics` (AUROC, average precision, F1-max, Youden, both AUPROs) over `roc_auc_score` alone;
 `over_sort` is the same over one `np.sort` of the maps, the floor of any method that sorts. `peak_mib` is
 what `pixel_metrics` allocates beside its arguments. Times are the best of `--repeats` interleaved rounds.
 """

@@ -19,8 +19,9 @@ from PIL import Image
 from anomalyclip.benchmark import ARCHITECTURES
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.tokenizer import CLIP_TOKENS
+from anomalyclip.methods.anomalyclip import assemble
 from anomalyclip.prompts import Prompts
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.samples import TrainingImage
@@ -42,7 +43,7 @@ def main() -> None:
     clip = CLIP(config).requires_grad_(False).eval()
     ids = prompt_ids(CLIP_TOKENS, length=12, context_length=config.context_length)
     prompts = Prompts.initial(ids, width=config.text_width)
-    scorer = TorchScorer(clip, prompts, image_size=options.image_size)
+    scorer = assemble(clip, prompts, DetectorSpec(image_size=options.image_size))
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder) / "features", scorer, weights="random", on_damage=print)
         images = [generated(Path(folder), index) for index in range(options.encode)]

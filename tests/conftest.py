@@ -14,7 +14,11 @@ import pytest
 import torch
 
 from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.engines.torch import TorchScorer
+from anomalyclip.methods.anomalyclip import assemble
 from anomalyclip.prompts import Prompts, load_prompts
+from anomalyclip.spec import DetectorSpec
+from anomalyclip.texts import Texts
 
 # No test is timed; a clean clone must give the same answer every time.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -24,6 +28,11 @@ torch.set_num_threads(1)  # small tensors: more threads only get into each other
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = CLIPConfig(32, 56, 14, 64, 24, 1, 64, 12, 1, 77, 49408)
+
+
+def torch_scorer(clip: CLIP, texts: Texts, **options: Any) -> TorchScorer:
+    """Return the scorer of AnomalyCLIP with these options of a spec."""
+    return assemble(clip, texts, DetectorSpec(**options))
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,21 @@ def tiny_backbone(tiny_state: dict[str, torch.Tensor], tmp_path_factory: pytest.
     path = tmp_path_factory.mktemp("backbone") / "tiny.pt"
     torch.save(tiny_state, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def rivals() -> dict[str, np.ndarray]:
+    """What public code made of two pictures of 56 x 56 with these weights; docs/method.md says whose."""
+    with np.load(GOLDEN / "rivals.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def worded_clip(tiny_state: dict[str, torch.Tensor], rivals: dict[str, np.ndarray]) -> CLIP:
+    """The small CLIP with embeddings for the words of plain prompts, without which they would all be nearly zero."""
+    words = tiny_state["token_embedding.weight"].clone()
+    words[rivals["word_ids"].astype(np.int64)] = torch.from_numpy(rivals["word_embeddings"])
+    return CLIP.frozen(TINY, tiny_state | {"token_embedding.weight": words})
 
 
 @dataclass(frozen=True)

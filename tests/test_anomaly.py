@@ -1,5 +1,7 @@
 """Similarities, maps and scores as pure functions."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from anomalyclip.anomaly import enlarge, patch_probabilities, probabilities
+from anomalyclip.anomaly import enlarge, highest, image_score, patch_probabilities, probabilities
+from anomalyclip.detector import Detector
+from tests.conftest import GOLDEN, golden_case, torch_scorer
 
 
 def features(golden):
@@ -59,3 +63,37 @@ def test_maps_can_be_trained_through_even_after_inference_used_the_same_size():
     grids = torch.rand(1, 3, 3, requires_grad=True)
     enlarge(grids, 12).sum().backward()
     assert grids.grad.sum() == pytest.approx(144, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "count"), [(5, 1), (10, 1), (14, 1), (15, 2), (70, 49)])
+def test_the_highest_hundredth_is_rounded_down_and_one_pixel_at_least(size, count):
+    maps = torch.rand(2, size, size, generator=torch.Generator().manual_seed(size))
+    expected = [np.sort(one.numpy().ravel())[-count:].mean() for one in maps]
+    np.testing.assert_allclose(highest(maps, 0.01).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["paper", "multilayer"])
+def test_image_scores_that_use_the_map_equal_the_published_rules(name, tiny_clip):
+    """AdaptCLIP's mean with the maximum, and with MRAD's mean of the highest hundredth, in the detector as a whole."""
+    case, rules = golden_case(name), json.loads((GOLDEN / "fusion.json").read_text())[name]
+    published = {
+        "text": case.arrays["score"],
+        "max": rules["adaptclip"],
+        "top1": (case.arrays["score"] + rules["top1_mean"]) / 2,
+    }
+    settings = {"image_size": case.image_size, "layers": case.layers, "dpam_layers": case.dpam_layers}
+    for rule, expected in published.items():
+        detector = Detector(torch_scorer(tiny_clip, case.prompts, image_score=rule, **settings))
+        predictions = detector.predict([str(path) for path in case.images])
+        np.testing.assert_allclose([p.pred_score for p in predictions], expected, atol=1e-5)
+        for prediction, expected_map in zip(predictions, case.published_map("anomaly_map"), strict=True):
+            np.testing.assert_allclose(prediction.anomaly_map, expected_map, atol=1e-5)  # the same for all
+        assert detector.identity()["image_score"] == rule
+
+
+def test_without_an_option_the_image_score_is_the_published_one(golden, tiny_clip):
+    settings = {"image_size": golden.image_size, "layers": golden.layers, "dpam_layers": golden.dpam_layers}
+    detector = Detector(torch_scorer(tiny_clip, golden.prompts, **settings))
+    assert detector.identity()["image_score"] == "text"
+    text = torch.rand(3)
+    assert torch.equal(image_score(text, torch.rand(3, 8, 8), "text"), text)

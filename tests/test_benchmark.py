@@ -6,6 +6,7 @@ import torch
 from anomalyclip import AnomalyCLIPError
 from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop, run
 from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.spec import DetectorSpec
 
 
 def test_the_operations_are_those_that_pytorch_counts():
@@ -34,7 +35,7 @@ def test_the_default_architecture_needs_the_known_number_of_operations():
 
 def test_a_run_tells_every_stage_and_the_ratio_to_the_floor(monkeypatch):
     monkeypatch.setattr("anomalyclip.benchmark.MATRIX", 256)
-    timing = run("ViT-B-32", image_size=64, repeats=1)
+    timing = run("ViT-B-32", DetectorSpec(image_size=64), repeats=1)
     assert list(timing.stages) == ["decode", "resize", "encode", "score", "smooth"]
     assert min(timing.stages.values()) > 0
     assert timing.floor == pytest.approx(timing.gflop / timing.gflops)

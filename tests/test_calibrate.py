@@ -112,6 +112,11 @@ def test_labelled_images_give_the_best_f1_or_the_best_difference_of_rates():
     assert (youden.value, youden.misses.count, youden.alarms.count) == (0.8, 0, 1)
 
 
+def test_where_no_threshold_is_better_than_calling_every_image_normal_youden_is_the_highest_score_there_is():
+    found = labelled_threshold([True, False, False], [0.1, 0.2, 0.9], "youden")
+    assert (found.value, found.misses.count, found.alarms.count) == (1.0, 1, 0)
+
+
 def test_one_kind_of_image_alone_cannot_be_told_apart():
     with pytest.raises(AnomalyCLIPError, match="must be normal and anomalous"):
         labelled_threshold([True, True], [0.1, 0.2], "f1")
@@ -136,7 +141,8 @@ def test_the_file_of_normal_images_brings_predict_its_verdicts(cli, model, root,
     threshold = Threshold.from_file(file)
     assert threshold.info["images"] == 5
     assert threshold.info["false_alarm_rate"]["wanted"] == 0.2
-    assert len(threshold.info["model"]["weights_sha256"]) == 64
+    assert len(threshold.info["identity"]["weights_sha256"]) == 64
+    assert threshold.info["spec"]["image_size"] == 56
     done = cli("predict", good, *model, "--threshold", file, "--output", tmp_path / "out")
     assert done.code == 0, done.err
     records = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
@@ -154,7 +160,10 @@ def test_a_threshold_or_prompts_made_with_other_settings_are_warned_of(
     assert (same.code, same.err) == (0, "")
     other = cli("predict", good, *model, "--threshold", file, "--output", tmp_path / "2")
     assert other.code == 0
-    expected = "the threshold was made with other settings: sigma 2.0 then, 4.0 now, tile 40 then, None now, "
+    expected = (
+        "the threshold was made with other settings (sigma: 2.0 then, 4.0 now; tile: 40 then, none now; overlap: 0.25 "
+        "then, none now): calibrate it again"
+    )
     assert expected in other.err
     tested = cli("test", root, *model, "--threshold", file, "--format", "json", "--output", tmp_path / "3")
     assert (tested.code, expected in tested.err) == (0, True)
@@ -163,13 +172,20 @@ def test_a_threshold_or_prompts_made_with_other_settings_are_warned_of(
     other_prompts = replace(paper_case.prompts, normal=paper_case.prompts.normal * 1.5, info=learned)
     other_prompts.save(tmp_path / "prompts.safetensors")
     done = cli("predict", good, *model, "--threshold", file, "--output", tmp_path / "4")
-    assert "the prompts were learned with other settings: image_size 70 then, 56 now\n" in done.err
-    assert "another model; calibrate it anew" in done.err
+    assert "the prompts were learned with other settings (image_size: 70 then, 56 now)\n" in done.err
+    assert "; other prompts: " in done.err
 
 
-def test_tiles_are_for_normal_images(cli, model, root, tmp_path):
-    done = cli("calibrate", "--labelled", root, *model, "--tile", 40)
-    assert (done.code, "--tile is for normal images" in done.err) == (2, True)
+def test_labelled_images_are_cut_like_normal_ones(cli, model, root, tmp_path):
+    found = {}
+    for name, tiles in (("whole", []), ("tiled", ["--tile", 40])):
+        file = tmp_path / f"{name}.json"
+        done = cli("calibrate", "--labelled", root, *model, *tiles, "--output", file)
+        assert done.code == 0, done.err
+        found[name] = Threshold.from_file(file)
+    assert found["tiled"].info["identity"]["tile"] == 40
+    assert "tile" not in found["whole"].info["identity"]
+    assert found["tiled"].score != found["whole"].score
 
 
 @pytest.mark.parametrize("criterion", ["f1", "youden"])
@@ -224,7 +240,7 @@ def test_an_option_of_the_other_way_is_refused_and_not_ignored(cli, model, root,
 
 
 def test_where_nothing_can_be_written_nothing_is_scored(cli, model, root, tmp_path, monkeypatch):
-    monkeypatch.setattr("anomalyclip.evaluation.provenance.load_model", None)  # it must not come to that
+    monkeypatch.setattr("anomalyclip.loading.load", None)  # it must not come to that
     good = root / "nut" / "test" / "good"
     file = next(good.iterdir())
     done = cli("calibrate", good, *model, "--output", file / "threshold.json")
@@ -238,7 +254,7 @@ def test_where_nothing_can_be_written_nothing_is_scored(cli, model, root, tmp_pa
 def test_a_threshold_that_nothing_can_pass_is_warned_of(cli, model, root, tmp_path, monkeypatch):
     """As from defective images that were taken for normal ones."""
     found = score_threshold([0.9999, 0.99995], 0.5)
-    monkeypatch.setattr("anomalyclip.evaluation.thresholds.score_threshold", lambda *_: found)
+    monkeypatch.setattr("anomalyclip.evaluation.calibration.score_threshold", lambda *_: found)
     (tmp_path / "threshold.json").write_text("an older one")
     good, file = root / "nut" / "test" / "good", tmp_path / "threshold.json"
     done = cli("calibrate", good, *model, "--output", file, "--overwrite")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalyclip.images import open_image
+from anomalyclip.readers import open_image
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_other_prompts_under_the_same_name_are_other_settings(cli, model, photog
     replace(paper_case.prompts, normal=-paper_case.prompts.normal).save(tmp_path / "prompts.safetensors")
     done = cli(*options, "--resume")
     assert done.code == 2
-    assert "digest: " in done.err
+    assert "other prompts: " in done.err
 
 
 def test_colours_are_options(cli, model, photographs, tmp_path):
@@ -294,7 +294,7 @@ def test_an_interrupted_run_says_how_to_go_on(cli, model, photographs, tmp_path,
     monkeypatch.setattr("anomalyclip.writers.PredictionWriter.write", interrupted)
     done = cli("predict", photographs, *model, "--output", tmp_path / "out")
     assert done.code == 130
-    assert "--resume goes on" in done.err
+    assert "--resume continues" in done.err
 
 
 def test_a_list_may_begin_with_a_byte_order_mark_and_no_list_is_no_input(cli, model, photographs, tmp_path):
@@ -304,7 +304,7 @@ def test_a_list_may_begin_with_a_byte_order_mark_and_no_list_is_no_input(cli, mo
     )
     empty = cli("predict", "-", *model, "--output", tmp_path / "none", stdin="")
     assert empty.code == 2
-    assert "no image came from standard input" in empty.err
+    assert "there was no image to score" in empty.err
 
 
 def test_the_version_is_told(cli):
@@ -315,8 +315,8 @@ def test_what_is_no_list_of_paths_is_one_message(cli, model, photographs, tmp_pa
     (tmp_path / "windows.txt").write_bytes("a.png\r\nb.png\r\n".encode("utf-16"))
     (tmp_path / "empty.txt").write_text("\n")
     for file, says in (
-        (photographs / "a.png", "expected UTF-8 text with one path a line"),
-        (tmp_path / "windows.txt", "expected UTF-8 text with one path a line"),
+        (photographs / "a.png", "expected UTF-8 text with one path per line"),
+        (tmp_path / "windows.txt", "expected UTF-8 text with one path per line"),
         (tmp_path / "empty.txt", "empty.txt: the list is empty"),
     ):
         done = cli("predict", "--from-file", file, *model, "--output", tmp_path / "out")
@@ -327,7 +327,7 @@ def test_files_that_are_passed_over_are_counted(cli, model, photographs, tmp_pat
     for name in ("scan.dcm", "slice.dcm", "notes.txt", ".hidden.dcm"):
         (photographs / name).touch()
     done = cli("predict", photographs, *model, "--output", tmp_path / "out")
-    assert "3 other files passed over (2 .dcm, 1 .txt)" in done.out
+    assert "3 other files skipped (2 .dcm, 1 .txt)" in done.out
 
 
 def test_a_name_cannot_steer_the_terminal(cli, model, photographs, tmp_path):
@@ -340,4 +340,4 @@ def test_a_name_cannot_steer_the_terminal(cli, model, photographs, tmp_path):
 def test_going_on_where_nothing_began_is_said(cli, model, photographs, tmp_path):
     done = cli("predict", photographs, *model, "--output", tmp_path / "mistyped", "--resume")
     assert done.code == 0
-    assert "mistyped holds no run to go on with" in done.err
+    assert "mistyped holds no run to resume" in done.err

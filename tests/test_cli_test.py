@@ -45,8 +45,8 @@ def test_one_command_leaves_the_table_in_every_form_and_a_report(cli, model, roo
     assert done.code == 0, done.err
     found = results(out)
     assert [entry["class"] for entry in found["results"][0]["classes"]] == ["nut", "tile"]
-    assert found["model"]["weights_sha256"]
-    assert found["scoring"]["image_size"] == 56
+    assert len(found["identity"]["weights_sha256"]) == 64
+    assert found["identity"]["image_size"] == 56
     assert found["peak_memory_mb"] > 0
     for line in done.out.splitlines():
         if line.startswith("mean"):
@@ -198,7 +198,7 @@ def test_an_evaluation_is_not_overwritten_and_not_resumed_with_other_settings(cl
     assert cli(*run).code == 0
     again = cli(*run)
     assert again.code == 2
-    assert "give --resume, or choose another folder" in again.err
+    assert "has results already: give --resume or another --output" in again.err
     other = cli(*run, "--resume", "--sigma", 2)
     assert other.code == 2
     assert "began with other settings" in other.err

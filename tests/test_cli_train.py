@@ -153,7 +153,7 @@ def test_a_folder_with_a_run_is_not_overwritten(cli, arguments):
     before = Path("run/prompts.safetensors").read_bytes()
     done = cli(*arguments, "--epochs", 2, "--output", "run")
     assert done.code == 2
-    assert "run holds a run already: go on with it by --resume" in done.err
+    assert "run has results already: give --resume or another --output" in done.err
     assert Path("run/prompts.safetensors").read_bytes() == before
 
 
@@ -188,7 +188,13 @@ def test_options_that_make_no_sense_are_one_message(cli, arguments, tmp_path, op
 
 # --- being stopped
 
-RESULTS = ("prompts.safetensors", "prompts.pth", "metrics.jsonl", "checkpoints/epoch_02.safetensors")
+RESULTS = (
+    "prompts.safetensors",
+    "prompts.pth",
+    "metrics.jsonl",
+    "checkpoints/epoch_02.safetensors",
+    "checkpoints/state.pt",
+)
 
 
 def test_ctrl_c_saves_and_the_command_that_it_prints_goes_on_to_the_same_bits(cli, arguments, tmp_path):
@@ -205,7 +211,7 @@ def test_ctrl_c_saves_and_the_command_that_it_prints_goes_on_to_the_same_bits(cl
         process.send_signal(signal.SIGINT)
         printed += process.stdout.read()
     assert process.returncode == 130
-    words = shlex.split(printed.split("to go on: ")[1])
+    words = shlex.split(printed.split("to continue: ")[1])
     assert words[0] == "anomalyclip"
     assert words[-1] == "--resume"
     assert cli(*words[1:]).code == 0

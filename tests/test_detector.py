@@ -1,6 +1,8 @@
 """The detector as a whole, against the golden cases, and how it streams."""
 
+import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 import numpy as np
@@ -11,15 +13,15 @@ from PIL import Image
 from anomalyclip import AnomalyCLIPError, Detector
 from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import InputError
-from anomalyclip.images import open_image
 from anomalyclip.prediction import Threshold
-from anomalyclip.scorer import TorchScorer
-from tests.conftest import TINY
+from anomalyclip.readers import open_image
+from anomalyclip.scorer import Description
+from tests.conftest import TINY, torch_scorer
 
 
 def make(golden, tiny_clip, **options):
     settings = {"image_size": golden.image_size, "layers": golden.layers, "dpam_layers": golden.dpam_layers}
-    return Detector(TorchScorer(tiny_clip, golden.prompts, **settings | options))
+    return Detector(torch_scorer(tiny_clip, golden.prompts, **settings | options))
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_from_pretrained_reads_files_and_finds_the_papers_defaults_by_itself(
     detector = Detector.from_pretrained(
         tiny_backbone, prompts=tmp_path / "prompts.safetensors", image_size=70
     )
-    settings = detector.scorer.settings()
+    settings = detector.identity()
     assert (settings["layers"], settings["dpam_layers"], settings["sigma"]) == ([24], 19, 4.0)
     prediction = detector.predict(paper_case.images[1])
     assert prediction.pred_score == pytest.approx(paper_case.arrays["score"][1], abs=1e-5)
@@ -57,6 +59,84 @@ def test_a_path_an_image_and_an_array_give_the_same_prediction(detector, paper_c
         detector.predict(source).pred_score for source in (path, image, np.asarray(image.convert("RGB")))
     ]
     assert scores[0] == scores[1] == scores[2]
+
+
+def test_bytes_and_files_are_taken_alone_and_in_a_list(detector, paper_case):
+    path = paper_case.images[1]
+    expected, content = detector.predict(path), path.read_bytes()
+    with open(path, "rb") as file:
+        sources = [content, file, io.BytesIO(content)]
+        alone = [detector.predict(source) for source in sources]
+        together = detector.predict([path, *sources])
+    for prediction in (*alone, *together[1:]):
+        assert prediction.image_path is None
+        assert prediction.pred_score == pytest.approx(expected.pred_score, abs=1e-6)
+        np.testing.assert_allclose(prediction.anomaly_map, expected.anomaly_map, atol=1e-6)
+    assert together[0].image_path == str(path)
+    assert isinstance(detector.predict((content,)), list)
+
+
+class Recording:
+    """A scorer that remembers the sizes of its batches."""
+
+    image_size = 8
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, pixels):
+        self.batches.append(len(pixels))
+        maps = pixels.mean(axis=3, dtype=np.float32) / 255
+        return maps.max(axis=(1, 2)), maps
+
+    def identity(self):
+        return {"method": "recording"}
+
+    def describe(self):
+        return Description("recording")
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"), [({}, [8, 3]), ({"batch_size": 4}, [4, 4, 3]), ({"batch_size": 1}, [1] * 11)]
+)
+def test_a_list_goes_through_the_model_in_batches_and_in_its_order(options, sizes):
+    scorer = Recording()
+    grays = [np.full((5, 6, 3), 20 * number, np.uint8) for number in range(11)]
+    predictions = Detector(scorer).predict(grays, **options)
+    assert scorer.batches == sizes
+    assert [prediction.pred_score for prediction in predictions] == pytest.approx(
+        [20 * number / 255 for number in range(11)]
+    )
+
+
+def test_an_empty_list_is_no_prediction_and_needs_no_model():
+    scorer = Recording()
+    assert Detector(scorer).predict([]) == []
+    assert scorer.batches == []
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_an_impossible_batch_size_is_refused(batch_size):
+    with pytest.raises(AnomalyCLIPError, match=f"batch size {batch_size}"):
+        Detector(Recording()).predict([np.zeros((5, 6, 3), np.uint8)], batch_size=batch_size)
+
+
+def test_predicting_starts_no_thread(detector, paper_case, monkeypatch):
+    started = []
+    start = threading.Thread.start
+
+    def noted(thread):
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+    assert len(started) == 1, "a pool would be seen"
+    started.clear()
+    detector.predict(paper_case.images[0])
+    detector.predict([path.read_bytes() for path in paper_case.images] * 2)
+    assert started == []
 
 
 def test_batches_do_not_change_results(detector, paper_case):
@@ -122,7 +202,7 @@ def test_an_error_of_the_source_is_raised_where_the_stream_is_read(detector, pap
 
 def test_numbers_that_are_none_are_an_error_and_no_score(paper_case, tiny_state):
     damaged = CLIP.frozen(TINY, tiny_state | {"visual.proj": torch.full((64, 32), torch.nan)})
-    with pytest.raises(AnomalyCLIPError, match="scores that are no numbers at precision fp32"):
+    with pytest.raises(AnomalyCLIPError, match="NaN or infinite scores at precision fp32"):
         make(paper_case, damaged).predict(paper_case.images[0])
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from anomalyclip import readers
+from anomalyclip.methods import METHODS
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 _BLOCK = re.compile(
@@ -26,6 +29,13 @@ def commands(code: str) -> list[str]:
     return [
         line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")
     ]
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch):
+    """What a page registers is gone after it."""
+    monkeypatch.setattr(METHODS, "_known", dict(METHODS._known))
+    monkeypatch.setattr(readers, "READERS", list(readers.READERS))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -11,7 +11,7 @@ from anomalyclip.data.listing import load_samples
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CentreScorer, ContrastScorer, not_beaten
-from anomalyclip.evaluation.evaluator import Options, evaluate, pooled
+from anomalyclip.evaluation.evaluator import Options, evaluate_set, pooled
 from anomalyclip.evaluation.maps import DetectorSource, FolderSource
 from anomalyclip.images import read_mask
 from anomalyclip.metrics import image_metrics, pixel_metrics
@@ -31,7 +31,7 @@ def run(root, folder, *, scorer=None, resume=False, keep=False, options=WITHOUT_
     data = load_samples(root)
     detector = Detector(scorer or ContrastScorer(SIZE))
     source = DetectorSource(detector, data.root, folder / "maps", batch_size=3, resume=resume, keep=keep)
-    return evaluate(source, data, folder, resume=resume, options=options)
+    return evaluate_set(source, data, folder, resume=resume, options=options)
 
 
 def by_name(result):
@@ -149,7 +149,7 @@ def test_maps_are_gone_when_all_is_done_unless_they_are_kept(root, tmp_path):
 
 def test_kept_maps_give_the_same_results_without_a_model(root, tmp_path):
     result = run(root, tmp_path / "out", keep=True)
-    again = evaluate(FolderSource(tmp_path / "out" / "maps"), load_samples(root), tmp_path / "again")
+    again = evaluate_set(FolderSource(tmp_path / "out" / "maps"), load_samples(root), tmp_path / "again")
     assert [(c.images, c.metrics) for c in again.classes] == [(c.images, c.metrics) for c in result.classes]
 
 
@@ -164,7 +164,7 @@ def save_foreign_maps(root, folder, *, shape=(20, 20)):
 
 def test_maps_of_another_system_are_scored_by_their_maximum(root, tmp_path):
     save_foreign_maps(root, tmp_path / "maps")
-    result = evaluate(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "out")
+    result = evaluate_set(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "out")
     first = by_name(result)["nut"].images[0]
     assert first.score == np.load(tmp_path / "maps" / f"{first.image}.npy").max()
     assert result.mean["pixel_auroc"] > 0.9
@@ -176,7 +176,7 @@ def test_a_map_that_is_missing_or_unusable_is_named(root, tmp_path):
     (tmp_path / "maps" / "nut/test/good/000.png.npy").unlink()
     np.save(tmp_path / "maps" / "nut/test/good/001.png.npy", np.full((20, 20), np.nan))
     (tmp_path / "maps" / "nut/test/good/002.png.npy").write_bytes(b"no array")
-    failed = evaluate(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "out").failed
+    failed = evaluate_set(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "out").failed
     assert "no such map" in failed["nut/test/good/000.png"]
     assert "NaN" in failed["nut/test/good/001.png"]
     assert "not a readable .npy" in failed["nut/test/good/002.png"]
@@ -184,11 +184,11 @@ def test_a_map_that_is_missing_or_unusable_is_named(root, tmp_path):
 
 def test_a_map_that_is_not_square_must_have_its_masks_size(root, tmp_path):
     save_foreign_maps(root, tmp_path / "maps", shape=(20, 30))
-    result = evaluate(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "out")
+    result = evaluate_set(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "out")
     assert result.mean["pixel_auroc"] is None
     assert "84 x 84 pixels" in result.failed["nut/ground_truth/spot/000_mask.png"]
     save_foreign_maps(root, tmp_path / "maps", shape=(84, 84))
-    result = evaluate(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "full")
+    result = evaluate_set(FolderSource(tmp_path / "maps"), load_samples(root), tmp_path / "full")
     assert result.mean["pixel_auroc"] > 0.9
 
 
@@ -247,7 +247,9 @@ def test_predictions_of_predict_are_a_folder_of_maps(root, tmp_path):
         for sample in data:
             prediction = Detector(ContrastScorer(SIZE)).predict(str(Path(root) / sample.image))
             writer.write(prediction, name=sample.image)
-    result = evaluate(FolderSource(tmp_path / "predicted"), data, tmp_path / "out", options=WITHOUT_PICTURES)
+    result = evaluate_set(
+        FolderSource(tmp_path / "predicted"), data, tmp_path / "out", options=WITHOUT_PICTURES
+    )
     lines = (tmp_path / "predicted" / "predictions.jsonl").read_text().splitlines()
     scores = [json.loads(line)["pred_score"] for line in lines]
     assert [image.score for entry in result.classes for image in entry.images] == scores

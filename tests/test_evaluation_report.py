@@ -11,9 +11,9 @@ import pytest
 
 from anomalyclip.data.listing import load_samples
 from anomalyclip.detector import Detector
-from anomalyclip.evaluation import curves
+from anomalyclip.evaluation import plots
 from anomalyclip.evaluation.controls import CentreScorer, ContrastScorer
-from anomalyclip.evaluation.evaluator import Options, evaluate
+from anomalyclip.evaluation.evaluator import Options, evaluate_set
 from anomalyclip.evaluation.maps import DetectorSource
 from anomalyclip.evaluation.report import write_report
 from anomalyclip.evaluation.summary import Evaluation
@@ -39,7 +39,7 @@ def evaluation(tmp_path_factory):
     results, controls = [], []
     for name, classes in (("mvtec", ("bottle", "screw")), ("<b>mine</b>", ("nut",))):
         root = make_set(folder / "data" / name.replace("/", "_"), classes=classes)
-        data = load_samples(root)
+        data = replace(load_samples(root), dataset=re.sub("[<>/]", "_", name))
         key = re.sub("[<>/]", "_", name)
         for scorer, detector, kept in (
             ("model", ContrastScorer(48), results),
@@ -48,9 +48,10 @@ def evaluation(tmp_path_factory):
             where = folder / key / ("" if scorer == "model" else scorer)
             source = DetectorSource(Detector(detector), data.root, where / "unfinished")
             options = Options(cases=scorer == "model", threshold=Threshold(score=0.3, pixel=0.2))
-            kept.append(evaluate(source, data, where, key=key, scorer=scorer, options=options))
+            kept.append(evaluate_set(source, data, where, scorer=scorer, options=options))
     about = {
-        "model": {"backbone": "<i>tiny</i>", "prompts": "mine", "trained_on": None},
+        "title": "<i>tiny</i>, prompts mine",
+        "model": {"backbone": "<i>tiny</i>", "prompts": "mine"},
         "versions": {"python": "3"},
     }
     return folder, Evaluation(
@@ -146,7 +147,7 @@ def test_the_papers_mean_does_not_stand_beside_one_over_other_classes(evaluation
 
 def test_without_matplotlib_there_are_tables_and_cases_but_no_curves(evaluation, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(curves, "available", lambda: False)
+    monkeypatch.setattr(plots, "available", lambda: False)
     folder, found = evaluation
     (folder / "plain").mkdir()
     for name in ("mvtec", "_b_mine__b_"):

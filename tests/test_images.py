@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anomalyclip.errors import InputError
-from anomalyclip.images import as_image, normalise, open_image, read_mask, squash, to_pixels
+from anomalyclip.images import as_image, normalise, read_image, read_mask, squash, to_pixels
 from tests.conftest import GOLDEN
 
 
 def test_pixels_of_the_golden_images_equal_the_published_ones(golden):
     for path, published in zip(golden.images, golden.arrays["pixel_values"], strict=True):
-        np.testing.assert_allclose(to_pixels(open_image(path), golden.image_size), published, atol=1e-5)
+        np.testing.assert_allclose(to_pixels(read_image(path), golden.image_size), published, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["rgb", "gray", "palette", "rgba", "big"])
 def test_every_colour_mode_is_preprocessed_as_published(mode):
     published = np.load(GOLDEN / "preprocess.npz")
-    pixels = to_pixels(open_image(GOLDEN / f"pre_{mode}.png"), 518)
+    pixels = to_pixels(read_image(GOLDEN / f"pre_{mode}.png"), 518)
     np.testing.assert_allclose(pixels[:, ::16, ::16], published[mode], atol=1e-5)
     np.testing.assert_allclose([pixels.mean(), pixels.std()], published[f"{mode}_meanstd"], atol=1e-5)
 
@@ -47,7 +47,7 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
     image.save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as opened:
-        for upright in (open_image(tmp_path / "turned.png"), as_image(opened)):
+        for upright in (read_image(tmp_path / "turned.png"), as_image(opened)):
             assert upright.size == (20, 40)
             assert upright.getpixel((10, 5)) == (255, 255, 255)
             assert upright.getpixel((10, 35)) == (0, 0, 0)
@@ -66,23 +66,32 @@ def test_every_mode_becomes_three_channels(mode):
 def test_deep_grayscale_is_scaled_by_its_true_range(white, values, tmp_path):
     """A 12-bit X-ray in a 16-bit file is not black, and a 16-bit one is not clipped at 255."""
     Image.fromarray(np.array([values], dtype=np.uint16)).save(tmp_path / "deep.png")
-    opened = open_image(tmp_path / "deep.png")
+    opened = read_image(tmp_path / "deep.png")
     assert opened.mode == "L"
     assert np.asarray(opened).tolist() == [[0, 128, 255]]
 
 
 def test_a_float_image_within_zero_and_one_is_scaled_and_an_impossible_one_refused(tmp_path):
     Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).save(tmp_path / "unit.tiff")
-    assert np.asarray(open_image(tmp_path / "unit.tiff")).tolist() == [[0, 128, 255]]
+    assert np.asarray(read_image(tmp_path / "unit.tiff")).tolist() == [[0, 128, 255]]
     for name, value in (("nan", np.nan), ("negative", -3.0), ("huge", 1e6)):
         Image.fromarray(np.array([[0.0, value]], dtype=np.float32)).save(tmp_path / f"{name}.tiff")
         with pytest.raises(InputError, match=rf"{name}.tiff: gray values .* expected finite values within"):
-            open_image(tmp_path / f"{name}.tiff")
+            read_image(tmp_path / f"{name}.tiff")
 
 
 def test_a_mask_keeps_every_value_above_zero_even_in_sixteen_bits(tmp_path):
     Image.fromarray(np.array([[0, 1, 65535]], dtype=np.uint16)).save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png").tolist() == [[False, True, True]]
+
+
+def test_a_mask_is_squashed_to_the_square_with_the_defect_on_its_side(tmp_path):
+    mask = np.zeros((20, 28), dtype=np.uint8)
+    mask[:, :14] = 1  # one is enough: every pixel above zero is defect
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    expected = np.zeros((14, 14), dtype=bool)
+    expected[:, :7] = True
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", 14), expected, strict=True)
 
 
 def test_an_array_is_taken_as_rgb():
@@ -119,7 +128,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
         ("missing.png", "no such file"),
     ):
         with pytest.raises(InputError, match=f"{name}: {says}"):
-            open_image(tmp_path / name)
+            read_image(tmp_path / name)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -136,7 +145,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_header(100_000, 100_000))
     with pytest.raises(InputError, match="bomb.png: refused as too large"):
-        open_image(tmp_path / "bomb.png")
+        read_image(tmp_path / "bomb.png")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -158,7 +167,7 @@ def test_a_damaged_file_is_an_image_or_an_input_error_never_a_crash(format, cut,
     path.write_bytes(content)
     said, shape = str(path), (14, 14, 3)
     try:
-        shape = squash(open_image(path), 14).shape
+        shape = squash(read_image(path), 14).shape
     except InputError as error:
         said = str(error)
     assert str(path) in said

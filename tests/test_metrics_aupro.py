@@ -128,6 +128,7 @@ def test_pixel_metrics_are_the_single_functions_together(case):
     assert together.auroc == metrics.auroc(masks, maps)
     assert together.average_precision == metrics.average_precision(masks, maps)
     assert together.f1_max == metrics.f1_max(masks, maps)
+    assert together.youden == metrics.youden(masks, maps)
     assert together.aupro_exact == metrics.aupro(masks, maps, method="exact", max_fpr=0.5)
     published = metrics.aupro(masks, maps, method="published", max_fpr=0.5)
     assert together.aupro_published == pytest.approx(published, abs=0, nan_ok=True)

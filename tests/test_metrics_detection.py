@@ -18,6 +18,7 @@ ONE_NUMBER = [metrics.auroc, metrics.average_precision]
 OF_LABELS_AND_SCORES = [
     *ONE_NUMBER,
     metrics.f1_max,
+    metrics.youden,
     metrics.roc_curve,
     metrics.precision_recall_curve,
     metrics.image_metrics,
@@ -62,6 +63,19 @@ def test_f1_max_is_the_best_of_all_thresholds_and_its_threshold_gives_it(case):
     assert by_threshold[scores.dtype.type(threshold)] == pytest.approx(f1, abs=1e-12)
 
 
+@given(labelled_scores())
+def test_youden_is_the_highest_threshold_with_the_largest_difference_of_rates(case):
+    labels, scores = case
+    differences = [
+        ((scores[labels] >= t).mean() - (scores[~labels] >= t).mean(), t) for t in np.unique(scores)
+    ]
+    largest = max(difference for difference, _ in differences)
+    j, threshold = metrics.youden(labels, scores)
+    assert j == pytest.approx(largest, abs=1e-12)
+    if largest > 1e-12:  # where it is 0, calling nothing anomalous is as good
+        assert threshold == max(t for difference, t in differences if difference > largest - 1e-12)
+
+
 @pytest.mark.parametrize("distinct", [1, 3, 1000, 10**9])
 def test_more_scores_than_are_looked_at_together_make_no_seam(distinct):
     rng = np.random.default_rng(0)
@@ -80,6 +94,8 @@ def test_more_scores_than_are_looked_at_together_make_no_seam(distinct):
 def test_of_equally_good_thresholds_f1_max_takes_the_highest():
     # At 4: TP 1, FN 1, FP 0: F1 = 2/3. At 1: TP 2, FP 2: F1 = 2/3.
     assert metrics.f1_max([1, 0, 0, 1], [4, 3, 2, 1]) == (pytest.approx(2 / 3), 4.0)
+    # With two more normal ones below: at 4, J = 1/2 - 0, at 1, J = 1 - 2/4.
+    assert metrics.youden([1, 0, 0, 1, 0, 0], [4, 3, 2, 1, 0, 0]) == (0.5, 4.0)
 
 
 @given(labelled_scores())
@@ -124,6 +140,7 @@ def test_image_metrics_are_the_single_functions_together():
     assert together.auroc == metrics.auroc(labels, scores)
     assert together.average_precision == metrics.average_precision(labels, scores)
     assert together.f1_max == metrics.f1_max(labels, scores)
+    assert together.youden == metrics.youden(labels, scores)
     np.testing.assert_array_equal(together.roc, metrics.roc_curve(labels, scores, points=8))
     assert together.precision_recall is not None
     np.testing.assert_array_equal(
@@ -163,6 +180,7 @@ def test_one_label_alone_has_no_figure(label):
     assert math.isnan(metrics.auroc(labels, scores))
     assert math.isnan(metrics.average_precision(labels, scores))
     assert all(math.isnan(value) for value in metrics.f1_max(labels, scores))
+    assert all(math.isnan(value) for value in metrics.youden(labels, scores))
     together = metrics.image_metrics(labels, scores, curve_points=10)
     assert math.isnan(together.auroc)
     assert together.roc is not None

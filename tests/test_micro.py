@@ -84,7 +84,7 @@ def test_prompts_are_learned_vectors_around_the_words_object_and_damaged_object(
 
 def test_it_is_used_at_180_pixels_with_the_local_path_in_the_last_four_blocks(detector):
     assert detector.scorer.image_size == 180
-    assert detector.scorer.dpam_layers == 4
+    assert detector.identity()["dpam_layers"] == 4
 
 
 def mean_aurocs(detector, unseen):
@@ -116,14 +116,15 @@ def test_the_local_path_localises_and_learned_prompts_detect_as_well_as_words_of
     """Of the paper's order the safe part. `python -m recipes.micro.evaluate` has all of it, with more images: learned
     prompts a little above words that the captions used, and those far above the same words without the local path.
     """
-    from anomalyclip.loading import load_clip
-    from anomalyclip.scorer import TorchScorer
+    from anomalyclip.clip.backbone import load_clip
+    from anomalyclip.texts import Phrases
+    from tests.conftest import torch_scorer
 
     ids = Tokenizer(ASSETS / "tokenizer.json", context_length=24)(["object.", "damaged object."])
-    words = Prompts.handwritten(ids, width=128)
+    words = Phrases(ids[:1], ids[1:])
 
     def found(prompts, layers):
-        scorer = TorchScorer(load_clip("micro"), prompts, dpam_layers=layers, device="cpu")
+        scorer = torch_scorer(load_clip("micro"), prompts, dpam_layers=layers, device="cpu")
         return mean_aurocs(Detector(scorer), unseen)
 
     plain, local, learned = found(words, 0), found(words, 4), mean_aurocs(detector, unseen)
@@ -134,15 +135,15 @@ def test_the_local_path_localises_and_learned_prompts_detect_as_well_as_words_of
 
 def test_learning_moved_the_prompts_from_chance_to_detection(detector, unseen):
     """The same prompts before training, which is what `anomalyclip train` starts from, detect far worse."""
-    from anomalyclip.loading import load_clip
-    from anomalyclip.scorer import TorchScorer
+    from anomalyclip.clip.backbone import load_clip
+    from tests.conftest import torch_scorer
 
     clip = load_clip("micro")
     learned = load_prompts(ASSETS / "prompts.safetensors")
     start = Prompts.initial(
         learned.token_ids, width=learned.width, depth=4, generator=torch.Generator().manual_seed(0)
     )
-    untrained = TorchScorer(clip, start, device="cpu")
+    untrained = torch_scorer(clip, start, device="cpu")
     pixels = np.stack([np.asarray(Image.fromarray(image).resize((180, 180))) for _, image, _ in unseen])
     labels = np.array([mask.any() for *_, mask in unseen])
     assert auroc(labels, detector.scorer(pixels)[0]) > auroc(labels, untrained(pixels)[0]) + 0.1

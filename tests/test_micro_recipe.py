@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.micro import ASSETS, captions, data, evaluate, read_config, ship, train
+from recipes.micro import ASSETS, captions, data, evaluate, learn_prompts, read_config, ship, train
 
+from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.weights import read_weights
 from anomalyclip.data.synthetic import (
     HELD_OUT_SURFACES,
@@ -21,6 +22,7 @@ from anomalyclip.data.synthetic import (
 )
 from anomalyclip.data.synthetic.writer import write_dataset
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.prompts import load_prompts
 
 
 def test_no_caption_says_object_so_that_the_object_agnostic_prompts_must_be_learned():
@@ -173,6 +175,21 @@ def test_half_a_cache_is_refused(recipe, monkeypatch):
         recipe.draw()  # over a complete one
     with pytest.raises(AnomalyCLIPError, match="no complete cache"):
         recipe.train("run")
+
+
+def test_the_recipe_learns_the_same_prompts_again_and_its_losses_fall(config, capsys):
+    settings = config["prompts"] | {"images": 12, "epochs": 3, "batch_size": 5}
+    clip = load_clip("micro")
+    token_ids = load_prompts(ASSETS / "prompts.safetensors").token_ids
+    features = learn_prompts.frozen_features(clip, settings, config["data"]["objects"])
+    first, again = (learn_prompts.learn(clip, features, token_ids, settings) for _ in range(2))
+    assert first.digest() == again.digest()
+    assert first.digest() != learn_prompts.learn(clip, features, token_ids, settings | {"seed": 1}).digest()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3] * 3
+    assert all(lines[at + 2]["loss"] < lines[at]["loss"] for at in (0, 3, 6))
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["image_loss"] + line["local_loss"], abs=2e-4)
 
 
 def test_the_evaluation_prints_every_way_of_every_held_out_class(config, capsys, tmp_path):

@@ -113,7 +113,7 @@ def test_a_map_of_the_images_own_size_is_used_as_it_is():
 
 def test_rounding_beyond_one_is_cut_and_more_is_refused():
     assert predict([[1 + 1e-6, 0], [0, 0]]).anomaly_map.max() == 1
-    with pytest.raises(ValueError, match="within"):
+    with pytest.raises(AnomalyCLIPError, match="within"):
         predict([[1.01, 0], [0, 0]])
 
 
@@ -129,7 +129,7 @@ def test_rounding_beyond_one_is_cut_and_more_is_refused():
     ],
 )
 def test_impossible_fields_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(AnomalyCLIPError, match=message):
         Prediction(
             **{
                 "pred_score": 0.5,

@@ -8,14 +8,13 @@ import torch
 
 from anomalyclip.benchmark import ARCHITECTURES
 from anomalyclip.clip.model import CLIP
-from anomalyclip.deploy.export import export
-from anomalyclip.deploy.runtime import ExportedScorer
 from anomalyclip.detector import Detector
+from anomalyclip.engines.export import export
+from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.evaluation.provenance import of_exported
-from anomalyclip.loading import load_prompts_for
-from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.prompts import PromptLearner, Prompts, load_prompts, load_prompts_for
+from anomalyclip.texts import Phrases
+from tests.conftest import torch_scorer
 
 IDS = torch.tensor(
     [[49406, *[343] * 12, 14115, 269, 49407, 0], [49406, *[343] * 12, 13568, 14115, 269, 49407]]
@@ -109,9 +108,9 @@ def test_initial_prompts_are_drawn_from_a_normal_distribution_of_deviation_two_h
     assert torch.equal(again.abnormal, prompts.abnormal)
 
 
-def test_handwritten_prompts_need_nothing_learned(tiny_clip):
+def test_plain_words_need_nothing_learned(tiny_clip):
     ids = torch.tensor([[49406, 14115, 269, 49407, 0], [49406, 13568, 14115, 269, 49407]])
-    prompts = Prompts.handwritten(ids, width=64)
+    prompts = Phrases(ids[:1], ids[1:])
     embeddings = tiny_clip.token_embedding(ids)
     expected = torch.nn.functional.normalize(tiny_clip.encode_text(embeddings, torch.tensor([3, 4])), dim=-1)
     torch.testing.assert_close(prompts.text_features(tiny_clip), expected)
@@ -203,11 +202,12 @@ def test_published_prompts_say_what_they_were_trained_on_and_an_export_keeps_it(
 ):
     """The checkpoints themselves do not say it: here they are the golden ones in the place of a download."""
     paper_case.prompts.save_published(tmp_path / "epoch_15.pth", tiny_clip)
-    monkeypatch.setattr("anomalyclip.loading.resolve_prompts", lambda *_, **__: tmp_path / "epoch_15.pth")
-    monkeypatch.setattr("anomalyclip.loading._VIT_L_14_336", tiny_clip.config)
+    monkeypatch.setattr("anomalyclip.prompts.resolve_prompts", lambda *_, **__: tmp_path / "epoch_15.pth")
+    monkeypatch.setattr("anomalyclip.prompts._is_vit_l_14_336", lambda clip: True)
     assert load_prompts_for(tiny_clip, tmp_path, "visa").info == {"name": "visa", "trained_on": "visa"}
     learned = load_prompts_for(tiny_clip, tmp_path)
     assert learned.info == {"name": "mvtec", "trained_on": "mvtec"}
-    report = export(Detector(TorchScorer(tiny_clip, learned, image_size=56)), tmp_path / "m.onnx")
-    about = of_exported(ExportedScorer(report.files[0])).about
-    assert (about["trained_on"], about["prompts"]) == ("mvtec", "mvtec")
+    report = export(Detector(torch_scorer(tiny_clip, learned, image_size=56)), tmp_path / "m.onnx")
+    described = ExportedScorer(report.files[0]).describe()
+    assert (described.facts["trained_on"], described.facts["prompts"]) == ("mvtec", "mvtec")
+    assert described.training["trained_on"] == "mvtec"

@@ -1,13 +1,14 @@
 """Run folders and the settings that a resumed run must share."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import replacing
-from anomalyclip.runs import alone, begin, new_folder
+from anomalyclip.runs import RunFolder, alone, begin, new_folder
 
 
 def test_run_folders_never_overwrite_each_other(tmp_path):
@@ -82,3 +83,106 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         stopped_half_way()
     assert [file.name for file in tmp_path.iterdir()] == ["result.txt"]
     assert path.read_text() == "before"
+
+
+# --- RunFolder
+
+LINES = "lines.jsonl"
+
+
+def work(folder, settings, **about):
+    """One run: settings and a line of results."""
+    with folder.begin(settings, **about) as place, open(place / LINES, "a") as file:
+        file.write("{}\n")
+    return place
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A folder with results."""
+    return work(RunFolder("predict", tmp_path / "done", results=LINES), {"sigma": 4.0})
+
+
+def test_results_are_neither_overwritten_nor_gone_on_with_unasked(done):
+    before = {path.name: path.read_bytes() for path in done.iterdir()}
+    with pytest.raises(AnomalyCLIPError, match="done has results already.*--resume.*--overwrite.*--output"):
+        RunFolder("predict", done, overwrite=False, results=LINES)
+    assert {path.name: path.read_bytes() for path in done.iterdir()} == before
+
+
+def test_overwriting_is_not_offered_where_there_is_none(done):
+    with pytest.raises(AnomalyCLIPError, match="done has results already.*--resume.*--output") as refused:
+        RunFolder("predict", done, results=LINES)
+    assert "--overwrite" not in str(refused.value)
+
+
+@pytest.mark.parametrize("command", ["test", "train"])
+def test_the_commands_that_cannot_overwrite_do_not_offer_it(command, cli, tmp_path):
+    (tmp_path / "run" / "parts" / "classes").mkdir(parents=True)
+    (tmp_path / "run" / "settings.json").write_text("{}")
+    refused = cli(command, tmp_path, "--output", tmp_path / "run")
+    assert (refused.code, "--resume" in refused.err, "--overwrite" in refused.err) == (2, True, False)
+
+
+def test_the_results_that_count_may_be_below_the_folder(tmp_path):
+    (tmp_path / "set" / "classes").mkdir(parents=True)
+    with pytest.raises(AnomalyCLIPError, match="has results already"):
+        RunFolder("test", tmp_path, results="*/classes")
+    RunFolder("test", tmp_path, results="classes")
+
+
+def test_one_is_asked_for_or_the_other(tmp_path):
+    with pytest.raises(AnomalyCLIPError, match="--resume and --overwrite"):
+        RunFolder("predict", tmp_path, resume=True, overwrite=True, results=LINES)
+
+
+def test_without_a_folder_there_is_nothing_to_resume_and_a_new_one_is_made_when_the_run_begins(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AnomalyCLIPError, match="--resume.*--output"):
+        RunFolder("predict", None, resume=True, results=LINES)
+    folders = [RunFolder("predict", None, results=LINES) for _ in range(2)]
+    assert list(tmp_path.iterdir()) == []
+    assert [str(work(folder, {})) for folder in folders] == ["runs/predict-1", "runs/predict-2"]
+    assert [str(folder.output) for folder in folders] == ["runs/predict-1", "runs/predict-2"]
+
+
+def test_results_that_do_not_say_how_they_began_are_not_gone_on_with(done):
+    (done / "settings.json").unlink()
+    with pytest.raises(AnomalyCLIPError, match=r"settings\.json is missing"):
+        RunFolder("predict", done, resume=True, results=LINES)
+    assert work(RunFolder("predict", done, overwrite=True, results=LINES), {}) == done
+
+
+def test_going_on_where_nothing_began_is_warned_of_and_begins(tmp_path):
+    folder = RunFolder("predict", tmp_path / "mistyped", resume=True, results=LINES)
+    with pytest.warns(AnomalyCLIPWarning, match="mistyped.*no run to resume"):
+        work(folder, {"sigma": 4.0})
+    assert json.loads((tmp_path / "mistyped" / "settings.json").read_text())["sigma"] == 4.0
+
+
+def test_a_run_goes_on_with_its_settings_and_not_with_others(done, recwarn):
+    work(RunFolder("predict", done, resume=True, results=LINES), {"sigma": 4.0})
+    assert (done / LINES).read_text() == "{}\n{}\n"
+    assert not recwarn.list
+    before = {path.name: path.read_bytes() for path in done.iterdir()}
+    with pytest.raises(AnomalyCLIPError, match="other settings.*sigma: 4.0 then, 2.0 now"):
+        work(RunFolder("predict", done, resume=True, results=LINES), {"sigma": 2.0})
+    assert {path.name: path.read_bytes() for path in done.iterdir()} == before
+    work(RunFolder("predict", done, overwrite=True, results=LINES), {"sigma": 2.0})
+    assert json.loads((done / "settings.json").read_text()) == {"command": "predict", "sigma": 2.0}
+
+
+def test_what_a_run_is_made_of_is_written_and_not_compared(tmp_path):
+    for place in ("/here/clip.pt", "/there/clip.pt"):
+        about = {"spec": {"backbone": place}}
+        folder = RunFolder("predict", tmp_path, resume=place.startswith("/there"), results=LINES)
+        work(folder, {"sigma": 4.0}, about=about)
+        assert json.loads((tmp_path / "settings.json").read_text())["about"] == about
+
+
+def test_another_commands_folder_stays_its_own(done):
+    with pytest.raises(AnomalyCLIPError, match="predict"):
+        work(RunFolder("test", done, results="*/classes"), {"sigma": 4.0})
+    assert json.loads((done / "settings.json").read_text())["command"] == "predict"

@@ -9,7 +9,8 @@ from PIL import Image
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.images import open_image
+from anomalyclip.readers import open_image
+from anomalyclip.scorer import Description
 from anomalyclip.tiling import Tiling, score_tiles
 
 SIDE = 32
@@ -28,8 +29,11 @@ class Darkness:
         maps = (255 - pixels.mean(axis=-1, dtype=np.float32)) / 255
         return maps.max(axis=(1, 2)), maps
 
-    def settings(self):
-        return {}
+    def identity(self):
+        return {"method": "darkness"}
+
+    def describe(self):
+        return Description("darkness")
 
 
 def picture(width, height, *spots):
@@ -57,6 +61,23 @@ def test_weights_add_up_to_one_at_every_pixel(length):
     for start, weights in zip(tiling.starts(length), tiling.weights(length), strict=True):
         total[start : start + len(weights)] += weights
     np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def test_two_tiles_that_share_a_half_are_blended_by_a_squared_sine():
+    """Its square and the shifted one's, the squared cosine, add up to one: sin²(x) = (1 - cos 2x) / 2."""
+    rising = [
+        0.009607,
+        0.084265,
+        0.222215,
+        0.402455,
+        0.597545,
+        0.777785,
+        0.915735,
+        0.990393,
+    ]  # 2x: 11.25°, 33.75°, ...
+    weights = Tiling(16, overlap=0.5).weights(24)
+    expected = [[1] * 8 + rising[::-1], rising + [1] * 8]
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 def test_a_spot_is_found_at_its_place_in_the_map_of_full_size():
@@ -99,7 +120,7 @@ def test_tiles_go_through_the_model_in_batches_and_the_batch_size_changes_nothin
 
 def test_an_image_no_larger_than_a_tile_is_scored_as_without_tiles():
     image = picture(64, 48, (10, 10))
-    plain, tiled = (Detector(Darkness()).predict(image, tiling=t) for t in (None, Tiling(64)))
+    plain, tiled = (Detector(Darkness(), tiling=t).predict(image) for t in (None, Tiling(64)))
     assert plain.pred_score == tiled.pred_score
     np.testing.assert_array_equal(plain.anomaly_map, tiled.anomaly_map)
     assert tiled.anomaly_map.shape == (SIDE, SIDE)
@@ -114,8 +135,8 @@ def test_a_long_narrow_image_is_cut_along_its_long_side_only():
 
 
 def test_regions_and_mask_are_in_pixels_of_the_large_image():
-    detector = Detector(Darkness())
-    prediction = detector.predict(picture(300, 200, (190, 120)), tiling=Tiling(64)).with_threshold(0.5)
+    detector = Detector(Darkness(), tiling=Tiling(64))
+    prediction = detector.predict(picture(300, 200, (190, 120))).with_threshold(0.5)
     (region,) = prediction.regions
     assert region.box == (190, 120, 198, 128)
     mask = prediction.mask_at()
@@ -131,14 +152,14 @@ def test_a_bad_image_between_large_ones_is_named_and_the_rest_goes_on(tmp_path):
     paths = [str(tmp_path / f"{name}.png") for name in "abc"]
     failed = []
     done = list(
-        Detector(Darkness()).stream(
-            paths, tiling=Tiling(50), on_error=lambda path, error: failed.append(path)
+        Detector(Darkness(), tiling=Tiling(50)).stream(
+            paths, on_error=lambda path, error: failed.append(path)
         )
     )
     assert [p.image_path for p in done] == [paths[0], paths[2]]
     assert failed == [paths[1]]
     with pytest.raises(InputError, match=r"b\.png"):
-        list(Detector(Darkness()).stream(paths, tiling=Tiling(50)))
+        list(Detector(Darkness(), tiling=Tiling(50)).stream(paths))
 
 
 @pytest.mark.parametrize(

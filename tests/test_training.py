@@ -17,16 +17,17 @@ from anomalyclip.clip.tokenizer import CLIP_TOKENS
 from anomalyclip.data.identity import content_digest, content_fingerprint, same_data
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.prompts import load_prompts
-from anomalyclip.scorer import TorchScorer
-from anomalyclip.training.batches import TrainingData
-from anomalyclip.training.curves import best_epoch, draw_curves
+from anomalyclip.training.batches import Batch, TrainingData
 from anomalyclip.training.features import FeatureStore
-from anomalyclip.training.journal import read_journal
-from anomalyclip.training.losses import local_loss
+from anomalyclip.training.journal import best_epoch, read_journal
+from anomalyclip.training.learning import batch_loss
+from anomalyclip.training.losses import image_loss, local_loss
+from anomalyclip.training.plots import draw_losses
 from anomalyclip.training.samples import TrainingImage, split
 from anomalyclip.training.start import prompt_ids, start_prompts
-from anomalyclip.training.trainer import STATE, Trainer, TrainingSettings, batch_loss, epoch_groups
+from anomalyclip.training.trainer import STATE, Trainer, TrainingSettings, epoch_groups
 from anomalyclip.training.validation import Validation
+from tests.conftest import torch_scorer
 
 from .conftest import GOLDEN
 
@@ -45,7 +46,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def scorer(tiny_clip, start):
-    return TorchScorer(tiny_clip, start, image_size=SIZE)
+    return torch_scorer(tiny_clip, start, image_size=SIZE)
 
 
 @pytest.fixture
@@ -148,6 +149,19 @@ def test_the_pixels_loss_is_that_of_both_maps_upsampled_apart(published):
     assert local_loss(patches, texts, masks).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_the_pixels_loss_of_several_layers_is_the_sum_over_them_not_the_mean():
+    torch.manual_seed(0)
+    layers, texts = torch.randn(3, 2, 25, 16), F.normalize(torch.randn(2, 16), dim=-1)
+    masks = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    masks[0, :30, 20:] = True
+    batch = Batch(torch.randn(2, 16), torch.tensor([True, False]), layers, masks)
+    image, local = batch_loss(batch, texts)
+    each = [local_loss(patches, texts, masks).item() for patches in layers]
+    assert len(set(each)) == 3
+    assert local.item() == pytest.approx(sum(each), rel=1e-5)
+    assert image.item() == image_loss(batch.images, texts, batch.labels).item()
+
+
 def test_the_published_form_of_the_result_has_its_keys_shapes_and_types(
     start, store, tiny_clip, images, tmp_path
 ):
@@ -188,10 +202,10 @@ def test_features_are_kept_normalised_and_the_image_feature_exactly(store, image
 
 
 def test_several_layers_are_kept_layer_after_layer(tiny_clip, start, images, tmp_path):
-    scorer = TorchScorer(tiny_clip, start, image_size=SIZE, layers=[12, 24])
+    scorer = torch_scorer(tiny_clip, start, image_size=SIZE, layers=[12, 24])
     both, last = (
         feature_store(scorer, tmp_path),
-        feature_store(TorchScorer(tiny_clip, start, image_size=SIZE), tmp_path),
+        feature_store(torch_scorer(tiny_clip, start, image_size=SIZE), tmp_path),
     )
     fill(both, images), fill(last, images)
     batch = TrainingData(both, images).batch(np.array([2, 3]))
@@ -218,7 +232,14 @@ def test_features_belong_to_the_content_not_to_the_name(store, images, tmp_path)
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_size": 84}, {"layers": [23]}, {"dpam_layers": 3}, {"weights": "others"}, {"dtype": "float32"}],
+    [
+        {"image_size": 84},
+        {"layers": [23]},
+        {"dpam_layers": 3},
+        {"precision": "bf16"},
+        {"weights": "others"},
+        {"dtype": "float32"},
+    ],
 )
 def test_other_settings_or_weights_have_features_of_their_own(store, tiny_clip, start, tmp_path, change):
     of_scorer = {
@@ -226,7 +247,7 @@ def test_other_settings_or_weights_have_features_of_their_own(store, tiny_clip, 
         **{key: change[key] for key in change if key not in ("weights", "dtype")},
     }
     of_store = {key: change[key] for key in change if key in ("weights", "dtype")}
-    other = feature_store(TorchScorer(tiny_clip, start, **of_scorer), tmp_path, **of_store)
+    other = feature_store(torch_scorer(tiny_clip, start, **of_scorer), tmp_path, **of_store)
     assert other.folder != store.folder
 
 
@@ -303,6 +324,17 @@ def test_anomalous_images_without_a_mask_take_part_in_the_image_loss_only(store,
         (np.load(GOLDEN / "train.npz")["mask"][3] > 0).sum(),
     ]
     assert data.remarks() == ["1 anomalous images have no mask: they take part in the image loss only"]
+
+
+def test_a_normal_image_has_an_empty_mask_that_counts(store, images):
+    images[0] = replace(images[0], mask=None)
+    fill(store, images)
+    data = TrainingData(store, images)
+    assert [image.has_mask for image in images] == [True] * 4
+    batch = data.batch(np.array([0, 1]))
+    assert batch.masks.shape == (2, SIZE, SIZE)
+    assert (batch.masks[0].any().item(), batch.masks[1].any().item()) == (False, True)
+    assert data.remarks() == []
 
 
 def test_without_any_mask_only_the_image_loss_is_used_and_that_is_said(
@@ -415,7 +447,13 @@ def test_a_run_stopped_after_every_single_step_ends_with_the_same_bits(
                 file.write(
                     '{"epoch": 1, "step": 99}\n{"epo'
                 )  # what a process killed after its checkpoint leaves
-    for name in ("prompts.safetensors", "prompts.pth", "metrics.jsonl", "checkpoints/epoch_02.safetensors"):
+    for name in (
+        "prompts.safetensors",
+        "prompts.pth",
+        "metrics.jsonl",
+        "checkpoints/epoch_02.safetensors",
+        STATE,
+    ):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -475,14 +513,15 @@ def test_held_out_images_are_evaluated_every_epoch_and_the_best_epoch_marked(
 
 def test_pixel_auroc_of_held_out_images_ranks_the_smoothed_maps(store, scorer, images):
     """A subset of the pixels is enough: it agrees with the one over all pixels of the detector's own maps."""
-    from anomalyclip.images import open_image, read_mask, squash
+    from anomalyclip.images import read_mask, squash
     from anomalyclip.metrics import auroc
+    from anomalyclip.readers import open_image
 
     fill(store, images)
     pixels = np.stack([squash(open_image(image.path), SIZE) for image in images])
     scores, maps = scorer(pixels)
     masks = np.stack([read_mask(image.mask, SIZE) for image in images])
-    measured = Validation(store, images)(scorer.text_features)
+    measured = Validation(store, images)(scorer.core.text_features)
     assert measured["val_image_auroc"] == auroc([0, 1, 0, 1], scores)
     assert measured["val_pixel_auroc"] == pytest.approx(auroc(masks, maps), abs=0.02)
 
@@ -493,12 +532,12 @@ def test_the_curves_are_drawn_and_left_out_without_matplotlib(
     fill(store, images)
     options = {"validation": Validation(store, images)}
     assert trainer(tiny_clip, start, TrainingData(store, images), tmp_path / "run", **options).run()
-    drawn = draw_curves(tmp_path / "run")
+    drawn = draw_losses(tmp_path / "run")
     assert drawn is not None
     with Image.open(drawn) as picture:
         assert picture.size == (840, 720)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert draw_curves(tmp_path / "run") is None
+    assert draw_losses(tmp_path / "run") is None
 
 
 def test_every_line_of_the_metrics_is_json_of_a_step_or_an_epoch(store, start, tiny_clip, images, tmp_path):

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.registry import ASSETS
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.synthetic import HELD_OUT_SURFACES, TRAINING_SURFACES
 from anomalyclip.data.synthetic.writer import write_dataset
 from anomalyclip.detector import Detector
 from anomalyclip.images import read_mask
-from anomalyclip.loading import load_clip
 from anomalyclip.metrics import auroc, average_precision
-from anomalyclip.prompts import Prompts, load_prompts
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.prompts import load_prompts
+from anomalyclip.texts import Phrases
 from anomalyclip.training.start import prompt_ids, prompt_tokens, start_prompts
+from tests.conftest import torch_scorer
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def folders(tmp_path_factory):
 
 def measure(clip, prompts, root):
     """Return image AUROC and AP, pixel AUROC and AP, F1 at 0.5, and the cosine between the two texts."""
-    scorer = TorchScorer(clip, prompts)
+    scorer = torch_scorer(clip, prompts)
     detector = Detector(scorer)
     samples = load_samples(root)
     predictions = list(detector.stream([root / sample.image for sample in samples]))
@@ -47,7 +48,7 @@ def measure(clip, prompts, root):
         "pixel_auroc": auroc(masks, maps),
         "pixel_ap": average_precision(masks, maps),
         "f1": 2 * hits / max(labels.sum() + (scores >= 0.5).sum(), 1),
-        "text_cosine": float(torch.dot(*scorer.text_features)),
+        "text_cosine": float(torch.dot(*scorer.core.text_features)),
     }
 
 
@@ -62,7 +63,7 @@ def test_learned_prompts_beat_the_untrained_start_and_localise_better_than_words
     ids = prompt_ids(prompt_tokens(clip, home), length=0, context_length=config.context_length)
     figures = {
         "untrained": measure(clip, start_prompts(clip, home, seed=111), folders / "unseen"),
-        "handwritten": measure(clip, Prompts.handwritten(ids, width=config.text_width), folders / "unseen"),
+        "handwritten": measure(clip, Phrases(ids[:1], ids[1:]), folders / "unseen"),
         "learned": measure(clip, load_prompts("run/prompts.safetensors"), folders / "unseen"),
     }
     for name, values in figures.items():

@@ -10,7 +10,6 @@ from PIL import Image
 from recipes.micro import ASSETS, read_config, run
 from recipes.micro.data import resized_mask
 
-from anomalyclip.cli.models import scoring_of
 from anomalyclip.data.synthetic import TRAINING_DEFECTS, TRAINING_SURFACES, Sample, generate
 from anomalyclip.detector import Detector
 from anomalyclip.images import squash
@@ -37,7 +36,7 @@ def main() -> None:
             "backbone": "micro",
             "calibrated_on": "generated images of training surfaces, half of them with a defect; best F1",
             **settings,
-            "scoring": scoring_of(scorer),
+            "identity": scorer.identity(),
         },
     )
     threshold.to_file(ASSETS / "threshold.json")

@@ -24,6 +24,7 @@ from PIL import Image
 from recipes.micro import ASSETS, read_config, run
 from recipes.micro.data import resized_mask
 
+from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import Sample
@@ -36,15 +37,17 @@ from anomalyclip.data.synthetic import (
     TRAINING_SURFACES,
     generate,
 )
-from anomalyclip.detector import Scorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
 from anomalyclip.files import replacing
-from anomalyclip.images import open_image, read_mask, squash
-from anomalyclip.loading import load_clip
+from anomalyclip.images import read_mask, squash
+from anomalyclip.methods.anomalyclip import assemble, default_image_size
 from anomalyclip.metrics import auroc, average_precision
-from anomalyclip.prompts import Prompts, load_prompts
-from anomalyclip.scorer import TorchScorer, default_image_size
+from anomalyclip.prompts import load_prompts
+from anomalyclip.readers import open_image
+from anomalyclip.scorer import Scorer
+from anomalyclip.spec import DetectorSpec
+from anomalyclip.texts import Phrases, Texts
 
 WORDS = ("object.", "damaged object.")
 """The hand-written pair that the paper starts from."""
@@ -111,11 +114,16 @@ def scorers() -> list[Scorer]:
     config = load_clip("micro").config
     tokenizer = Tokenizer(ASSETS / "tokenizer.json", context_length=config.context_length)
     words, own_words = (
-        Prompts.handwritten(tokenizer(list(pair)), width=config.text_width) for pair in (WORDS, OWN_WORDS)
+        Phrases(tokenizer([normal]), tokenizer([abnormal])) for normal, abnormal in (WORDS, OWN_WORDS)
     )
     learned = load_prompts(ASSETS / "prompts.safetensors")
-    ways = ((words, 0), (words, None), (own_words, None), (learned, None))
-    models = [TorchScorer(load_clip("micro"), prompts, dpam_layers=layers) for prompts, layers in ways]
+    ways: tuple[tuple[Texts, int | None], ...] = (
+        (words, 0),
+        (words, None),
+        (own_words, None),
+        (learned, None),
+    )
+    models = [assemble(load_clip("micro"), texts, DetectorSpec(dpam_layers=layers)) for texts, layers in ways]
     return [*models, *(control(default_image_size(config)) for control in CONTROLS.values())]
 
 

@@ -15,12 +15,13 @@ from recipes.micro.data import draw_pair, resized_mask
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.model import CLIP
 from anomalyclip.images import normalise, squash
-from anomalyclip.loading import load_clip
+from anomalyclip.methods.anomalyclip import default_dpam_layers, default_image_size
 from anomalyclip.prompts import PromptLearner, Prompts
-from anomalyclip.scorer import default_dpam_layers, default_image_size
-from anomalyclip.training.losses import image_loss, local_loss
+from anomalyclip.training.batches import Batch
+from anomalyclip.training.learning import Losses, PromptOptimizer
 from anomalyclip.training.start import prompt_ids, prompt_tokens
 
 
@@ -40,12 +41,15 @@ def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> Ten
         rows.append((found.image[0], found.patches[last][0, 1:], small, anomalous))
     image, patches, masks, labels = zip(*rows, strict=True)
     return TensorDataset(
-        torch.stack(image).clone(), torch.stack(patches).clone(), torch.stack(masks), torch.tensor(labels)
+        torch.stack(image).clone(),
+        torch.stack(patches).clone(),
+        torch.stack(masks),
+        torch.tensor(labels, dtype=torch.bool),
     )
 
 
 def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict[str, Any]) -> Prompts:
-    """Train the prompts: cross-entropy of images + pixel_weight x (focal + dice + dice) of the upsampled maps."""
+    """Learn the prompts as `anomalyclip train` does, from features in memory; every random draw is by the seed."""
     generator = torch.Generator().manual_seed(settings["seed"])
     start = Prompts.initial(
         token_ids,
@@ -56,21 +60,21 @@ def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict
         generator=generator,
     )
     learner = PromptLearner(start)
-    adam = torch.optim.Adam(
-        learner.parameters(), lr=settings["learning_rate"], betas=tuple(settings["betas"])
+    optimizer = PromptOptimizer(
+        learner,
+        clip,
+        learning_rate=settings["learning_rate"],
+        betas=tuple(settings["betas"]),
+        local_weight=settings["pixel_weight"],
     )
     loader = DataLoader(features, settings["batch_size"], shuffle=True, generator=generator)
     for epoch in range(1, settings["epochs"] + 1):
-        total = np.zeros(2)
+        total = np.zeros(len(Losses._fields))
         for image, patches, masks, labels in loader:
-            texts = learner(clip)
-            of_images, of_pixels = image_loss(image, texts, labels), local_loss(patches, texts, masks)
-            adam.zero_grad()
-            (of_images + settings["pixel_weight"] * of_pixels).backward()
-            adam.step()
-            total += float(of_images.detach()), float(of_pixels.detach())
-        image_mean, pixel_mean = (total / len(loader)).round(4).tolist()
-        print(json.dumps({"epoch": epoch, "image_loss": image_mean, "pixel_loss": pixel_mean}), flush=True)
+            batch = Batch(image, labels, patches[None], masks)  # one layer
+            total += optimizer.step(batch, moment=f"epoch {epoch}")
+        means = Losses(*(total / len(loader)).round(4).tolist())
+        print(json.dumps({"epoch": epoch, **means._asdict()}), flush=True)
     return learner.value({"backbone": "micro", "trained_on": "generated images of the training families"})
 
 

@@ -33,6 +33,7 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
 from anomalyclip.images import MEAN, STD
 from anomalyclip.metrics import auroc
+from anomalyclip.training.journal import Journal
 
 USED_SIZE = 180
 """Side at which the detector shows images to a backbone whose positional table is for 120 (37/24, as ViT-L)."""
@@ -311,7 +312,7 @@ class Training:
         self.clip, self.dpam_layers = build(config, vocabulary)
         self.adam = optimiser(self.clip, settings)
         self.average = {name: tensor.clone() for name, tensor in self.clip.state_dict().items()}
-        self.steps_done = 0
+        self.steps_done, self.log_bytes = 0, 0
         self.recipe = json.dumps(made_of(config, settings) | {"scenes": digest}, sort_keys=True)
 
     def restore(self, checkpoint: Path) -> None:
@@ -327,14 +328,16 @@ class Training:
         self.clip.load_state_dict(state["model"])
         self.adam.load_state_dict(state["optimiser"])
         self.average, self.steps_done = state["average"], state["step"]
+        self.log_bytes = state["log_bytes"]
 
-    def save(self, checkpoint: Path) -> None:
-        """Write all of it."""
+    def save(self, checkpoint: Path, log: Journal) -> None:
+        """Write all of it, and where the log ends: later lines are of work that is done again."""
         state = {
             "model": self.clip.state_dict(),
             "optimiser": self.adam.state_dict(),
             "average": self.average,
             "step": self.steps_done,
+            "log_bytes": log.sync(),
             "recipe": self.recipe,
         }
         with replacing(checkpoint) as temporary:
@@ -358,22 +361,15 @@ class Training:
         return {name: float(part.detach()) for name, part in parts.items()}
 
 
-def kept_log(path: Path, steps: int) -> None:
-    """Drop the lines after a step: they are of work that was not saved and is done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    with replacing(path) as temporary:
-        temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
-
-
 def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: Path) -> None:
     """Take all steps that are left; every 50 a line in the log, and at times a checkpoint."""
     settings, validation = training.settings, Validation(texts, patch)
     last, every = settings["steps"], settings["checkpoint_every"]
-    kept_log(folder / "log.jsonl", training.steps_done)
     sums: dict[str, float] = {}
     began, counted = time.perf_counter(), 0
     # The next batch is drawn while the model works on this one.
-    with (folder / "log.jsonl").open("a") as log, ThreadPoolExecutor(1) as drawing:
+    log = Journal(folder / "log.jsonl", length=training.log_bytes)
+    with log, ThreadPoolExecutor(1) as drawing:
         upcoming = drawing.submit(scenes.batch, training.steps_done, patch)
         while training.steps_done < last:
             batch = upcoming.result()
@@ -381,18 +377,19 @@ def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: 
             parts = training.step(batch, texts)
             sums = {name: sums.get(name, 0.0) + part for name, part in parts.items()}
             counted, done = counted + 1, training.steps_done
-            if done % every and done % 50 and done != last:
+            saved = done % every == 0 or done == last
+            if done % 50 and not saved:
                 continue
             line: dict[str, Any] = {"step": done} | {name: round(v / counted, 4) for name, v in sums.items()}
             rate = counted * 2 * settings["scenes_per_step"] / (time.perf_counter() - began)
             line["images_per_second"] = round(rate, 1)
-            if done % every == 0 or done == last:
+            if saved:
                 averaged = CLIP.frozen(training.clip.config, training.average)
                 line |= validation.measure(averaged, training.dpam_layers)
-                training.save(folder / "checkpoint.pt")
-            log.write(json.dumps(line) + "\n")
-            log.flush()
+            log.write(line)
             print(json.dumps(line), flush=True)
+            if saved:
+                training.save(folder / "checkpoint.pt", log)
             began, sums, counted = time.perf_counter(), {}, 0
 
 

@@ -9,20 +9,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector as Detector
+    from anomalyclip.engines.export import export as export
     from anomalyclip.errors import AnomalyCLIPError as AnomalyCLIPError
+    from anomalyclip.errors import AnomalyCLIPWarning as AnomalyCLIPWarning
     from anomalyclip.errors import InputError as InputError
+    from anomalyclip.evaluation.calibration import calibrate as calibrate
+    from anomalyclip.evaluation.calibration import calibrate_labelled as calibrate_labelled
+    from anomalyclip.evaluation.run import evaluate as evaluate
+    from anomalyclip.predicting import predict as predict
     from anomalyclip.prediction import Prediction as Prediction
+    from anomalyclip.prediction import Threshold as Threshold
+    from anomalyclip.spec import DetectorSpec as DetectorSpec
+    from anomalyclip.tiling import Tiling as Tiling
+    from anomalyclip.training.run import train as train
 
 __version__ = version("anomalyclip")
 
 _HOMES = {
     "AnomalyCLIPError": "anomalyclip.errors",
+    "AnomalyCLIPWarning": "anomalyclip.errors",
     "Detector": "anomalyclip.detector",
+    "DetectorSpec": "anomalyclip.spec",
     "InputError": "anomalyclip.errors",
     "Prediction": "anomalyclip.prediction",
+    "Threshold": "anomalyclip.prediction",
+    "Tiling": "anomalyclip.tiling",
+    "calibrate": "anomalyclip.evaluation.calibration",
+    "calibrate_labelled": "anomalyclip.evaluation.calibration",
+    "evaluate": "anomalyclip.evaluation.run",
+    "export": "anomalyclip.engines.export",
+    "predict": "anomalyclip.predicting",
+    "train": "anomalyclip.training.run",
 }
 
-__all__ = ["AnomalyCLIPError", "Detector", "InputError", "Prediction", "__version__"]
+__all__ = [
+    "AnomalyCLIPError",
+    "AnomalyCLIPWarning",
+    "Detector",
+    "DetectorSpec",
+    "InputError",
+    "Prediction",
+    "Threshold",
+    "Tiling",
+    "__version__",
+    "calibrate",
+    "calibrate_labelled",
+    "evaluate",
+    "export",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -64,6 +64,48 @@ def patch_probabilities(patches: Mapping[int, Tensor], text_features: Tensor) ->
     return mean.view(-1, side, side)
 
 
+def image_score(text: Tensor, maps: Tensor, rule: str) -> Tensor:
+    """Return the score of each image from what the texts say of it and from its map.
+
+    Parameters
+    ----------
+    text : Tensor
+        (B,) float32 within [0, 1]: probability that the image is anomalous.
+    maps : Tensor
+        (B, S, S) float32 within [0, 1], smoothed.
+    rule : str
+        A key of `anomalyclip.spec.IMAGE_SCORES`. ``text``: the probability alone, as published. ``max``: its mean with
+        the map's maximum (AdaptCLIP's rule). ``top1``: its mean with the mean of the map's highest 1 %.
+
+    Returns
+    -------
+    Tensor
+        (B,) float32 within [0, 1].
+
+    Examples
+    --------
+    >>> maps = torch.tensor([[[0.0, 0.2], [0.4, 0.8]]])
+    >>> [round(float(image_score(torch.tensor([0.6]), maps, rule)), 2) for rule in ("text", "max")]
+    [0.6, 0.7]
+    """
+    if rule == "text":
+        return text
+    return (text + highest(maps, 0.01 if rule == "top1" else 0.0)) / 2
+
+
+def highest(maps: Tensor, share: float) -> Tensor:
+    """Return the mean (B,) of each map's highest pixels: of ``int(share * S * S)``, and of one at least.
+
+    Examples
+    --------
+    >>> highest(torch.arange(100.0).view(1, 10, 10), 0.02)
+    tensor([98.5000])
+    """
+    flat = maps.flatten(1)
+    count = int(share * flat.shape[1])
+    return flat.amax(dim=1) if count <= 1 else flat.topk(count, sorted=False).values.mean(dim=1)
+
+
 def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:
     """Upsample maps bilinearly to S x S and smooth them with a Gaussian, both at once.
 

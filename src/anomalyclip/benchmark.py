@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalyclip.anomaly import enlarge
 from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import squash
 from anomalyclip.machine import peak_memory, processor
+from anomalyclip.methods.anomalyclip import AnomalyCLIPCore
 from anomalyclip.prompts import Prompts
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.scorer import Description
+from anomalyclip.spec import DetectorSpec
 
 ARCHITECTURES = {
     "ViT-L-14-336": CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408),
@@ -93,15 +95,26 @@ def encoder_gflop(config: CLIPConfig, *, image_size: int, dpam_layers: int) -> f
 
 def run(
     architecture: str = "ViT-L-14-336",
+    spec: DetectorSpec | None = None,
     *,
-    image_size: int | None = None,
     batch_size: int = 1,
     repeats: int = 3,
-    device: str = "auto",
-    precision: str = "fp32",
     seed: int = 0,
 ) -> Timing:
     """Time one architecture with random weights on a generated image.
+
+    Parameters
+    ----------
+    architecture : str
+        A key of `ARCHITECTURES`.
+    spec : DetectorSpec, optional
+        Image size, layers, device, precision and the like; backbone and prompts are not looked at.
+    batch_size : int
+        Images that go through the model at once.
+    repeats : int
+        Runs of each stage; the best one counts.
+    seed : int
+        Of the weights.
 
     Raises
     ------
@@ -110,11 +123,12 @@ def run(
     """
     if architecture not in ARCHITECTURES:
         raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
-    scorer = _random_scorer(ARCHITECTURES[architecture], image_size, device, precision, seed)
+    core = _random_core(ARCHITECTURES[architecture], spec or DetectorSpec(), seed)
+    scorer = _scorer(core, spec or DetectorSpec())
     before = matrix_rate(scorer.device)
     stages = _time_stages(scorer, batch_size=batch_size, repeats=repeats)
     rate = max(before, matrix_rate(scorer.device))
-    gflop = encoder_gflop(scorer.config, image_size=scorer.image_size, dpam_layers=scorer.dpam_layers)
+    gflop = encoder_gflop(core.config, image_size=core.image_size, dpam_layers=core.dpam_layers)
     return Timing(
         architecture=architecture,
         image_size=scorer.image_size,
@@ -159,11 +173,21 @@ def machine(scorer: TorchScorer) -> dict[str, Any]:
     }
 
 
-def _random_scorer(
-    config: CLIPConfig, image_size: int | None, device: str, precision: str, seed: int
-) -> TorchScorer:
+def _random_core(config: CLIPConfig, spec: DetectorSpec, seed: int) -> AnomalyCLIPCore:
     clip, prompts = random_model(config, seed=seed)
-    return TorchScorer(clip, prompts, image_size=image_size, device=device, precision=precision)
+    with torch.inference_mode():
+        return AnomalyCLIPCore(clip.visual, config, spec, lambda: prompts.text_features(clip))
+
+
+def _scorer(core: AnomalyCLIPCore, spec: DetectorSpec) -> TorchScorer:
+    return TorchScorer(
+        core,
+        identity=dict,  # random weights are nobody's: there is nothing to tell apart
+        description=Description("random weights"),
+        device=spec.device,
+        precision=spec.precision,
+        compiled=spec.compiled,
+    )
 
 
 def random_model(config: CLIPConfig, *, seed: int = 0) -> tuple[CLIP, Prompts]:
@@ -188,13 +212,14 @@ def _time_stages(scorer: TorchScorer, *, batch_size: int, repeats: int) -> dict[
         return best_time(work, repeats=repeats, device=scorer.device) / images
 
     with torch.inference_mode():
-        normal = scorer.normalise(torch.from_numpy(pixels).to(scorer.device))
-        features = scorer.features(normal)
-        _, grids = scorer.score(features)
+        core = scorer.core
+        normal = core.normalise(torch.from_numpy(pixels).to(scorer.device))
+        features = scorer.encode(normal)
+        compared = core.compare(features)
         return {
             "decode": timed(lambda: Image.open(buffer).load(), 1),
             "resize": timed(lambda: squash(image, scorer.image_size), 1),
-            "encode": timed(lambda: scorer.features(normal), batch_size),
-            "score": timed(lambda: scorer.score(features), batch_size),
-            "smooth": timed(lambda: enlarge(grids, scorer.image_size, sigma=scorer.sigma), batch_size),
+            "encode": timed(lambda: scorer.encode(normal), batch_size),
+            "score": timed(lambda: core.compare(features), batch_size),
+            "smooth": timed(lambda: core.finish(*compared), batch_size),
         }

@@ -12,9 +12,9 @@ from pathlib import Path
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
-from anomalyclip.images import open_image
 from anomalyclip.inputs import find_images
 from anomalyclip.prediction import Prediction, Threshold
+from anomalyclip.readers import open_image
 from anomalyclip.visualize import contact_sheet
 from anomalyclip.writers import ERRORS, PREDICTIONS, PredictionWriter
 

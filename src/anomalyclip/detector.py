@@ -2,60 +2,55 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
-from typing import Any, Protocol, overload
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalyclip.decoding import OnError, decode, decode_ahead
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.images import as_image, squash
+from anomalyclip.identity import differences
+from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction, Threshold
+from anomalyclip.readers import Frame, Source
+from anomalyclip.scorer import Description, Scorer
+from anomalyclip.spec import DEFAULT_BACKBONE, DetectorSpec
 from anomalyclip.tiling import Tiling, score_tiles
 
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
-"""A path, a PIL image, or an H x W x 3 uint8 array."""
-
-OnError = Callable[[ImageLike, InputError], None]
+_LEARNED_WITH = ("image_size", "layers", "dpam_layers")
+"""Settings with which prompts are learned, where they say so."""
 
 
-class Scorer(Protocol):
-    """A model made ready: (B, S, S, 3) uint8 RGB to scores (B,) and maps (B, S, S), float32 within [0, 1]."""
+@dataclass(frozen=True)
+class _Prepared:
+    """An image as the model takes it, or to be cut, and what the prediction says of the original."""
 
-    image_size: int
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score a batch."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """Return what determines the scores besides weights and prompts, JSON-ready."""
-        ...
-
-
-class _Decoded:
-    """An image as the model takes it, and what the prediction says of the original."""
-
-    def __init__(self, source: ImageLike, image_size: int) -> None:
-        image = as_image(source)
-        self.path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
-        self.original_size = image.size
-        self.pixels = squash(image, image_size)
+    id: str | None
+    size: tuple[int, int]
+    pixels: NDArray[np.uint8] | None = None
+    uncut: Image.Image | None = None
 
 
 class Detector:
-    """Zero-shot anomaly detector.
+    """Scores images and says where they are anomalous.
 
     Parameters
     ----------
     scorer : Scorer
-        The model; usually made by `from_pretrained`.
+        The model; usually made by `from_pretrained` or `DetectorSpec.load`.
     threshold : Threshold, optional
         With one, predictions have a verdict, a mask and regions.
+    tiling : Tiling, optional
+        How images larger than a tile are cut; their maps have the images' own size. None: images are squashed whole.
+    spec : DetectorSpec, optional
+        What the scorer was made from, if it was: results and threshold files then say it.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The scorer cannot say what identifies it.
 
     Examples
     --------
@@ -65,74 +60,48 @@ class Detector:
     (dtype('float32'), True)
     """
 
-    def __init__(self, scorer: Scorer, *, threshold: Threshold | None = None) -> None:
-        self.scorer = scorer
-        self.threshold = threshold
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        threshold: Threshold | None = None,
+        tiling: Tiling | None = None,
+        spec: DetectorSpec | None = None,
+    ) -> None:
+        for method in ("identity", "describe"):
+            if not callable(getattr(scorer, method, None)):
+                raise AnomalyCLIPError(
+                    f"{type(scorer).__name__} has no {method}(): without it nothing tells its thresholds and runs from "
+                    "another one's (see anomalyclip.scorer.Scorer)"
+                )
+        self.scorer, self.threshold, self.tiling, self.spec = scorer, threshold, tiling, spec
 
     @classmethod
     def from_pretrained(
         cls,
-        backbone: str | os.PathLike[str] = "ViT-L-14-336",
+        backbone: str | os.PathLike[str] = DEFAULT_BACKBONE,
         *,
-        prompts: str | os.PathLike[str] | None = None,
-        image_size: int | None = None,
-        layers: Sequence[int] | None = None,
-        dpam_layers: int | None = None,
-        sigma: float = 4.0,
         threshold: float | Threshold | str | os.PathLike[str] | None = None,
-        device: str = "auto",
-        precision: str = "fp32",
-        compiled: bool = False,
+        **options: Any,
     ) -> "Detector":
-        """Load a backbone and prompts.
+        """Load a backbone and what belongs to it: short for ``DetectorSpec(backbone, **options).load(...)``.
 
         Parameters
         ----------
         backbone : str or path
             A name (``ViT-L-14-336``, ``micro``, ...) or a file or folder in any published form of CLIP weights.
-        prompts : str or path, optional
-            ``mvtec``, ``visa`` (named by what they were trained on) or a checkpoint. None: the backbone's own.
-        image_size : int, optional
-            Side S in pixels to which images are squashed, a multiple of the patch size. None: the backbone's own, 518
-            for ViT-L/14@336.
-        layers : sequence of int, optional
-            Blocks, counted from 1, whose patch features make the map. None: the last.
-        dpam_layers : int, optional
-            How many final blocks have the local path. None: 19 of 24, other depths in proportion.
-        sigma : float
-            Gaussian smoothing of the map in pixels at S x S.
         threshold : float, Threshold or path, optional
-            One number for scores and pixels both, or a file that ``anomalyclip calibrate`` wrote.
-        device : str
-            ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        precision : {"fp32", "bf16", "fp16", "auto"}
-            Of the image tower's matrix products.
-        compiled : bool
-            Whether to compile the image tower (`torch.compile`): slow to start, faster for many images.
+            One number for scores and pixels alike, or a file that ``anomalyclip calibrate`` wrote.
+        **options
+            The fields of `DetectorSpec`: prompts, image_size, layers, dpam_layers, sigma, image_score, tile, overlap,
+            device, precision, compiled, method.
 
         Raises
         ------
         AnomalyCLIPError
             Weights, prompts or an option cannot be used; the message says which, and what would do.
         """
-        from anomalyclip.loading import load_clip, load_prompts_for
-        from anomalyclip.scorer import TorchScorer, choose_device, choose_precision
-
-        ready = as_threshold(threshold)
-        choose_precision(precision, choose_device(device))  # before a gigabyte is fetched
-        clip = load_clip(backbone)
-        scorer = TorchScorer(
-            clip,
-            load_prompts_for(clip, backbone, prompts),
-            image_size=image_size,
-            layers=layers,
-            dpam_layers=dpam_layers,
-            sigma=sigma,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-        )
-        return cls(scorer, threshold=ready)
+        return DetectorSpec.from_dict({"backbone": backbone, **options}).load(threshold=threshold)
 
     @classmethod
     def from_exported(
@@ -142,6 +111,7 @@ class Detector:
         threshold: float | Threshold | str | os.PathLike[str] | None = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        tile: int | None = None,
     ) -> "Detector":
         """Load a file that ``anomalyclip export`` wrote; PyTorch is neither needed nor imported.
 
@@ -150,70 +120,109 @@ class Detector:
         path : path-like
             An ``.onnx`` file, or OpenVINO's ``.xml`` with its ``.bin`` beside it.
         threshold : float, Threshold or path, optional
-            One number for scores and pixels both, or a threshold file. None: the file's own, if it has one.
+            One number for scores and pixels alike, or a threshold file. None: the file's own, if it has one.
         providers : sequence of str, optional
             ONNX Runtime's execution providers (cpu, cuda, tensorrt, openvino), first choice first, or one OpenVINO
             device. None: cpu.
         threads : int, optional
             Threads of the CPU. None: the runtime's own choice.
+        tile : int, optional
+            Side in pixels of the tiles into which larger images are cut. None: as the file says.
 
         Raises
         ------
         AnomalyCLIPError
             The file cannot be used, or a provider is not there.
         """
-        from anomalyclip.deploy.runtime import ExportedScorer
+        spec = DetectorSpec(model=os.fspath(path), provider=providers, threads=threads, tile=tile)  # type: ignore[arg-type]
+        return spec.load(threshold=threshold)
 
-        ready = as_threshold(threshold)
-        scorer = ExportedScorer(path, providers=providers, threads=threads)
-        return cls(scorer, threshold=scorer.card.limits if ready is None else ready)
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the scores, JSON-ready: the scorer's identity, and how images are cut."""
+        tiles = {} if self.tiling is None else {"tile": self.tiling.size, "overlap": self.tiling.overlap}
+        return {**self.scorer.identity(), **tiles}
+
+    def describe(self) -> Description:
+        """Return what reports say of the scorer."""
+        return self.scorer.describe()
+
+    def remarks(self) -> list[str]:
+        """Return what the user should know: prompts or a threshold that were made with other settings than these."""
+        found = []
+        training, now = self.describe().training, {}
+        made = {name: training[name] for name in _LEARNED_WITH if name in training}
+        if made:
+            now = {name: _text(self.identity().get(name)) for name in made}
+        if differ := differences(made, now):
+            found.append(f"the prompts were learned with other settings ({'; '.join(differ)})")
+        info = {} if self.threshold is None else self.threshold.info
+        if isinstance(info.get("identity"), dict):
+            if differ := differences(info["identity"], self.identity()):
+                found.append(
+                    f"the threshold was made with other settings ({'; '.join(differ)}): calibrate it again"
+                )
+        elif "scoring" in info:
+            found.append(
+                "the threshold is of an earlier version and does not say of which model: calibrate it again"
+            )
+        return found
 
     @overload
-    def predict(self, images: ImageLike, *, tiling: Tiling | None = None) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too
+    def predict(self, images: Source, *, batch_size: int = 8) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too
 
     @overload
-    def predict(self, images: Sequence[ImageLike], *, tiling: Tiling | None = None) -> list[Prediction]: ...
+    def predict(self, images: Sequence[Source], *, batch_size: int = 8) -> list[Prediction]: ...
 
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], *, tiling: Tiling | None = None
+        self, images: Source | Sequence[Source], *, batch_size: int = 8
     ) -> Prediction | list[Prediction]:
-        """Score one image, or a list of them one by one.
+        """Score one image, or a list of them in batches. For many images `stream` is faster and needs less memory.
 
         Parameters
         ----------
-        images : path, PIL image or (H, W, 3) or (H, W) uint8 array, or a list of these
-        tiling : Tiling, optional
-            How images larger than a tile are cut. None: every image is squashed whole.
+        images : path, bytes, binary file, PIL image or uint8 array, or a list or tuple of these
+            Bytes and files hold an encoded image; an array is RGB (H, W, 3) or gray (H, W).
+        batch_size : int
+            Images that go through the model at once; does not change the results.
 
         Returns
         -------
         Prediction or list of Prediction
+            A list for a list.
 
         Raises
         ------
         InputError
-            An image cannot be used.
+            An image cannot be used, or a single source holds several images.
         """
-        if isinstance(images, list | tuple):
-            return list(self.stream(images, tiling=tiling))
-        return next(self.stream([images], tiling=tiling))  # type: ignore[list-item]
+        many = isinstance(images, list | tuple)
+        sources: Sequence[Source] = images if many else [images]  # type: ignore[assignment,list-item]
+        predictions = list(self._score(decode(sources, self._prepare), batch_size))
+        if many:
+            return predictions
+        if len(predictions) != 1:
+            raise InputError(
+                f"{images!r}: holds {len(predictions)} images; give a list, predict([...]), for all of them"
+            )
+        return predictions[0]
 
     def stream(
         self,
-        images: Iterable[ImageLike],
+        images: Iterable[Source],
         *,
         batch_size: int = 1,
         workers: int | None = None,
         on_error: OnError | None = None,
-        tiling: Tiling | None = None,
+        skip: Callable[[str], bool] | None = None,
     ) -> Iterator[Prediction]:
         """Score any number of images in bounded memory, in their order.
 
-        Threads decode ahead of the model, at most two batches.
+        Threads decode ahead of the model, at most two batches. With tiles a batch is of tiles: one image is held at a
+        time, and none is decoded ahead.
 
         Parameters
         ----------
-        images : iterable of path, PIL image or (H, W, 3) or (H, W) uint8 array
+        images : iterable of path, bytes, binary file, PIL image or uint8 array
             May be endless; it is read only as far as it is needed.
         batch_size : int
             Images that go through the model at once; does not change the results.
@@ -222,107 +231,74 @@ class Detector:
         on_error : callable, optional
             Called with an image that cannot be used and the error, and the rest goes on. None: the error is raised
             after the predictions of the images before it.
-        tiling : Tiling, optional
-            How images larger than a tile are cut; their maps have the images' own size, and a batch is of tiles. One
-            image is held at a time, and none is decoded ahead.
+        skip : callable, optional
+            Told the id of an image in a file that holds several (`anomalyclip.readers.Frame`); true leaves it out.
 
         Yields
         ------
         Prediction
         """
+        if self.tiling is None:
+            prepared = decode_ahead(
+                images, self._prepare, depth=2 * max(batch_size, 1), workers=workers, on_error=on_error
+            )
+        else:
+            prepared = decode(images, self._prepare, on_error=on_error)
+        if skip is not None:
+            prepared = (item for item in prepared if item.id is None or not skip(item.id))
+        yield from self._score(prepared, batch_size)
+
+    def _prepare(self, frame: Frame) -> _Prepared:
+        if self.tiling is not None and self.tiling.cuts(frame.image.size):
+            return _Prepared(frame.id, frame.image.size, uncut=frame.image)
+        return _Prepared(frame.id, frame.image.size, squash(frame.image, self.scorer.image_size))
+
+    def _score(self, prepared: Iterator[_Prepared], batch_size: int) -> Iterator[Prediction]:
         if batch_size < 1:
             raise AnomalyCLIPError(f"batch size {batch_size}: expected 1 or more")
-        if tiling is not None:
-            yield from self._stream_tiled(images, tiling, batch_size=batch_size, on_error=on_error)
+        if self.tiling is not None:
+            yield from self._score_tiled(prepared, self.tiling, batch_size)
             return
-        decoded = self._decode_ahead(images, depth=2 * batch_size, workers=workers, on_error=on_error)
-        for batch in _batches(decoded, batch_size):
-            scores, maps = self.scorer(np.stack([item.pixels for item in batch]))
+        for batch in _batches(prepared, batch_size):
+            scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
             for item, score, anomaly_map in zip(batch, scores, maps, strict=True):
-                yield Prediction(
-                    image_path=item.path,
-                    pred_score=float(score),
-                    anomaly_map=anomaly_map,
-                    image_size=item.original_size,
-                ).with_threshold(self.threshold)
+                yield self._prediction(item.id, item.size, float(score), anomaly_map)
 
-    def _stream_tiled(
-        self, images: Iterable[ImageLike], tiling: Tiling, *, batch_size: int, on_error: OnError | None
+    def _score_tiled(
+        self, prepared: Iterator[_Prepared], tiling: Tiling, batch_size: int
     ) -> Iterator[Prediction]:
-        for source in images:
-            try:
-                image = as_image(source)
-            except InputError as error:
-                if on_error is None:
-                    raise
-                on_error(source, error)
-                continue
-            size, side = image.size, self.scorer.image_size
-            if tiling.cuts(size):
+        for item in prepared:
+            name, size, image = item.id, item.size, item.uncut
+            if image is not None:
                 score, anomaly_map = score_tiles(
-                    self.scorer, image, tiling, image_size=side, batch_size=batch_size
+                    self.scorer, image, tiling, image_size=self.scorer.image_size, batch_size=batch_size
                 )
             else:
-                scores, maps = self.scorer(np.stack([squash(image, side)]))
+                assert item.pixels is not None
+                scores, maps = self.scorer(item.pixels[None])
                 score, anomaly_map = float(scores[0]), maps[0]
-            del image  # it may be a gigabyte, and whoever takes the prediction may open it again
-            yield Prediction(
-                image_path=os.fspath(source) if isinstance(source, str | os.PathLike) else None,
-                pred_score=score,
-                anomaly_map=anomaly_map,
-                image_size=size,
-            ).with_threshold(self.threshold)
+            del item, image  # it may be a gigabyte, and whoever takes the prediction may open it again
+            yield self._prediction(name, size, score, anomaly_map)
             del anomaly_map
 
-    def _decode_ahead(
-        self, images: Iterable[ImageLike], *, depth: int, workers: int | None, on_error: OnError | None
-    ) -> Iterator[_Decoded]:
-        """Yield decoded images in order, each as soon as it is there: the source may be slower than the model."""
-        pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="decode")
-        waiting: SimpleQueue[tuple[ImageLike, Future[_Decoded]] | BaseException | None] = SimpleQueue()
-        room, stopped = Semaphore(depth), Event()
-
-        def read_source() -> None:
-            end: BaseException | None = None
-            try:
-                for image in images:
-                    room.acquire()
-                    if stopped.is_set():
-                        return
-                    waiting.put((image, pool.submit(_Decoded, image, self.scorer.image_size)))
-            except BaseException as error:
-                end = error
-            finally:
-                waiting.put(end)
-
-        # A daemon: a source that waits for input which never comes must not keep the program alive.
-        Thread(target=read_source, name="decode source", daemon=True).start()
-        try:
-            while (entry := waiting.get()) is not None:
-                if isinstance(entry, BaseException):
-                    raise entry
-                image, future = entry
-                try:
-                    item = future.result()
-                except InputError as error:
-                    if on_error is None:
-                        raise
-                    on_error(image, error)
-                else:
-                    yield item
-                finally:
-                    room.release()
-        finally:
-            stopped.set()
-            room.release()
-            pool.shutdown(cancel_futures=True)
+    def _prediction(
+        self, name: str | None, size: tuple[int, int], score: float, anomaly_map: NDArray[np.float32]
+    ) -> Prediction:
+        return Prediction(
+            image_path=name, pred_score=score, anomaly_map=anomaly_map, image_size=size
+        ).with_threshold(self.threshold)
 
 
-def _batches(decoded: Iterator[_Decoded], size: int) -> Iterator[list[_Decoded]]:
+def _text(value: object) -> str:
+    """Return a setting as prompts keep it."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _batches(prepared: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
     """Gather batches; where the source fails, what came before it is still scored."""
-    batch: list[_Decoded] = []
+    batch: list[_Prepared] = []
     try:
-        for item in decoded:
+        for item in prepared:
             batch.append(item)
             if len(batch) == size:
                 yield batch
@@ -333,17 +309,3 @@ def _batches(decoded: Iterator[_Decoded], size: int) -> Iterator[list[_Decoded]]
         raise
     if batch:
         yield batch
-
-
-def as_threshold(value: float | Threshold | str | os.PathLike[str] | None) -> Threshold | None:
-    """Return a number (for scores and pixels both), a threshold file or a `Threshold` as a `Threshold`."""
-    if value is None or isinstance(value, Threshold):
-        return value
-    if isinstance(value, int | float):
-        return Threshold(score=float(value), pixel=float(value))
-    text = os.fspath(value)
-    try:
-        number = float(text)
-    except ValueError:
-        return Threshold.from_file(Path(text))
-    return Threshold(score=number, pixel=number)

@@ -7,3 +7,7 @@ class AnomalyCLIPError(Exception):
 
 class InputError(AnomalyCLIPError):
     """One input (an image, a mask, a sample) cannot be used; others may go on."""
+
+
+class AnomalyCLIPWarning(UserWarning):
+    """Something that a user should know, and that does not stop the work; the command line prints it."""

@@ -1,11 +1,16 @@
-"""Image files to pixels and masks: colour modes, EXIF orientation, limits, and errors that name the file.
+"""Encoded images to pixels and masks: colour modes, EXIF orientation, limits, and errors that name the file.
+
+An input is opened through `anomalyclip.readers`, which knows the kinds of files; what is here works on one image.
 
 What the model sees is the published preprocessing: the image is squashed to S x S in its own colour mode (bicubic,
 antialiased), then converted to RGB, then normalised. One thing differs on purpose: EXIF orientation is applied.
 """
 
+import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from anomalyclip.errors import InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 """Per-channel mean of CLIP's training images, RGB, of values in [0, 1] (openai/CLIP, ``clip.py``)."""
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 """Per-channel standard deviation, likewise."""
-
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-)
-"""File name endings (lower case) that are taken for images when a folder is listed."""
 
 # Pillow warns from its limit on and refuses from twice that on (179 megapixels); the refusal is the one that matters.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -31,22 +31,24 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 _ROWS = 256
 """Rows of a deep grayscale image that are converted at once."""
 
-ORIENTATION = 0x0112
-"""The EXIF tag; 1 is upright, 5 to 8 turn by a quarter."""
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file completely, upright, in its own colour mode.
+def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image:
+    """Decode an image completely, upright, in its own colour mode.
 
     Deep grayscale (16-bit, 32-bit, float) becomes 8-bit by a range guessed from this image alone: the smallest of 8,
     10, 12, 14 and 16 bits that holds its brightest pixel, or [0, 1] for floats within it.
 
     Parameters
     ----------
-    path : path-like
-        Anything that Pillow reads; of an animation, the first frame.
+    source : path-like or bytes
+        A file, or the content of one, in any format that Pillow reads; of an animation, the first frame.
+    name : str, optional
+        What errors call it. None: the path, or the number of bytes.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises
     ------
     InputError
-        The file is missing, empty, truncated, no image, or larger than Pillow's decompression bomb limit
+        The image is missing, empty, truncated, no image, or larger than Pillow's decompression bomb limit
         (twice ``PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels unless changed).
 
     Examples
@@ -64,52 +66,89 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Image.new("RGB", (4, 3), "red").save(f"{folder}/red.png")
-    ...     open_image(f"{folder}/red.png").size
-    (4, 3)
+    ...     content = Path(folder, "red.png").read_bytes()
+    ...     read_image(f"{folder}/red.png").size, read_image(content).getpixel((0, 0))
+    ((4, 3), (255, 0, 0))
     """
-    image = _read(path)
-    return eight_bit(image, name=path) if image.mode in _DEEP_GRAY else image
+    if name is None:
+        name = f"bytes of {len(source)} B" if isinstance(source, bytes) else os.fspath(source)
+    image = _load(source, name)
+    return eight_bit(image, name=name) if image.mode in _DEEP_GRAY else image
 
 
-def _read(path: str | os.PathLike[str]) -> Image.Image:
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (width, height) of an image file, upright, from its header alone.
+
+    Raises
+    ------
+    InputError
+        As `read_image`, but damage after the header is not seen.
+    """
+    with _opened(path, path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (width, height)
+
+
+def _load(source: str | os.PathLike[str] | bytes, name: object) -> Image.Image:
+    with _opened(source, name) as image:
+        return upright(image)
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | bytes, name: object) -> Iterator[Image.Image]:
+    with decoding(name):
+        if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0:
+            raise InputError(f"{name}: the file is empty; expected an image")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            yield image
+
+
+@contextmanager
+def decoding(name: object) -> Iterator[None]:
+    """Turn whatever is raised while an image is decoded into one `InputError` that names it.
+
+    Examples
+    --------
+    >>> with decoding("scan.xyz"):
+    ...     raise ValueError("odd header")
+    Traceback (most recent call last):
+    anomalyclip.errors.InputError: scan.xyz: damaged image: odd header
+    """
     try:
-        if Path(path).stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty; expected an image")
-        with Image.open(path) as image:
-            return upright(image)
-    except InputError:
+        yield
+    except AnomalyCLIPError:
         raise
     except PermissionError:
-        raise InputError(f"{path}: no permission to read it") from None
+        raise InputError(f"{name}: no permission to read it") from None
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{name}: no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; expected an image file") from None
+        raise InputError(f"{name}: is a folder; expected an image file") from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{path}: not an image that Pillow can read (PNG, JPEG, BMP, TIFF, WebP, ...)"
+            f"{name}: not an image that Pillow can read (PNG, JPEG, BMP, TIFF, WebP, ...)"
         ) from None
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{path}: refused as too large: {error}; scale it down or cut it into parts"
+            f"{name}: refused as too large: {error}; scale it down or cut it into parts"
         ) from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise nearly anything on damaged files
         if (
             isinstance(error, OSError) and error.errno
         ):  # of the system: a name that is too long, a failing disk
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        raise InputError(f"{path}: damaged image: {error or type(error).__name__}") from None
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{name}: damaged image: {error or type(error).__name__}") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Return an image loaded and turned as its EXIF orientation says: the image itself if it is upright."""
     image.load()
     # Pillow's own function copies an upright image, which may be a gigabyte.
-    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
-def eight_bit(image: Image.Image, *, name: object = "image") -> Image.Image:
-    """Return a deep grayscale image (mode I, I;16 or F) as mode L by its own range; see `open_image`."""
+def eight_bit(image: Image.Image, *, name: str) -> Image.Image:
+    """Return a deep grayscale image (mode I, I;16 or F) as mode L by its own range; see `read_image`."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= 65535:  # nor is a NaN, which is both its array's minimum and maximum
@@ -148,16 +187,15 @@ def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Imag
         return Image.fromarray(image)
     if not isinstance(image, str | os.PathLike):
         raise InputError(f"{type(image).__name__}: expected a path, a PIL image or an array")
-    return open_image(image)
+    return read_image(image)
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    """Return an image in memory as `open_image` returns a file: complete, upright, at most 8 bits a channel."""
-    try:
+    """Return an image in memory as `read_image` returns a file: complete, upright, at most 8 bits a channel."""
+    name = f"PIL image of {image.width} x {image.height}"
+    with decoding(name):
         turned = upright(image)
-    except Exception as error:  # as when a file is read: Pillow's decoders raise nearly anything
-        raise InputError(f"damaged image: {error or type(error).__name__}") from None
-    return eight_bit(turned) if turned.mode in _DEEP_GRAY else turned
+    return eight_bit(turned, name=name) if turned.mode in _DEEP_GRAY else turned
 
 
 def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -206,9 +244,9 @@ def read_mask(path: str | os.PathLike[str], size: int | None = None) -> NDArray[
     Raises
     ------
     InputError
-        As `open_image`.
+        As `read_image`.
     """
-    image = _read(path)
+    image = _load(path, path)
     # Of deep grayscale the values count as they are: scaling to 8 bits would round small ones to zero.
     gray = np.asarray(image if image.mode in _DEEP_GRAY else image.convert("L")) > 0
     if size is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.images import SUFFIXES
+from anomalyclip.readers import suffixes
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class ImageFile:
 
 
 def find_images(
-    paths: Sequence[str | os.PathLike[str]], *, passed_over: Counter[str] | None = None
+    paths: Sequence[str | os.PathLike[str]], *, skipped: Counter[str] | None = None
 ) -> Iterator[ImageFile]:
     """List images: files as they are, folders recursively, patterns (``parts/*.png``) that match something; each once.
 
     Results are named by the path below what was pointed at: below the folder if it is one folder, else below the
-    folder that all of them have in common. Other files in folders are passed over; `passed_over` counts them by ending.
+    folder that all of them have in common. Other files in folders are skipped; `skipped` counts them by ending.
 
     Raises
     ------
@@ -46,14 +46,14 @@ def find_images(
     base = _common_folder(roots)
     seen: set[str] = set()
     for root in roots:
-        for path in _walk(root, passed_over) if root.is_dir() else [os.fspath(root)]:
+        for path in _walk(root, skipped) if root.is_dir() else [os.fspath(root)]:
             if path not in seen:
                 seen.add(path)
                 yield ImageFile(path, _relative(path, base))
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
-    r"""Take image paths from lines, one a line, as they come; empty lines are skipped.
+    r"""Take image paths from lines, one per line, as they come; empty lines are skipped.
 
     Results are named by the path relative to the working folder.
 
@@ -70,11 +70,29 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
     for line in lines:
         if "\0" in line:
             raise AnomalyCLIPError(
-                f"the list of images has {line[:40]!r}: expected UTF-8 text with one path a line (not UTF-16, not "
+                f"the list of images has {line[:40]!r}: expected UTF-8 text with one path per line (not UTF-16, not "
                 "separated by NUL, and no image itself)"
             )
         if path := line.rstrip("\r\n"):
             yield ImageFile(path, _relative(path, os.getcwd()))
+
+
+def read_list_file(path: str | os.PathLike[str]) -> list[ImageFile]:
+    """Read a file with one image path per line, in UTF-8 with or without a byte order mark.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It cannot be read, is no such list, or names no image.
+    """
+    try:
+        content = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise AnomalyCLIPError(f"{path}: not a readable list of image paths ({error.strerror})") from None
+    images = list(read_list(content.split("\n")))
+    if not images:
+        raise AnomalyCLIPError(f"{path}: the list is empty; expected one image path per line")
+    return images
 
 
 def _matches(path: str) -> list[str]:
@@ -123,24 +141,25 @@ def _unreadable(error: OSError) -> None:
     )
 
 
-def _walk(root: Path, passed_over: Counter[str] | None) -> Iterator[str]:
+def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
     """Yield the image files below a folder in a stable order.
 
     Left out are hidden ones, the results of earlier runs, and folders to which a link leads back.
     """
     found = False
+    endings = tuple(suffixes())
     visited = {_identity(root)}
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         subfolders[:] = [name for name in sorted(subfolders) if _is_new(os.path.join(folder, name), visited)]
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES:
+            if name.lower().endswith(endings):
                 found = True
                 yield os.path.join(folder, name)
-            elif passed_over is not None:
-                passed_over[suffix or name] += 1
+            elif skipped is not None:
+                skipped[os.path.splitext(name)[1].lower() or name] += 1
     if not found:
-        endings = " ".join(sorted(SUFFIXES))
-        raise AnomalyCLIPError(f"{root}: no image in this folder or below (looked for {endings})")
+        raise AnomalyCLIPError(
+            f"{root}: no image in this folder or below (looked for {' '.join(sorted(endings))})"
+        )

@@ -1,54 +1,57 @@
-"""Names and paths to a frozen CLIP and to the prompts that belong to it."""
+"""From a spec to the detector that it means."""
 
 import os
-from dataclasses import replace
+import warnings
+from typing import TYPE_CHECKING
 
-from anomalyclip.clip.model import CLIP, CLIPConfig
-from anomalyclip.clip.registry import DEFAULT_BACKBONE, PROMPTS, resolve_backbone, resolve_prompts
-from anomalyclip.clip.weights import read_weights
-from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.prompts import Prompts, load_prompts
+from anomalyclip.errors import AnomalyCLIPWarning
+from anomalyclip.spec import DetectorSpec
 
-# What published prompts were learned on: they mean nothing to a backbone of another shape.
-_VIT_L_14_336 = CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408)
-
-
-def load_clip(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> CLIP:
-    """Return a frozen CLIP by name (downloaded if it is not cached), file or folder.
-
-    Raises
-    ------
-    AnomalyCLIPError
-        The weights cannot be had or read.
-    """
-    weights = read_weights(resolve_backbone(backbone))
-    return CLIP.frozen(weights.config, weights.state_dict)
+if TYPE_CHECKING:
+    from anomalyclip.detector import Detector
+    from anomalyclip.prediction import Threshold
 
 
-def load_prompts_for(
-    clip: CLIP, backbone: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None
-) -> Prompts:
-    """Return prompts by name or file; None means those that belong to the backbone.
+def load(
+    spec: DetectorSpec, *, threshold: "float | Threshold | str | os.PathLike[str] | None" = None
+) -> "Detector":
+    """Return the detector of a spec; see `DetectorSpec.load`. With an exported file PyTorch is not imported."""
+    from anomalyclip.detector import Detector
+    from anomalyclip.prediction import as_threshold
 
-    Published checkpoints say nothing of their making: `Prompts.info` gets their name and what they were trained on.
+    ready = as_threshold(threshold)
+    tiling = spec.tiling
+    if spec.model is None:
+        from anomalyclip.methods import METHODS
 
-    Raises
-    ------
-    AnomalyCLIPError
-        No prompts are known for this backbone, or they cannot be had or read.
-    """
-    if prompts is None:
-        beside = resolve_backbone(backbone) / "prompts.safetensors"
-        if beside.is_file():
-            return load_prompts(beside)
-        if clip.config != _VIT_L_14_336:
-            raise AnomalyCLIPError(
-                f"no prompts are known for the backbone {os.fspath(backbone)!r}: give --prompts FILE, or learn some "
-                "with `anomalyclip train`"
-            )
-        prompts = "mvtec"
-    learned, name = load_prompts(resolve_prompts(prompts, backbone=backbone)), os.fspath(prompts)
-    if name not in PROMPTS:
-        return learned
-    known = {"name": name, "trained_on": PROMPTS[name].trained_on}
-    return replace(learned, info={key: value for key, value in known.items() if value} | dict(learned.info))
+        detector = Detector(METHODS[spec.method](spec), threshold=ready, tiling=tiling, spec=spec)
+    else:
+        from anomalyclip.engines.exported import ExportedScorer
+
+        exported = ExportedScorer(spec.model, providers=spec.provider, threads=spec.threads)
+        detector = Detector(
+            exported,
+            threshold=exported.card.limits if ready is None else ready,
+            tiling=exported.card.tiling if tiling is None else tiling,
+            spec=spec,
+        )
+    _warn_of(detector)
+    return detector
+
+
+def as_detector(detector: "Detector | DetectorSpec", *, threshold: "Threshold | None" = None) -> "Detector":
+    """Return a detector, or the one that a spec means, with its own threshold or another."""
+    if isinstance(detector, DetectorSpec):
+        return load(detector, threshold=threshold)
+    if threshold is None:
+        return detector
+    from anomalyclip.detector import Detector
+
+    judged = Detector(detector.scorer, threshold=threshold, tiling=detector.tiling, spec=detector.spec)
+    _warn_of(judged)
+    return judged
+
+
+def _warn_of(detector: "Detector") -> None:
+    for remark in detector.remarks():
+        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=4)

@@ -106,6 +106,20 @@ class Threshold:
             temporary.write_text(text, encoding="utf-8")
 
 
+def as_threshold(value: "float | Threshold | str | os.PathLike[str] | None") -> Threshold | None:
+    """Return a number (for scores and pixels alike), a threshold file or a `Threshold` as a `Threshold`."""
+    if value is None or isinstance(value, Threshold):
+        return value
+    if isinstance(value, int | float):
+        return Threshold(score=float(value), pixel=float(value))
+    text = os.fspath(value)
+    try:
+        number = float(text)
+    except ValueError:
+        return Threshold.from_file(Path(text))
+    return Threshold(score=number, pixel=number)
+
+
 @dataclass(frozen=True)
 class Region:
     """A connected anomalous area, in pixels of the original image.
@@ -159,11 +173,9 @@ class Prediction:
 
     Raises
     ------
-    ValueError
-        If the map is not two-dimensional and float32, holds values outside [0, 1] or NaN, or the score or size is
-        impossible.
     AnomalyCLIPError
-        If a threshold is outside [0, 1].
+        If the map is not two-dimensional and float32, holds values outside [0, 1] or NaN, or the score, the size or a
+        threshold is impossible.
 
     Examples
     --------
@@ -189,10 +201,10 @@ class Prediction:
     def __post_init__(self) -> None:
         Threshold(score=self.threshold, pixel=self.pixel_threshold)
         if not _is_probability(self.pred_score):
-            raise ValueError(f"pred_score is {self.pred_score!r}, not a number within [0, 1]")
+            raise AnomalyCLIPError(f"pred_score is {self.pred_score!r}, not a number within [0, 1]")
         width, height = self.image_size
         if width < 1 or height < 1:
-            raise ValueError(f"image_size is {self.image_size}, not (width, height) in pixels")
+            raise AnomalyCLIPError(f"image_size is {self.image_size}, not (width, height) in pixels")
         if self.image_path is not None:
             object.__setattr__(self, "image_path", os.fspath(self.image_path))
         object.__setattr__(self, "pred_score", float(self.pred_score))
@@ -301,14 +313,14 @@ def _is_probability(value: object) -> bool:
 
 
 def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a read-only view (a copy where rounding overshot [0, 1]), or raise ValueError."""
+    """Return a read-only view (a copy where rounding overshot [0, 1]), or raise AnomalyCLIPError."""
     if anomaly_map.dtype != np.float32 or anomaly_map.ndim != 2 or anomaly_map.size == 0:
-        raise ValueError(
+        raise AnomalyCLIPError(
             f"anomaly_map is {anomaly_map.dtype} {anomaly_map.shape}, not float32 (height, width)"
         )
     low, high = float(anomaly_map.min()), float(anomaly_map.max())
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        raise ValueError(f"anomaly_map holds values from {low} to {high}, not within [0, 1]")
+        raise AnomalyCLIPError(f"anomaly_map holds values from {low} to {high}, not within [0, 1]")
     checked = anomaly_map.view() if low >= 0 and high <= 1 else anomaly_map.clip(0, 1)
     checked.flags.writeable = False
     return checked

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.clip.registry import PROMPTS, resolve_backbone, resolve_prompts
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
 
@@ -35,7 +36,7 @@ class Prompts:
     Attributes
     ----------
     normal, abnormal : Tensor
-        (n, D) float32, the learned vectors; n may be zero (hand-written prompts).
+        (n, D) float32, the learned vectors.
     deep_tokens : tuple of Tensor
         The i-th, (k, D) float32, overwrites the positions 1..k before text block i + 2.
     token_ids : Tensor
@@ -94,12 +95,6 @@ class Prompts:
 
         deep = tuple(draw(deep_length) for _ in range(depth - 1))
         return cls(draw(length), draw(length), deep, token_ids)
-
-    @classmethod
-    def handwritten(cls, token_ids: Tensor, *, width: int) -> "Prompts":
-        """Return prompts of plain words, nothing learned: (2, L) token ids, normal then abnormal."""
-        none = torch.zeros(0, width)
-        return cls(none, none, (), token_ids)
 
     def text_features(self, clip: CLIP) -> Tensor:
         """Return the (2, E) float32 normalised text features, normal then abnormal.
@@ -236,6 +231,40 @@ def load_prompts(path: str | os.PathLike[str]) -> Prompts:
     prompts = _read_published(path) if _is_torch_file(path) else _read_safetensors(path)
     _check_consistent(prompts, path)
     return prompts
+
+
+def load_prompts_for(
+    clip: CLIP, backbone: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None
+) -> Prompts:
+    """Return prompts by name or file; None means those that belong to the backbone.
+
+    Published checkpoints say nothing of their making: `Prompts.info` gets their name and what they were trained on.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        No prompts are known for this backbone, or they cannot be had or read.
+    """
+    if prompts is None:
+        beside = resolve_backbone(backbone) / "prompts.safetensors"
+        if beside.is_file():
+            return load_prompts(beside)
+        if not _is_vit_l_14_336(clip):
+            raise AnomalyCLIPError(
+                f"no prompts are known for the backbone {os.fspath(backbone)!r}: give --prompts FILE, or learn some "
+                "with `anomalyclip train`"
+            )
+        prompts = "mvtec"
+    learned, name = load_prompts(resolve_prompts(prompts, backbone=backbone)), os.fspath(prompts)
+    if name not in PROMPTS:
+        return learned
+    known = {"name": name, "trained_on": PROMPTS[name].trained_on}
+    return replace(learned, info={key: value for key, value in known.items() if value} | dict(learned.info))
+
+
+def _is_vit_l_14_336(clip: CLIP) -> bool:
+    """Tell whether it has the shape that published prompts were learned on: they mean nothing to another one."""
+    return clip.config == CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408)
 
 
 def _is_torch_file(path: Path) -> bool:

@@ -2,17 +2,93 @@
 
 import json
 import os
-import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import replacing, writing
+from anomalyclip.identity import differences
 
 SETTINGS = "settings.json"
 LOCK = ".lock"
+
+
+class RunFolder:
+    """Where a run leaves its results: checked at once, locked and marked when it begins.
+
+    Parameters
+    ----------
+    command : str
+        Whose run it is.
+    output : path, optional
+        The folder. None: a new one, ``runs/<command>-1``, ``-2``, ..., made when the run begins.
+    resume, overwrite : bool
+        What to do with results that are there; without either they are refused. None: cannot be overwritten.
+    results : str
+        What in the folder shows that there are results: a name or a pattern.
+
+    Attributes
+    ----------
+    output : Path or None
+        The folder; of a new one, once it is made.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no folder to resume in, or one with results that are neither to be resumed nor overwritten.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with RunFolder("predict", folder, results="predictions.jsonl").begin({"sigma": 4.0}) as here:
+    ...     _ = (here / "predictions.jsonl").write_text("{}")
+    >>> RunFolder("predict", folder, overwrite=False, results="predictions.jsonl")
+    Traceback (most recent call last):
+    anomalyclip.errors.AnomalyCLIPError: ... has results already: give --resume, --overwrite or another --output
+    """
+
+    def __init__(
+        self,
+        command: str,
+        output: str | os.PathLike[str] | None,
+        *,
+        resume: bool = False,
+        overwrite: bool | None = None,
+        results: str,
+    ) -> None:
+        self.command, self.resume, self.overwrite = command, resume, overwrite
+        self.output = None if output is None else Path(output)
+        if resume and overwrite:
+            raise AnomalyCLIPError("--resume and --overwrite exclude each other: give one of them")
+        if self.output is None:
+            if resume:
+                raise AnomalyCLIPError("--resume needs the folder of the run: give --output FOLDER")
+            return
+        there = any(self.output.glob(results))
+        if there and not (resume or overwrite):
+            ways = "--resume or" if overwrite is None else "--resume, --overwrite or"
+            raise AnomalyCLIPError(f"{self.output} has results already: give {ways} another --output")
+        if there and resume and not (self.output / SETTINGS).exists():
+            raise AnomalyCLIPError(
+                f"{self.output} does not say how it began ({SETTINGS} is missing): start again in another folder"
+            )
+
+    @contextmanager
+    def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """Give the folder, locked until the block ends; see `alone` and `begin`."""
+        self.output = folder = self.output or new_folder(self.command)
+        with alone(folder):
+            if not begin(folder, self.command, settings, resume=self.resume, about=about) and self.resume:
+                warnings.warn(
+                    f"{folder} holds no run to resume: this one starts at the beginning",
+                    AnomalyCLIPWarning,
+                    stacklevel=3,
+                )
+            yield folder
 
 
 def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
@@ -71,7 +147,14 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def begin(folder: Path, command: str, settings: Mapping[str, Any], *, resume: bool) -> bool:
+def begin(
+    folder: Path,
+    command: str,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    about: Mapping[str, Any] | None = None,
+) -> bool:
     """Write what changes the results into a run's folder; a run that is resumed must have begun with the same.
 
     Parameters
@@ -84,6 +167,8 @@ def begin(folder: Path, command: str, settings: Mapping[str, Any], *, resume: bo
         JSON-ready; what changes the results, and nothing else.
     resume : bool
         Whether the run goes on.
+    about : mapping, optional
+        JSON-ready; written beside the settings and not compared.
 
     Returns
     -------
@@ -100,6 +185,7 @@ def begin(folder: Path, command: str, settings: Mapping[str, Any], *, resume: bo
     now = {"command": command, **json.loads(json.dumps(settings))}
     there = path.is_file()
     before = _read(path) if there else now
+    before.pop("about", None)
     if "command" not in before:
         raise AnomalyCLIPError(
             f"{path} is not of an anomalyclip run and would be lost: choose another folder"
@@ -113,7 +199,8 @@ def begin(folder: Path, command: str, settings: Mapping[str, Any], *, resume: bo
             f"{folder} began with other settings ({'; '.join(differ)}): resume with the same, or choose another folder"
         )
     with writing(path), replacing(path) as temporary:
-        temporary.write_text(json.dumps(now, indent=1) + "\n")
+        content = now if about is None else {**now, "about": dict(about)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
     return there
 
 
@@ -122,35 +209,3 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
         raise AnomalyCLIPError(f"{path}: damaged; begin anew in another folder") from None
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words which values differ, however deep they are; hashes are shortened.
-
-    Examples
-    --------
-    >>> differences({"scoring": {"sigma": 4.0, "layers": [24]}}, {"scoring": {"sigma": 2.0, "layers": [24]}})
-    ['scoring.sigma: 4.0 then, 2.0 now']
-    """
-    then, later = dict(_leaves(before)), dict(_leaves(now))
-    return [
-        f"{name}: {_shown(then.get(name))} then, {_shown(later.get(name))} now"
-        for name in dict.fromkeys([*then, *later])
-        if then.get(name) != later.get(name)
-    ]
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"{text[:8]}..." if re.fullmatch("[0-9a-f]{16,}", text) else text
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-        for number, inner in enumerate(value, start=1):
-            yield from _leaves(inner, f"{name} {number}")
-    else:
-        yield name, value

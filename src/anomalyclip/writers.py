@@ -24,8 +24,8 @@ from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
-from anomalyclip.images import open_image
 from anomalyclip.prediction import Prediction
+from anomalyclip.readers import open_image
 from anomalyclip.visualize import overlay
 
 PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
@@ -145,7 +145,7 @@ class PredictionWriter:
             default: its `image_path`. It never leads out of the output folder: a root is dropped, `..`
             becomes `_`. A name that another image has taken gets a number (`a.png`, `a.png~2`).
         image : PIL.Image.Image, optional
-            The photograph, for "heatmap"; default: read from `image_path`.
+            The photograph, for "heatmap"; default: `anomalyclip.readers.open_image` of its `image_path`.
 
         Returns
         -------

@@ -3,15 +3,17 @@
 Nothing heavy is imported before a command runs, so that ``anomalyclip --help`` is instant.
 """
 
+import inspect
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.calibrate import calibrate
-from anomalyclip.cli.console import fail
+from anomalyclip.cli.console import fail, warnings_shown
 from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.export import export
@@ -55,8 +57,14 @@ def _root(
     """Find what is wrong in images of things for which there is no training data."""
 
 
+def _paragraphs(command: Callable[..., None]) -> str:
+    """Return a docstring whose lines are as long as the screen is wide: only empty lines end a paragraph."""
+    text = inspect.getdoc(command) or ""
+    return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in text.split("\n\n"))
+
+
 for verb in (demo, predict, calibrate, test, train, datasets, prepare, synth, export, benchmark):
-    app.command()(verb)
+    app.command(help=_paragraphs(verb))(verb)
 
 
 def main() -> None:
@@ -65,7 +73,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with warnings_shown():
+            app()
     except AnomalyCLIPError as error:
         fail(str(error))
         sys.exit(2)

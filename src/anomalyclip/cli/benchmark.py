@@ -7,23 +7,23 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import out
-from anomalyclip.cli.models import given
+from anomalyclip.cli.tables import new_table
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.spec import DetectorSpec
 
 if TYPE_CHECKING:
     from anomalyclip.benchmark import Timing
 
 
+@options.with_spec(only=("image_size", "device", "precision", "compiled"))
 def benchmark(
     context: typer.Context,
+    spec: DetectorSpec,
     architecture: Annotated[
         str, typer.Option(help="ViT-L-14-336, ViT-L-14, ViT-B-16 or ViT-B-32.")
     ] = "ViT-L-14-336",
-    image_size: options.ImageSize = None,
     batch_size: options.BatchSize = 1,
     repeats: Annotated[int, typer.Option(help="Runs of each stage; the best one counts.", min=1)] = 3,
-    device: options.Device = "auto",
-    precision: options.Precision = "fp32",
     runtimes: Annotated[
         bool,
         typer.Option(
@@ -41,23 +41,16 @@ def benchmark(
     measured in the same process.
     """
     if runtimes:
-        fixed = sorted(given(context) & {"batch_size", "device", "precision"})
+        fixed = sorted(options.given(context) & {"batch_size", "device", "precision", "compiled"})
         if fixed:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+            names = ", ".join(map(options.spelled, fixed))
             raise AnomalyCLIPError(f"{names}: --runtimes decides it itself; leave it out")
-        _compare(architecture, image_size=image_size, repeats=repeats, as_json=as_json)
+        _compare(architecture, image_size=spec.image_size, repeats=repeats, as_json=as_json)
         return
 
     from anomalyclip.benchmark import run
 
-    timing = run(
-        architecture,
-        image_size=image_size,
-        batch_size=batch_size,
-        repeats=repeats,
-        device=device,
-        precision=precision,
-    )
+    timing = run(architecture, spec, batch_size=batch_size, repeats=repeats)
     if as_json:
         out().print_json(json.dumps(timing.to_dict()))
     else:
@@ -65,17 +58,13 @@ def benchmark(
 
 
 def _show(timing: "Timing") -> None:
-    from rich.table import Table
-
     machine = timing.machine
     out().print(
         f"{timing.architecture} at {timing.image_size} x {timing.image_size}, batch {timing.batch_size}, "
         f"{machine['precision']} on {machine['device']}: {machine['processor']}, {machine['threads']} threads, "
         f"torch {machine['torch']}"
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage")
-    table.add_column("ms per image", justify="right")
+    table = new_table("stage", "ms per image", right=["ms per image"])
     for stage, seconds in timing.stages.items():
         table.add_row(stage, f"{1000 * seconds:.1f}")
     out().print(table)
@@ -88,7 +77,7 @@ def _show(timing: "Timing") -> None:
 
 def _compare(architecture: str, *, image_size: int | None, repeats: int, as_json: bool) -> None:
     """Print one line of a Markdown table as soon as it is measured."""
-    from anomalyclip.deploy.comparison import compare, conditions
+    from anomalyclip.engines.comparison import compare, conditions
 
     about = conditions(architecture, image_size)
     rows = compare(architecture, image_size=image_size, repeats=repeats)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def fail(message: str) -> None:
 
 
 @contextmanager
-def track(what: str, *, total: int | None) -> Iterator[Callable[[], None]]:
+def track(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal, nothing in a pipe; give a function that counts one more.
 
     Parameters
@@ -68,3 +68,36 @@ def track(what: str, *, total: int | None) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def stoppable(message: str | Callable[[], str]) -> Iterator[None]:
+    """Say what Ctrl-C left behind, and end with exit code 130."""
+    import typer
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(message if isinstance(message, str) else message())
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Print the package's warnings as one line each, whatever the filters say; others go their usual way."""
+    import warnings
+
+    from anomalyclip.errors import AnomalyCLIPWarning
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, AnomalyCLIPWarning):
+            warn(str(message))
+        else:
+            usual(message, category, *rest, **named)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AnomalyCLIPWarning)
+        warnings.showwarning = show
+        yield

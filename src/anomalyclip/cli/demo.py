@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomalyclip.cli.console import out
+from anomalyclip.cli.tables import new_table
 
 if TYPE_CHECKING:
     from anomalyclip.prediction import Prediction
@@ -36,13 +37,7 @@ def demo(
 
 
 def _show(predictions: "list[Prediction]") -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("picture")
-    table.add_column("score", justify="right")
-    table.add_column("verdict")
-    table.add_column("largest region", justify="right")
+    table = new_table("picture", "score", "verdict", "largest region", right=["score", "largest region"])
     for prediction in predictions:
         width, height = prediction.image_size
         share = max((region.area for region in prediction.regions), default=0) / (width * height)

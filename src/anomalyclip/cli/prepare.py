@@ -88,7 +88,7 @@ def prepare(
     if not check:
         warn_of(meta.findings)
         return
-    with track("Checking", total=sum(1 for _ in meta)) as advance:
+    with track("Checking", sum(1 for _ in meta)) as advance:
         findings = find_faults(meta, progress=advance)
     out().print()
     if findings:

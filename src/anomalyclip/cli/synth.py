@@ -37,7 +37,7 @@ def synth(
     from anomalyclip.data.synthetic.writer import write_dataset
 
     total = len(set(classes)) * (2 * normal + anomalous)
-    with track("Drawing", total=total) as advance:
+    with track("Drawing", total) as advance:
         try:
             count = write_dataset(
                 output,

@@ -14,11 +14,11 @@ _NAMED = 10
 _PIPE_WIDTH = 10_000
 
 
-def new_table(*headers: str, right: Sequence[str] = ()) -> "Table":
-    """Return an empty table; the columns named in `right` hold numbers."""
+def new_table(*headers: str, right: Sequence[str] = (), gap: int = 2) -> "Table":
+    """Return an empty table; the columns named in `right` hold numbers, `gap` spaces stand between columns."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for header in headers:
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")
     return table

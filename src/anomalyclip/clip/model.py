@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalyclip.errors import AnomalyCLIPError
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -51,13 +53,66 @@ class CLIPConfig:
     quick_gelu: bool = True
 
 
+@dataclass(frozen=True)
+class LocalPath:
+    """Which final blocks carry a second, local path, and what attends to what in it (DPAM).
+
+    The local path starts from the tokens that enter its first block. Each block adds to it the attention of the
+    *original* path's projections, ``sum over pairs of softmax(X X^T / sqrt(d)) V``, and no MLP.
+
+    Parameters
+    ----------
+    blocks : int
+        How many final blocks carry it: 19 in AnomalyCLIP, 6 in CLIP Surgery; 0 is plain CLIP.
+    attends : str
+        Projections that attend to themselves, of ``q``, ``k`` and ``v``, each at most once: ``v`` is V-V attention
+        (AnomalyCLIP, CLIP Surgery), ``qkv`` is Q-Q + K-K + V-V (Crane), whose rows sum to 3.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        `attends` names something else, or nothing.
+    """
+
+    blocks: int
+    attends: str = "v"
+
+    def __post_init__(self) -> None:
+        if not self.attends or len(set(self.attends)) != len(self.attends) or set(self.attends) - set("qkv"):
+            raise AnomalyCLIPError(
+                f"local attention {self.attends!r}: expected some of q, k and v, such as 'v'"
+            )
+
+
+PLAIN = LocalPath(0)
+"""No local path: plain CLIP."""
+
+
+class Tokens(NamedTuple):
+    """What the blocks made of the tokens that entered the first one, before any projection.
+
+    Attributes
+    ----------
+    cls : Tensor
+        (B, D) float, the first token of the original path after the last block.
+    plain : dict of int to Tensor
+        Block number to (B, n, D) float, the original path's tokens after that block.
+    local : dict of int to Tensor
+        Block number to (B, n, D) float, the local path's tokens; before its first block, the original path's.
+    """
+
+    cls: Tensor
+    plain: dict[int, Tensor]
+    local: dict[int, Tensor]
+
+
 class ImageFeatures(NamedTuple):
     """What the vision transformer says of a batch of images, before normalisation.
 
     Attributes
     ----------
     image : Tensor
-        (B, E) float, the CLS token of the original path.
+        (B, E) float, the CLS token of the original path, without the final norm.
     patches : dict of int to Tensor
         Block number to (B, 1 + N, E) float, CLS first, of the local path (of the plain stream for blocks before it).
     """
@@ -93,7 +148,16 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return the attended and projected tokens (B, N, D); the N x N matrix is never held in memory."""
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # B H N D/H
+        return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))  # B H N D/H -> B N D
+
+    def attend_each(self, selves: Sequence[Tensor], v: Tensor) -> Tensor:
+        """Return the sum of what each projection (B, H, N, D / H) attending to itself takes from the values."""
+        x = F.scaled_dot_product_attention(selves[0], selves[0], v)  # B H N D/H
+        for other in selves[1:]:
+            x = x + F.scaled_dot_product_attention(other, other, v)
+        return self._merge(x)
+
+    def _merge(self, x: Tensor) -> Tensor:
         projected: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # B N D
         return projected
 
@@ -136,14 +200,16 @@ class Block(nn.Module):
         x = x + self.mlp(self.ln_2(x))
         return x
 
-    def dual(self, x: Tensor, local: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
-        """Run the original and the local path; in the last block the original one for CLS alone (B, 1, D).
+    def dual(self, x: Tensor, local: Tensor, *, attends: str, cls_only: bool) -> tuple[Tensor, Tensor]:
+        """Run the original and the local path; with `cls_only` the original one for the first token alone (B, 1, D).
 
-        The local path adds V-V attention of the *original* path's values and has no MLP (DPAM).
+        The queries of the other tokens are not computed then, unless the local path attends with them.
         """
-        project = self.attn.project_cls if last else self.attn.project
+        project = self.attn.project_cls if cls_only and "q" not in attends else self.attn.project
         q, k, v = project(self.ln_1(x))
-        local = local + self.attn.attend(v, v, v)
+        pairs = {"q": q, "k": k, "v": v}
+        local = local + self.attn.attend_each([pairs[name] for name in attends], v)
+        q = q[:, :, :1] if cls_only else q
         x = x[:, : q.shape[2]] + self.attn.attend(q, k, v)
         x = x + self.mlp(self.ln_2(x))
         return x, local
@@ -179,66 +245,86 @@ class VisionTransformer(nn.Module):
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
-        self._resized_positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
-    def forward(self, pixels: Tensor, *, layers: Sequence[int], dpam_layers: int) -> ImageFeatures:
-        """Encode a batch of images.
+    def embed(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the tokens that enter the first block: CLS, then the patches row by row.
 
         Parameters
         ----------
         pixels : Tensor
-            (B, 3, S, S) float, normalised; S a multiple of the patch size.
-        layers : sequence of int
-            The blocks, counted from 1, after which patch features are read.
-        dpam_layers : int
-            How many final blocks carry the local path.
+            (B, 3, h * P, w * P) float, normalised; P is the patch size.
+        positions : Tensor, optional
+            (1 + h * w, D), from `positions`, for a caller that keeps it; None computes it.
 
         Returns
         -------
-        ImageFeatures
+        Tensor
+            (B, 1 + h * w, D) float, positions added and `ln_pre` applied. Both act on each token alone, so that any
+            subset of these rows can be given to `run`.
         """
-        x = self.embed(pixels)  # B 1+N D
-        blocks = self.transformer.resblocks
-        local: Tensor | None = None
-        patches: dict[int, Tensor] = {}
-        for number, block in enumerate(blocks, start=1):
-            assert isinstance(block, Block)
-            last = number == len(blocks)
-            if number > len(blocks) - dpam_layers:
-                x, local = block.dual(x, x if local is None else local, last=last)
-            elif last and number not in layers:
-                x = block.cls_only(x)
-            else:
-                x = block(x)
-            if number in layers:
-                patches[number] = self.ln_post(x if local is None else local) @ self.proj  # B 1+N E
-        return ImageFeatures(x[:, 0] @ self.proj, patches)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Return the tokens (B, 1 + N, D), CLS first, that enter the first block."""
         x = self.conv1(pixels)  # B D h w
-        rows, columns = x.shape[-2:]
+        if positions is None:
+            positions = self.positions(*x.shape[-2:])
         x = x.flatten(2).transpose(1, 2)  # B N D
         cls = self.class_embedding.expand(x.shape[0], 1, -1)
-        x = torch.cat([cls, x], dim=1) + self.positions(rows, columns)  # B 1+N D
+        x = torch.cat([cls, x], dim=1) + positions  # B 1+N D
         normed: Tensor = self.ln_pre(x)
         return normed
 
+    def run(
+        self, tokens: Tensor, *, plain: Sequence[int] = (), local: Sequence[int] = (), path: LocalPath = PLAIN
+    ) -> Tokens:
+        """Run the blocks.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            (B, n, D) float: all that `embed` returned, or any subset of its rows with CLS first.
+        plain, local : sequence of int
+            Blocks, counted from 1, after which the tokens of the original and of the local path are kept.
+        path : LocalPath
+            The local path; by default there is none.
+
+        Returns
+        -------
+        Tokens
+            What nobody asked for is not computed: in the last block the original path of CLS alone, unless `plain`
+            has that block.
+        """
+        x, second, depth = tokens, None, len(self.transformer.resblocks)
+        kept = Tokens(x, {}, {})
+        for number, block in enumerate(self.transformer.resblocks, start=1):
+            assert isinstance(block, Block)
+            dual = number > depth - path.blocks
+            cls_only = number == depth and number not in plain and (dual or number not in local)
+            if dual:
+                second = x if second is None else second
+                x, second = block.dual(x, second, attends=path.attends, cls_only=cls_only)
+            else:
+                x = block.cls_only(x) if cls_only else block(x)
+            if number in plain:
+                kept.plain[number] = x
+            if number in local:
+                kept.local[number] = x if second is None else second
+        return kept._replace(cls=x[:, 0])
+
+    def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
+        """Return tokens (..., D) in the space that images and texts share, (..., E), with or without `ln_post`."""
+        projected: Tensor = (self.ln_post(tokens) if norm else tokens) @ self.proj
+        return projected
+
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Return the positional table (1 + N, D) for a grid; the model's own table is never changed."""
+        """Return the positional table (1 + h * w, D) for a grid of patches; the model's own is never changed.
+
+        A table for another grid is resized bilinearly, without antialiasing, as in AnomalyCLIP and CLIP Surgery.
+        """
         table = self.positional_embedding
         side = int((len(table) - 1) ** 0.5)
         if (rows, columns) == (side, side):
             return table
-        key = (rows, columns, table.device, table.dtype)
-        if key in self._resized_positions and not table.requires_grad:
-            return self._resized_positions[key]
         square = table[1:].T.reshape(1, -1, side, side)  # 1 D h w
         resized = F.interpolate(square, (rows, columns), mode="bilinear", align_corners=False)
-        resized = torch.cat([table[:1], resized[0].flatten(1).T])  # 1+N D
-        if not table.requires_grad:
-            self._resized_positions[key] = resized
-        return resized
+        return torch.cat([table[:1], resized[0].flatten(1).T])  # 1+N D
 
 
 class CLIP(nn.Module):
@@ -284,9 +370,25 @@ class CLIP(nn.Module):
         return model.requires_grad_(False).eval()
 
     def encode_image(self, pixels: Tensor, *, layers: Sequence[int], dpam_layers: int) -> ImageFeatures:
-        """Encode images (B, 3, S, S); see `VisionTransformer.forward`."""
-        features: ImageFeatures = self.visual(pixels, layers=layers, dpam_layers=dpam_layers)
-        return features
+        """Encode images as AnomalyCLIP does.
+
+        Parameters
+        ----------
+        pixels : Tensor
+            (B, 3, S, S) float, normalised; S a multiple of the patch size.
+        layers : sequence of int
+            The blocks, counted from 1, after which patch features are read.
+        dpam_layers : int
+            How many final blocks carry the local path.
+
+        Returns
+        -------
+        ImageFeatures
+        """
+        visual = self.visual
+        tokens = visual.run(visual.embed(pixels), local=layers, path=LocalPath(dpam_layers))
+        patches = {number: visual.project(found) for number, found in tokens.local.items()}
+        return ImageFeatures(visual.project(tokens.cls, norm=False), patches)
 
     def encode_text(self, embeddings: Tensor, end: Tensor, *, deep_tokens: Sequence[Tensor] = ()) -> Tensor:
         """Encode texts given as token embeddings, which learned prompts are.

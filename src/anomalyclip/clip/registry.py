@@ -15,6 +15,7 @@ from anomalyclip.clip.download import (
 )
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import file_digest
+from anomalyclip.spec import DEFAULT_BACKBONE
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """What is embedded in the package."""
@@ -62,8 +63,6 @@ class LearnedPrompts:
 def _openai(hub: str, sha256: str, name: str) -> Backbone:
     return Backbone(hub, RemoteFile(f"{_OPENAI}/{sha256}/{name}.pt", f"sha256:{sha256}"))
 
-
-DEFAULT_BACKBONE = "ViT-L-14-336"
 
 # The digests are part of OpenAI's addresses (openai/CLIP, clip/clip.py).
 BACKBONES: dict[str, Backbone | Path] = {

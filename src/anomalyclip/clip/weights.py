@@ -8,7 +8,7 @@ import pickle
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -165,24 +165,36 @@ def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def fingerprint(weights: Weights) -> str:
-    """SHA-256 over architecture, names, types, shapes and contents: equal exactly if every feature is.
+def fingerprint(config: CLIPConfig, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over architecture, names, shapes and contents as float32: equal exactly if every feature is.
 
     Parameters
     ----------
-    weights : Weights
-        Where they came from does not matter.
+    config : CLIPConfig
+        The architecture.
+    tensors : mapping of str to Tensor
+        All of the model, in any floating-point type: half precision is widened, as `CLIP.frozen` does. Where they came
+        from does not matter.
 
     Returns
     -------
     str
         64 hex digits.
     """
-    digest = hashlib.sha256(json.dumps(asdict(weights.config), sort_keys=True).encode())
-    for name, tensor in sorted(weights.state_dict.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return all files that `read_weights` would read of a file or folder: weights, shards, configurations."""
+    path = Path(path)
+    file = _file_of(path) if path.is_dir() else path
+    beside = [file.with_name(name) for name in ("open_clip_config.json", "config.json")]
+    shards = sorted(file.parent.glob("*.safetensors")) if file.name.endswith(".index.json") else []
+    return [file, *(other for other in (*beside, *shards) if other.is_file())]
 
 
 def tensor_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:

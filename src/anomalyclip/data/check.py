@@ -9,9 +9,7 @@ from pathlib import Path
 from anomalyclip.data.catalog import DataSet, catalog
 from anomalyclip.data.meta import Finding, Meta, Sample
 from anomalyclip.errors import InputError
-from anomalyclip.images import ORIENTATION
-
-_ROTATED = (5, 6, 7, 8)
+from anomalyclip.readers import size_of
 
 
 def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Finding]:
@@ -62,7 +60,7 @@ def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
     from anomalyclip.images import read_mask
 
     try:
-        size = _size(root / sample.image)
+        size = size_of(root / sample.image)
     except InputError as error:
         yield Finding("unreadable", sample.image, _without(error, root / sample.image))
         size = None
@@ -79,22 +77,6 @@ def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
         yield Finding("sizes differ", sample.image, detail)
     if not mask.any():
         yield Finding("empty mask", sample.mask, f"no pixel above zero, but {sample.image} is anomalous")
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of an upright image from its header."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(ORIENTATION) in _ROTATED else (width, height)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image that Pillow can read") from None
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise InputError(f"{path}: damaged image: {error or type(error).__name__}") from None
 
 
 def _without(error: InputError, path: Path) -> str:

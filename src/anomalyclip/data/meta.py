@@ -105,6 +105,11 @@ class SampleList(Sequence[Sample]):
         return len(self.samples)
 
     @property
+    def name(self) -> str:
+        """What the data set is called: its key in the catalogue, or the name of its folder, whatever link led there."""
+        return self.dataset or Path(os.path.realpath(self.root)).name
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the list."""
         return tuple(dict.fromkeys(sample.class_name for sample in self.samples))

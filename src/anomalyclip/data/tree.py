@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.images import SUFFIXES
+from anomalyclip.readers import suffixes
 
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 """Names (lower case) that operating systems leave behind; hidden names are skipped as well."""
@@ -77,7 +77,8 @@ class Tree:
     def images(self, path: str = "") -> list[str]:
         """Return the names of the image files in a folder, in natural order; none if there is no such folder."""
         self._scan(path)
-        names = [name for name in self._files[path] if os.path.splitext(name)[1].lower() in SUFFIXES]
+        endings = tuple(suffixes())
+        names = [name for name in self._files[path] if name.lower().endswith(endings)]
         for name in names:
             if self._files[path][name]:
                 self._refuse_outside(join(path, name))

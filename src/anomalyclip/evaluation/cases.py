@@ -11,8 +11,9 @@ from anomalyclip.errors import InputError
 from anomalyclip.evaluation.maps import Scored, read_map
 from anomalyclip.evaluation.results import Case
 from anomalyclip.files import replacing, writing
-from anomalyclip.images import as_image, open_image, read_mask
+from anomalyclip.images import read_mask
 from anomalyclip.prediction import Prediction, Threshold
+from anomalyclip.readers import open_image
 from anomalyclip.visualize import heat_map, overlay
 
 CLEAREST, FAINTEST, SUSPECT = "clearest defect", "faintest defect", "highest normal"
@@ -92,7 +93,7 @@ def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
 
 
 def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> dict[str, Image.Image]:
-    photograph = as_image(open_image(os.path.join(root, item.sample.image))).convert("RGB")
+    photograph = open_image(os.path.join(root, item.sample.image)).convert("RGB")
     photograph.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     values = Image.fromarray(scaled).resize(photograph.size, Image.Resampling.BILINEAR)
     pictures = {"image": photograph}

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anomalyclip.detector import Scorer
 from anomalyclip.evaluation.results import METRICS, Metrics
+from anomalyclip.scorer import Description, Scorer
 
 
 class CentreScorer:
@@ -41,9 +41,13 @@ class CentreScorer:
         """Score a batch (B, S, S, 3) without looking at it."""
         return np.full(len(pixels), 0.5, np.float32), np.repeat(self._map[None], len(pixels), axis=0)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the image size."""
-        return {"image_size": self.image_size}
+    def identity(self) -> dict[str, Any]:
+        """Return its name and the image size."""
+        return {"method": "control: centre", "image_size": self.image_size}
+
+    def describe(self) -> Description:
+        """Return what it is."""
+        return Description("control: nearness to the centre")
 
 
 class ContrastScorer:
@@ -77,9 +81,13 @@ class ContrastScorer:
         maps = ndimage.gaussian_filter(np.abs(gray - around), (0, smooth, smooth)).clip(0, 1)
         return maps.max(axis=(1, 2)), maps
 
-    def settings(self) -> dict[str, Any]:
-        """Return the image size."""
-        return {"image_size": self.image_size}
+    def identity(self) -> dict[str, Any]:
+        """Return its name and the image size."""
+        return {"method": "control: contrast", "image_size": self.image_size}
+
+    def describe(self) -> Description:
+        """Return what it is."""
+        return Description("control: difference from the surroundings")
 
 
 CONTROLS: dict[str, Callable[[int], Scorer]] = {"centre": CentreScorer, "contrast": ContrastScorer}

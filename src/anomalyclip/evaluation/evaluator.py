@@ -18,7 +18,6 @@ from anomalyclip.data.meta import Sample, SampleList
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.evaluation.cases import draw_cases
 from anomalyclip.evaluation.maps import ArrayFiles, Scored, Source, read_map
-from anomalyclip.evaluation.pixels import MEMORY, PixelResult, pixel_metrics_in_ranges, region_areas
 from anomalyclip.evaluation.results import (
     METRICS,
     Case,
@@ -29,7 +28,9 @@ from anomalyclip.evaluation.results import (
     number,
 )
 from anomalyclip.images import read_mask
-from anomalyclip.metrics import image_metrics
+from anomalyclip.metrics import PixelMetrics, image_metrics
+from anomalyclip.metrics.regions import region_areas
+from anomalyclip.metrics.streaming import MEMORY, pixel_metrics_in_ranges
 from anomalyclip.prediction import Threshold
 from anomalyclip.writers import safe_name
 
@@ -56,12 +57,11 @@ class Options:
     threshold: Threshold | None = None
 
 
-def evaluate(
+def evaluate_set(
     source: Source,
     data: SampleList,
     folder: str | os.PathLike[str],
     *,
-    key: str | None = None,
     scorer: str = "model",
     options: Options | None = None,
     resume: bool = False,
@@ -77,8 +77,6 @@ def evaluate(
         The samples; their masks are resized to the maps by the published rule.
     folder : path
         Where the results of each class are kept, in ``classes/``.
-    key : str, optional
-        Name of the data set; default: its key in the catalogue, or its folder's name.
     scorer : str
         What the results are filed under.
     options : Options, optional
@@ -105,18 +103,13 @@ def evaluate(
         complete = True
     finally:
         source.close(complete=complete)
-    return DatasetResult(key or name_of(data), str(data.root), done, scorer)
+    return DatasetResult(data.name, str(data.root), done, scorer)
 
 
 def pooled(data: SampleList) -> SampleList:
     """Return the same samples as one class, for a threshold that serves them all."""
     samples = tuple(replace(sample, class_name="all") for sample in data)
     return replace(data, samples=samples)
-
-
-def name_of(data: SampleList) -> str:
-    """Return the key of a data set, or the name of its folder."""
-    return data.dataset or Path(os.path.abspath(data.root)).name
 
 
 def _evaluate_classes(
@@ -208,6 +201,7 @@ class _Class:
                     ArrayFiles(areas, np.load),
                     memory=self.options.memory,
                     max_fpr=self.options.max_fpr,
+                    curve_points=400,
                 )
                 _add_pixel_metrics(pixels, metrics, thresholds, curves)
         cases: tuple[Case, ...] = ()
@@ -286,7 +280,7 @@ def _add_image_metrics(
 
 
 def _add_pixel_metrics(
-    found: PixelResult,
+    found: PixelMetrics,
     metrics: Metrics,
     thresholds: dict[str, float | None],
     curves: dict[str, tuple[list[float], list[float]]],
@@ -297,10 +291,12 @@ def _add_pixel_metrics(
     metrics["pixel_ap"] = number(found.average_precision)
     metrics["pixel_f1_max"] = number(found.f1_max.f1)
     thresholds["pixel_f1"] = number(found.f1_max.threshold)
-    thresholds["pixel_youden"] = number(found.youden)
-    curves["pixel_roc"] = _points(found.curves.fpr, found.curves.tpr)
-    curves["pixel_pr"] = _points(found.curves.tpr, found.curves.precision)
-    curves["pixel_pro"] = _points(found.curves.fpr, found.curves.pro)
+    thresholds["pixel_youden"] = number(found.youden.threshold)
+    if found.roc is None or found.precision_recall is None or found.pro is None or np.isnan(found.auroc):
+        return  # the curves of one label alone have nothing to plot one rate against
+    curves["pixel_roc"] = _points(found.roc.fpr, found.roc.tpr)
+    curves["pixel_pr"] = _points(found.precision_recall.recall, found.precision_recall.precision)
+    curves["pixel_pro"] = _points(found.pro.fpr, found.pro.pro)
 
 
 def _points(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[list[float], list[float]]:

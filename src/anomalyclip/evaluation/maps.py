@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from anomalyclip.data.meta import Sample
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.readers import locate
 from anomalyclip.writers import PredictionWriter, safe_name
 
 
@@ -101,7 +102,19 @@ class DetectorSource:
             failed[paths[image].image] = str(error)
             advance()
 
-        for prediction in self._detector.stream(wanted, batch_size=self._batch_size, on_error=on_error):
+        def is_one_of_several(id: str) -> bool:
+            if id in paths:
+                return False
+            file, _ = locate(id)
+            if paths[file].image not in failed:
+                why = "holds several images, but a data set has one label and one mask per file: split it"
+                on_error(file, InputError(f"{file}: {why}"))
+            return True
+
+        predictions = self._detector.stream(
+            wanted, batch_size=self._batch_size, on_error=on_error, skip=is_one_of_several
+        )
+        for prediction in predictions:
             path = str(prediction.image_path)
             record = self._writer.write(prediction, name=paths[path].image)
             self._done[path] = Path(record["files"]["map"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from anomalyclip.evaluation import curves
+from anomalyclip.evaluation import plots
 from anomalyclip.evaluation.results import METRICS, PAPER, Case, ClassResult, DatasetResult
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.evaluation.tables import SOURCE, Column, Row, Table
@@ -42,7 +42,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> bool:
         It cannot be written.
     """
     page = Template((files(__package__) / NAME).read_text("utf-8"))
-    drawn = curves.available()
+    drawn = plots.available()
     body = [
         _cards(evaluation),
         _notes(evaluation),
@@ -73,12 +73,8 @@ def _listed(names: Sequence[str]) -> str:
 def _subtitle(evaluation: Evaluation) -> str:
     entries = [entry for result in evaluation.results for entry in result.classes]
     normal, anomalous = sum(entry.normal for entry in entries), sum(entry.anomalous for entry in entries)
-    model = evaluation.about.get("model")
-    who = f"Maps from {evaluation.about.get('maps')}" if model is None else f"{model['backbone']}"
-    if model is not None:
-        who += f", prompts {model['prompts']}"
-        who += f" (trained on {model['trained_on']})" if model["trained_on"] else ""
-    return f"{who}. {len(entries)} classes, {normal} normal and {anomalous} anomalous images."
+    who = str(evaluation.about.get("title", "Unnamed scores"))
+    return f"{who[:1].upper()}{who[1:]}. {len(entries)} classes, {normal} normal and {anomalous} anomalous images."
 
 
 def _nav(names: Sequence[str]) -> str:
@@ -200,8 +196,8 @@ def _data_set(evaluation: Evaluation, result: DatasetResult, folder: Path, *, dr
     parts.append(_verdicts(evaluation, result))
     if drawn:
         score = None if evaluation.threshold is None else evaluation.threshold.score
-        parts.append(_figure(f"Curves: {result.key}", curves.draw_curves(result.classes)))
-        parts.append(_figure(f"Image scores: {result.key}", curves.draw_histograms(result.classes, score)))
+        parts.append(_figure(f"Curves: {result.key}", plots.draw_curves(result.classes)))
+        parts.append(_figure(f"Image scores: {result.key}", plots.draw_histograms(result.classes, score)))
     else:
         parts.append(
             '<section><h2>No curves</h2><p class="say">Curves and histograms are drawn by matplotlib, which is not '
@@ -295,7 +291,6 @@ def _facts(evaluation: Evaluation) -> str:
         "scoring": f"{seconds.get('encode', 0.0):.1f} s",
         "metrics": f"{seconds.get('metrics', 0.0):.1f} s, beside the scoring of the next class",
         "peak memory": f"{about.get('peak_memory_mb')} MB",
-        "device": about.get("device"),
     }
     threshold = evaluation.threshold
     limits = (
@@ -303,7 +298,7 @@ def _facts(evaluation: Evaluation) -> str:
     )
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Model", about.get("model", {"maps": about.get("maps")})),
-        ("Scoring", {**about.get("scoring", {}), "protocol": evaluation.protocol}),
+        ("Identity", {**about.get("identity", {}), "protocol": evaluation.protocol}),
         *((f"Data: {entry['dataset']}", entry) for entry in about.get("data", [])),
         ("Threshold", limits),
         ("This run", run),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalyclip.evaluation.controls import not_beaten
-from anomalyclip.evaluation.results import DatasetResult, to_json
+from anomalyclip.evaluation.results import DatasetResult, Metrics, mean_metrics, to_json
 from anomalyclip.evaluation.tables import SOURCE, Table, tables, to_csv, to_latex, to_markdown
 from anomalyclip.files import replacing, writing
 
@@ -47,6 +47,16 @@ class Evaluation:
     compare: bool = False
     threshold: "Threshold | None" = None
     notes: Sequence[str] = ()
+
+    @property
+    def mean(self) -> Metrics:
+        """Mean of each metric over the classes; of several data sets, the mean of their means. None: not applicable."""
+        return mean_metrics(result.mean for result in self.results)
+
+    @property
+    def failed(self) -> list[str]:
+        """Why each file that could not be used could not be."""
+        return [why for result in self.results for why in result.failed.values()]
 
     @property
     def tables(self) -> list[Table]:

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.evaluation.order import Counts
-from anomalyclip.metrics import f1_max, roc_curve
+from anomalyclip.metrics import f1_max, youden
+from anomalyclip.metrics.counts import Counts
 
 CONFIDENCE = 0.95
 """Of each bound on its own; an interval between both holds with 0.9."""
@@ -183,7 +183,7 @@ class PixelThreshold:
 class NormalMaps:
     """Counts the pixels of normal images' maps, in memory that does not grow with their number.
 
-    Pixels are counted in bins a 4096th of their value wide or finer (`order.Counts`), and the threshold is the edge
+    Pixels are counted in bins a 4096th of their value wide or finer (`metrics.counts`), and the threshold is the edge
     of a bin: it marks at most the wanted share of pixels, and lies less than one bin above the exact quantile.
 
     Examples
@@ -270,13 +270,12 @@ def labelled_threshold(labels: Sequence[bool], scores: Sequence[float], criterio
             "labelled images must be normal and anomalous ones; from normal images alone calibrate with NORMALS and "
             "--false-alarm-rate"
         )
+    require_criterion(criterion)
     if criterion == "f1":
         value = f1_max(truth, values).threshold
-    elif criterion == "youden":
-        curve = roc_curve(truth, values)
-        value = float(curve.thresholds[int(np.argmax(curve.tpr - curve.fpr))])
     else:
-        raise AnomalyCLIPError(f"criterion {criterion!r}: expected f1 or youden")
+        best = youden(truth, values)
+        value = best.threshold if best.j > 0 else math.inf
     value = min(value, 1.0)  # infinity, where nothing is better than calling every image normal
     missed = int(np.count_nonzero(values[truth] < value))
     false = int(np.count_nonzero(values[~truth] >= value))
@@ -286,6 +285,12 @@ def labelled_threshold(labels: Sequence[bool], scores: Sequence[float], criterio
         clopper_pearson(missed, int(truth.sum())),
         clopper_pearson(false, int((~truth).sum())),
     )
+
+
+def require_criterion(criterion: str) -> None:
+    """Raise an `AnomalyCLIPError` if a criterion for labelled images is not known."""
+    if criterion not in ("f1", "youden"):
+        raise AnomalyCLIPError(f"criterion {criterion!r}: expected f1 or youden")
 
 
 def require_share(value: float, name: str) -> None:

@@ -9,9 +9,10 @@ from anomalyclip.metrics.detection import (
     image_metrics,
     precision_recall_curve,
     roc_curve,
+    youden,
 )
 from anomalyclip.metrics.localization import PixelMetrics, aupro, pixel_metrics, pro_curve
-from anomalyclip.metrics.ranking import F1Max
+from anomalyclip.metrics.sums import F1Max, Youden
 
 __all__ = [
     "F1Max",
@@ -20,6 +21,7 @@ __all__ = [
     "PrecisionRecallCurve",
     "ProCurve",
     "RocCurve",
+    "Youden",
     "aupro",
     "auroc",
     "average_precision",
@@ -29,4 +31,5 @@ __all__ = [
     "precision_recall_curve",
     "pro_curve",
     "roc_curve",
+    "youden",
 ]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.metrics.ranking import Floats, Ranking
+from anomalyclip.metrics.ranking import Floats, Integers, Passing, Population, Ranking
 
 
 class RocCurve(NamedTuple):
@@ -32,44 +32,76 @@ class ProCurve(NamedTuple):
     thresholds: Floats
 
 
-def roc(ranking: Ranking, points: int | None) -> RocCurve:
-    """ROC curve of a ranking; the rate of a label that does not occur is NaN."""
-    distinct = _thresholds(ranking, points)
-    thresholds = np.append(np.array(np.inf, distinct.dtype), distinct)
-    fpr, tpr = (_share_from(scores, thresholds) for scores in (ranking.normal, ranking.anomalous))
-    return RocCurve(fpr, tpr, thresholds)
+class Points:
+    """What passes the thresholds of the curves, gathered while the ranges of a population are added.
 
+    Parameters
+    ----------
+    population : Population
+    points : int or None
+        About how many thresholds to keep, at even quantiles of the normal and of the anomalous scores; None
+        keeps every distinct score.
+    """
 
-def precision_recall(ranking: Ranking, points: int | None) -> PrecisionRecallCurve:
-    """Precision-recall curve of a ranking; recall is NaN when nothing is anomalous."""
-    thresholds = _thresholds(ranking, points)[::-1]
-    hits = ranking.anomalous.size - np.searchsorted(ranking.anomalous, thresholds)
-    alarms = hits + ranking.normal.size - np.searchsorted(ranking.normal, thresholds)
-    recall = _share_from(ranking.anomalous, thresholds)
-    return PrecisionRecallCurve(np.append(hits / alarms, 1.0), np.append(recall, 0.0), thresholds)
-
-
-def per_region_overlap(ranking: Ranking, points: int | None) -> ProCurve:
-    """PRO curve of a ranking; what a label that does not occur would give is NaN."""
-    fpr, pro, thresholds = roc(ranking, points)
-    if ranking.anomalous.size:
-        pro = ranking.overlap_from[np.searchsorted(ranking.anomalous, thresholds)]
-    return ProCurve(fpr, pro, thresholds)
-
-
-def _thresholds(ranking: Ranking, points: int | None) -> Floats:
-    """Distinct scores in falling order; with `points`, only even quantiles of both kinds."""
-    kept = [ranking.normal, ranking.anomalous]
-    if points is not None:
-        if points < 4:
+    def __init__(self, population: Population, points: int | None) -> None:
+        if points is not None and points < 4:
             raise AnomalyCLIPError(f"points={points}: a curve needs at least 4; None keeps all")
-        places = [np.linspace(0, scores.size - 1, min(points // 2, scores.size)) for scores in kept]
-        kept = [scores[place.astype(np.int64)] for scores, place in zip(kept, places, strict=True)]
-    return np.unique(np.concatenate(kept))[::-1]
+        self._population = population
+        self._points = points
+        none = np.zeros(1, np.int64)
+        self._thresholds: list[Floats] = [np.array([np.inf], population.lowest.dtype)]
+        self._passing = [Passing(none, none, np.zeros(1))]
+        self._regions = 0.0
+
+    def add(self, ranking: Ranking) -> "Points":
+        """Add one range, the highest first."""
+        kept = [
+            self._kept(ranking.normal, self._population.normal),
+            self._kept(ranking.anomalous, self._population.anomalous),
+        ]
+        thresholds = np.unique(np.concatenate(kept))[::-1]
+        self._thresholds.append(thresholds)
+        self._passing.append(ranking.passing(thresholds))
+        self._regions = ranking.through.overlap
+        return self
+
+    def _kept(self, scores: Floats, total: int) -> Floats:
+        """Scores at even quantiles, both ends among them, as many as their share of all scores of their kind."""
+        if self._points is None or scores.size == 0:
+            return scores
+        number = max(2, round(self._points // 2 * scores.size / total))
+        return scores[np.linspace(0, scores.size - 1, min(number, scores.size)).astype(np.int64)]
+
+    def roc(self) -> RocCurve:
+        """Return the ROC curve; the rate of a label that does not occur is NaN."""
+        thresholds, passing = self._falling()
+        return RocCurve(
+            _share(passing.false_alarms, self._population.normal),
+            _share(passing.hits, self._population.anomalous),
+            thresholds,
+        )
+
+    def precision_recall(self) -> PrecisionRecallCurve:
+        """Return the precision-recall curve; recall is NaN when nothing is anomalous."""
+        thresholds, passing = self._falling()
+        rising = slice(None, 0, -1)  # all but infinity, which nothing passes
+        hits, false_alarms = passing.hits[rising], passing.false_alarms[rising]
+        recall = _share(hits, self._population.anomalous)
+        return PrecisionRecallCurve(
+            np.append(hits / (hits + false_alarms), 1.0), np.append(recall, 0.0), thresholds[rising]
+        )
+
+    def pro(self) -> ProCurve:
+        """Return the PRO curve; what a label that does not occur would give is NaN."""
+        thresholds, passing = self._falling()
+        fpr = _share(passing.false_alarms, self._population.normal)
+        return ProCurve(fpr, _share(passing.overlap, self._regions), thresholds)
+
+    def _falling(self) -> tuple[Floats, Passing]:
+        passing = Passing(*(np.concatenate(counts) for counts in zip(*self._passing, strict=True)))
+        return np.concatenate(self._thresholds), passing
 
 
-def _share_from(ascending: Floats, thresholds: Floats) -> Floats:
-    """Share of the scores at or above each threshold; NaN where there are no scores."""
-    if ascending.size == 0:
-        return np.full(thresholds.size, np.nan)
-    return (ascending.size - np.searchsorted(ascending, thresholds)) / ascending.size
+def _share(counts: Floats | Integers, total: float) -> Floats:
+    """Share of a total; NaN where there is none."""
+    return counts / total if total else np.full(counts.size, np.nan)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from anomalyclip.metrics import curves
-from anomalyclip.metrics.curves import PrecisionRecallCurve, RocCurve
+from anomalyclip.metrics.curves import Points, PrecisionRecallCurve, RocCurve
 from anomalyclip.metrics.inputs import rank_scores
-from anomalyclip.metrics.ranking import F1Max
+from anomalyclip.metrics.ranking import Ranking
+from anomalyclip.metrics.sums import F1Max, Figures, Sums, Youden
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -35,7 +35,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     0.75
     """
-    return rank_scores(labels, scores).figures().auroc
+    return _figures(rank_scores(labels, scores)).auroc
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -64,7 +64,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
     0.8333
     """
-    return rank_scores(labels, scores).figures().average_precision
+    return _figures(rank_scores(labels, scores)).average_precision
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
@@ -92,7 +92,38 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
     >>> f1_max([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
     F1Max(f1=0.8, threshold=0.35)
     """
-    return rank_scores(labels, scores).figures().f1_max
+    return _figures(rank_scores(labels, scores)).f1_max
+
+
+def youden(labels: ArrayLike, scores: ArrayLike) -> Youden:
+    """Largest Youden's J = TP/P - FP/N that any threshold gives, and the threshold that gives it.
+
+    Parameters
+    ----------
+    labels, scores
+        As for `auroc`.
+
+    Returns
+    -------
+    Youden
+        `j` within [0, 1], also sensitivity + specificity - 1, and `threshold`, chosen as for `f1_max`. Where `j` is
+        0, no threshold is better than calling nothing anomalous. Both are NaN when only one label occurs.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As for `auroc`.
+
+    References
+    ----------
+    Youden, "Index for rating diagnostic tests", Cancer 3, 1950.
+
+    Examples
+    --------
+    >>> youden([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    Youden(j=0.5, threshold=0.8)
+    """
+    return _figures(rank_scores(labels, scores)).youden
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None) -> RocCurve:
@@ -125,7 +156,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None
     >>> fpr.tolist(), tpr.tolist()
     ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
-    return curves.roc(rank_scores(labels, scores), points)
+    return _curve_points(rank_scores(labels, scores), points).roc()
 
 
 def precision_recall_curve(
@@ -157,7 +188,7 @@ def precision_recall_curve(
     >>> precision.round(2).tolist(), recall.tolist(), thresholds.tolist()
     ([0.67, 1.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.0], [0.1, 0.4, 0.8])
     """
-    return curves.precision_recall(rank_scores(labels, scores), points)
+    return _curve_points(rank_scores(labels, scores), points).precision_recall()
 
 
 @dataclass(frozen=True)
@@ -167,6 +198,7 @@ class ImageMetrics:
     auroc: float
     average_precision: float
     f1_max: F1Max
+    youden: Youden
     roc: RocCurve | None
     precision_recall: PrecisionRecallCurve | None
 
@@ -197,11 +229,21 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike, *, curve_points: int | N
     0.75
     """
     ranking = rank_scores(labels, scores)
-    figures = ranking.figures()
+    figures = _figures(ranking)
+    points = None if curve_points is None else _curve_points(ranking, curve_points)
     return ImageMetrics(
         auroc=figures.auroc,
         average_precision=figures.average_precision,
         f1_max=figures.f1_max,
-        roc=None if curve_points is None else curves.roc(ranking, curve_points),
-        precision_recall=None if curve_points is None else curves.precision_recall(ranking, curve_points),
+        youden=figures.youden,
+        roc=None if points is None else points.roc(),
+        precision_recall=None if points is None else points.precision_recall(),
     )
+
+
+def _figures(ranking: Ranking) -> Figures:
+    return Sums(ranking.population).add(ranking).figures()
+
+
+def _curve_points(ranking: Ranking, points: int | None) -> Points:
+    return Points(ranking.population, points).add(ranking)

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.metrics.ranking import Floats, Ranking
-
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+from anomalyclip.metrics.regions import areas_within
 
 
 def rank_scores(labels: ArrayLike, scores: ArrayLike) -> Ranking:
@@ -24,7 +22,7 @@ def rank_scores(labels: ArrayLike, scores: ArrayLike) -> Ranking:
     normal.sort()
     anomalous.sort()
     if not _ends_are_finite(normal, anomalous):
-        raise _not_finite("scores")
+        raise not_finite("scores")
     return Ranking(normal, anomalous, np.ones(anomalous.size))
 
 
@@ -44,25 +42,13 @@ def rank_pixels(masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequen
         inside, outside = scores[mask], scores[~mask]
         normal[n : n + outside.size] = outside
         anomalous[p : p + inside.size] = inside
-        weights[p : p + inside.size] = _one_over_area(mask)
+        weights[p : p + inside.size] = 1.0 / areas_within(mask)
         n, p = n + outside.size, p + inside.size
 
-    normal.sort()
-    order = np.argsort(anomalous)
-    anomalous, weights = anomalous[order], weights[order]
-    if not _ends_are_finite(normal, anomalous):
-        raise _not_finite(
-            next(f"map {i}" for i, scores in enumerate(values) if not np.isfinite(scores).all())
-        )
-    return Ranking(normal, anomalous, weights)
-
-
-def _one_over_area(mask: NDArray[np.bool_]) -> Floats:
-    """One over the area of its 8-connected region, for each anomalous pixel in row-major order."""
-    regions, _ = ndimage.label(mask, _EIGHT_NEIGHBOURS)
-    inside = regions[mask]
-    shares: Floats = (1.0 / np.bincount(inside, minlength=2).clip(min=1))[inside]
-    return shares
+    ranking = Ranking.sort(normal, anomalous, weights)
+    if not _ends_are_finite(ranking.normal, ranking.anomalous):
+        raise not_finite(next(f"map {i}" for i, scores in enumerate(values) if not np.isfinite(scores).all()))
+    return ranking
 
 
 def _images(stack: Any) -> Sequence[Any]:
@@ -120,7 +106,8 @@ def _ends_are_finite(*ascending: Floats) -> bool:
     return all(bool(np.isfinite(scores[[0, -1]]).all()) for scores in ascending if scores.size)
 
 
-def _not_finite(name: str) -> AnomalyCLIPError:
+def not_finite(name: str) -> AnomalyCLIPError:
+    """Return the error of a score that has no rank."""
     return AnomalyCLIPError(
         f"{name} has a NaN or an infinite value, which has no rank: every score must be finite"
     )

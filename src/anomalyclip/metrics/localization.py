@@ -7,11 +7,11 @@ from typing import Literal
 from numpy.typing import ArrayLike
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.metrics import curves
-from anomalyclip.metrics.curves import PrecisionRecallCurve, ProCurve, RocCurve
+from anomalyclip.metrics.curves import Points, PrecisionRecallCurve, ProCurve, RocCurve
 from anomalyclip.metrics.inputs import rank_pixels
-from anomalyclip.metrics.published import aupro_published
-from anomalyclip.metrics.ranking import F1Max
+from anomalyclip.metrics.published import PublishedAupro
+from anomalyclip.metrics.ranking import Population, Ranking
+from anomalyclip.metrics.sums import F1Max, Sums, Youden
 
 Images = ArrayLike | Sequence[ArrayLike]
 
@@ -66,11 +66,11 @@ def aupro(
     """
     if method not in ("published", "exact"):
         raise AnomalyCLIPError(f"method={method!r}: AUPRO is either 'published' or 'exact'")
-    _require_rate(max_fpr)
+    require_rate(max_fpr)
     ranking = rank_pixels(masks, maps)
-    return (
-        aupro_published(ranking, max_fpr) if method == "published" else ranking.figures(max_fpr).aupro_exact
-    )
+    if method == "published":
+        return PublishedAupro(ranking.population, max_fpr).add(ranking).area()
+    return Sums(ranking.population, max_fpr).add(ranking).figures().aupro_exact
 
 
 def pro_curve(masks: Images, maps: Images, *, points: int | None = None) -> ProCurve:
@@ -101,7 +101,8 @@ def pro_curve(masks: Images, maps: Images, *, points: int | None = None) -> ProC
     >>> curve.fpr.tolist(), curve.pro.tolist()
     ([0.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.25, 0.75, 0.75, 1.0])
     """
-    return curves.per_region_overlap(rank_pixels(masks, maps), points)
+    ranking = rank_pixels(masks, maps)
+    return Points(ranking.population, points).add(ranking).pro()
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class PixelMetrics:
     auroc: float
     average_precision: float
     f1_max: F1Max
+    youden: Youden
     aupro_published: float
     aupro_exact: float
     roc: RocCurve | None
@@ -150,22 +152,45 @@ def pixel_metrics(
     >>> metrics.auroc, metrics.aupro_exact
     (0.75, 0.5)
     """
-    _require_rate(max_fpr)
+    require_rate(max_fpr)
     ranking = rank_pixels(masks, maps)
-    figures = ranking.figures(max_fpr)
-    return PixelMetrics(
-        auroc=figures.auroc,
-        average_precision=figures.average_precision,
-        f1_max=figures.f1_max,
-        aupro_published=aupro_published(ranking, max_fpr),
-        aupro_exact=figures.aupro_exact,
-        roc=None if curve_points is None else curves.roc(ranking, curve_points),
-        precision_recall=None if curve_points is None else curves.precision_recall(ranking, curve_points),
-        pro=None if curve_points is None else curves.per_region_overlap(ranking, curve_points),
-    )
+    return PixelSums(ranking.population, max_fpr, curve_points).add(ranking).metrics()
 
 
-def _require_rate(max_fpr: float) -> None:
+class PixelSums:
+    """All pixel metrics of a population, summed while its ranges are added, the highest first."""
+
+    def __init__(self, population: Population, max_fpr: float, curve_points: int | None) -> None:
+        self._sums = Sums(population, max_fpr)
+        self._published = PublishedAupro(population, max_fpr)
+        self._points = None if curve_points is None else Points(population, curve_points)
+
+    def add(self, ranking: Ranking) -> "PixelSums":
+        """Add one range; each pixel must be added once."""
+        self._sums.add(ranking)
+        self._published.add(ranking)
+        if self._points is not None:
+            self._points.add(ranking)
+        return self
+
+    def metrics(self) -> PixelMetrics:
+        """Return the metrics of all that was added."""
+        figures, points = self._sums.figures(), self._points
+        return PixelMetrics(
+            auroc=figures.auroc,
+            average_precision=figures.average_precision,
+            f1_max=figures.f1_max,
+            youden=figures.youden,
+            aupro_published=self._published.area(),
+            aupro_exact=figures.aupro_exact,
+            roc=None if points is None else points.roc(),
+            precision_recall=None if points is None else points.precision_recall(),
+            pro=None if points is None else points.pro(),
+        )
+
+
+def require_rate(max_fpr: float) -> None:
+    """Raise an `AnomalyCLIPError` if a limit of the false-positive rate is not within (0, 1]."""
     if not 0 < max_fpr <= 1:
         raise AnomalyCLIPError(
             f"max_fpr={max_fpr}: a false-positive rate limit must be above 0 and at most 1"

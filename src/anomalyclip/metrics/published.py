@@ -2,35 +2,57 @@
 
 import numpy as np
 
-from anomalyclip.metrics.ranking import Ranking
+from anomalyclip.metrics.ranking import Floats, Population, Ranking
 
 _THRESHOLDS = 200
 
 
-def aupro_published(ranking: Ranking, max_fpr: float) -> float:
-    """Trapezoid area over evenly spaced thresholds, the rates below `max_fpr` stretched to [0, 1].
+class PublishedAupro:
+    """What passes the published thresholds, filled in while the ranges of a population are added."""
 
-    Returns
-    -------
-    float
-        NaN where the definition divides zero by zero: only one label, or no two rates below `max_fpr`.
-    """
-    if not ranking.has_both:
-        return np.nan
-    low = min(ranking.normal[0], ranking.anomalous[0])
-    high = max(ranking.normal[-1], ranking.anomalous[-1])
+    def __init__(self, population: Population, max_fpr: float) -> None:
+        self._population = population
+        self._max_fpr = max_fpr
+        self._thresholds = _evenly_spaced(population)
+        self._open = self._thresholds.size  # those from here on are done
+        self._false_alarms = np.empty(self._open)
+        self._overlap = np.empty(self._open)
+        self._regions = 0.0
+
+    def add(self, ranking: Ranking) -> "PublishedAupro":
+        """Add one range, the highest first: it answers the thresholds that no score of a lower one exceeds."""
+        first = int(np.searchsorted(self._thresholds, ranking.lowest))
+        here = slice(first, self._open)
+        # As published, a pixel counts when it is above the threshold, not at it.
+        passing = ranking.passing(self._thresholds[here], at=False)
+        self._false_alarms[here], self._overlap[here] = passing.false_alarms, passing.overlap
+        self._open, self._regions = first, ranking.through.overlap
+        return self
+
+    def area(self) -> float:
+        """Return the trapezoid area over the rates below `max_fpr`, which are stretched to [0, 1].
+
+        Returns
+        -------
+        float
+            NaN where the definition divides zero by zero: only one label, or no two rates below `max_fpr`.
+        """
+        if not self._population.has_both:
+            return np.nan
+        fpr = self._false_alarms / self._population.normal
+        kept = fpr < self._max_fpr
+        fpr, pro = fpr[kept], self._overlap[kept] / self._regions
+        if fpr.size == 0 or fpr[0] == fpr[-1]:
+            return np.nan
+        stretched = (fpr - fpr[-1]) / (fpr[0] - fpr[-1])  # thresholds rise, so the rates fall
+        return min(float(np.sum(-np.diff(stretched) * (pro[1:] + pro[:-1]) / 2)), 1.0)
+
+
+def _evenly_spaced(population: Population) -> Floats:
+    """Thresholds in the maps' own precision and by the very expression, as published; none if that fails."""
+    low, high = population.lowest, population.highest
     with np.errstate(over="ignore"):
         step = (high - low) / _THRESHOLDS
     if step == 0 or not np.isfinite(step):
-        return np.nan
-    # In the maps' own precision, as published; a pixel counts when it is above the threshold, not at it.
-    thresholds = np.arange(low, high, step, dtype=ranking.normal.dtype)
-    false_alarms = ranking.normal.size - np.searchsorted(ranking.normal, thresholds, side="right")
-    fpr = false_alarms / ranking.normal.size
-    pro = ranking.overlap_from[np.searchsorted(ranking.anomalous, thresholds, side="right")]
-    kept = fpr < max_fpr
-    fpr, pro = fpr[kept], pro[kept]
-    if fpr.size == 0 or fpr[0] == fpr[-1]:
-        return np.nan
-    stretched = (fpr - fpr[-1]) / (fpr[0] - fpr[-1])  # thresholds rise, so the rates fall
-    return min(float(np.sum(-np.diff(stretched) * (pro[1:] + pro[:-1]) / 2)), 1.0)
+        return np.empty(0, low.dtype)
+    return np.arange(low, high, step, dtype=low.dtype)

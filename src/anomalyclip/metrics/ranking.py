@@ -1,56 +1,77 @@
-"""The one sort that every metric here is read from, and the metrics that are defined at every threshold.
+"""The sorted scores that every metric here is read from: all of them, or those within one range of values.
 
 Normal and anomalous scores are sorted apart. Sorting plain floats is several times cheaper than the argsort
 of all of them that a textbook implementation needs, and only the anomalous ones, which are few, carry more
 than their score (the region that they belong to). All counts then come from binary searches of one kind in
 the other.
+
+What a metric needs at a threshold is how much lies above it. So scores that do not fit into memory are ranked
+range by range, highest first, and each ranking carries the counts of the ranges above it. Equal scores are
+always in the same range. Scores that do fit are one range with nothing above it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
-Counts = NDArray[np.int64]
+Integers = NDArray[np.int64]
 
 # Anomalous scores that are looked at together: enough to be fast, few enough for the processor's cache.
 _BLOCK = 1 << 16
 
 
-class F1Max(NamedTuple):
-    """The best F1 of all thresholds, and its threshold: scores at or above it are called anomalous."""
+class Population(NamedTuple):
+    """What is known of all scores before the first range is ranked: their numbers and their ends."""
 
-    f1: float
-    threshold: float
+    normal: int
+    anomalous: int
+    lowest: np.floating[Any]
+    highest: np.floating[Any]
 
-
-class Figures(NamedTuple):
-    """What one walk over the ranking gives."""
-
-    auroc: float
-    average_precision: float
-    f1_max: F1Max
-    aupro_exact: float
+    @property
+    def has_both(self) -> bool:
+        """Whether there is something to tell apart; without it every metric is NaN."""
+        return self.normal > 0 and self.anomalous > 0
 
 
-class _Steps(NamedTuple):
+class Above(NamedTuple):
+    """What the ranges above hold: normal scores, anomalous scores, and the summed overlap of the regions."""
+
+    normal: int = 0
+    anomalous: int = 0
+    overlap: float = 0.0
+
+
+NOTHING = Above()
+
+
+class Passing(NamedTuple):
+    """What passes each of some thresholds, the ranges above included."""
+
+    false_alarms: Integers
+    hits: Integers
+    overlap: Floats
+
+
+class Steps(NamedTuple):
     """Some distinct anomalous scores in rising order, and what passes a threshold at each of them."""
 
     scores: Floats
-    ties: Counts  # anomalous scores that equal each
-    hits: Counts  # anomalous scores at or above each
-    false_alarms: Counts  # normal scores at or above each
-    fpr: tuple[Floats, Floats]  # share of normal scores above each, and at or above each
+    ties: Integers  # anomalous scores that equal each
+    hits: Integers  # anomalous scores at or above each
+    false_alarms: Integers  # normal scores at or above each
+    false_alarms_above: Integers  # normal scores above each
     overlap: Floats  # what each adds to the summed overlap of the regions
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Sorted scores of normal and anomalous items.
+    """Sorted scores of normal and anomalous items within one range of values; at least one score in all.
 
     Parameters
     ----------
@@ -58,75 +79,84 @@ class Ranking:
     anomalous : (P,) float array, ascending, of the same dtype
     weights : (P,) float64 array
         One over the number of items in the region of each anomalous item; 1 where each is its own region.
+    above : Above
+        What the ranges above this one hold.
     """
 
     normal: Floats
     anomalous: Floats
     weights: Floats
+    above: Above = NOTHING
+
+    @classmethod
+    def sort(cls, normal: Floats, anomalous: Floats, weights: Floats, above: Above = NOTHING) -> "Ranking":
+        """Rank scores in any order; `normal` is sorted in place."""
+        normal.sort()
+        order = np.argsort(anomalous)
+        return cls(normal, anomalous[order], weights[order], above)
 
     @property
-    def has_both(self) -> bool:
-        """Whether there is something to tell apart; without it every metric is NaN."""
-        return self.normal.size > 0 and self.anomalous.size > 0
+    def population(self) -> Population:
+        """The population that these scores are, when this range holds all of it."""
+        return Population(
+            self.normal.size,
+            self.anomalous.size,
+            self.lowest,
+            max(scores[-1] for scores in (self.normal, self.anomalous) if scores.size),
+        )
 
-    def figures(self, max_fpr: float = 1.0) -> Figures:
-        """Compute what is defined at every threshold; AUPRO up to `max_fpr`, divided by it.
+    @property
+    def lowest(self) -> np.floating[Any]:
+        """The lowest score of this range."""
+        lowest: np.floating[Any] = min(scores[0] for scores in (self.normal, self.anomalous) if scores.size)
+        return lowest
 
-        Only anomalous scores have to be looked at: between two of them neither recall nor overlap changes,
-        and of the thresholds there, the upper score has the fewest false alarms, hence the best F1.
-        """
-        if not self.has_both:
-            return Figures(np.nan, np.nan, F1Max(np.nan, np.nan), np.nan)
-        auroc = average_precision = aupro = 0.0
-        best = F1Max(0.0, np.nan)
-        for step in self._steps():
-            share = step.ties / self.anomalous.size
-            auroc += area_under(share, *step.fpr)
-            average_precision += float(share @ (step.hits / (step.hits + step.false_alarms)))
-            aupro += area_under(step.overlap, *step.fpr, max_fpr)
-            f1 = 2 * step.hits / (self.anomalous.size + step.hits + step.false_alarms)
-            top = f1.size - 1 - int(np.argmax(f1[::-1]))  # the last of equals, as in the next line
-            if f1[top] >= best.f1:
-                best = F1Max(float(f1[top]), float(step.scores[top]))
-        aupro /= float(self.weights.sum()) * max_fpr
-        # A perfect ranking must not exceed 1 by the rounding of a sum of many shares.
-        return Figures(min(auroc, 1.0), min(average_precision, 1.0), best, min(aupro, 1.0))
+    @property
+    def through(self) -> Above:
+        """What this range and those above it hold: what lies above the next one."""
+        return Above(
+            self.above.normal + self.normal.size,
+            self.above.anomalous + self.anomalous.size,
+            float(self._overlap_from[0]),
+        )
 
-    @cached_property
-    def overlap_from(self) -> Floats:
-        """Mean overlap of the regions when anomalous items from an index on are found; (P + 1,), 1 to 0."""
-        found = np.zeros(self.anomalous.size + 1)
-        np.cumsum(self.weights[::-1], out=found[-2::-1])
-        found /= found[0]
-        return found
+    def passing(self, thresholds: Floats, *, at: bool = True) -> Passing:
+        """Count what lies above thresholds within this range, and what lies exactly `at` them if so wanted."""
+        side: Literal["left", "right"] = "left" if at else "right"
+        index = np.searchsorted(self.anomalous, thresholds, side)
+        return Passing(
+            self._normal_from(thresholds, side),
+            self.above.anomalous + self.anomalous.size - index,
+            self._overlap_from[index],
+        )
 
-    def _steps(self) -> Iterator[_Steps]:
+    def steps(self) -> Iterator[Steps]:
+        """Yield the distinct anomalous scores, some at a time; equal ones are never parted."""
         start = 0
         while start < self.anomalous.size:
             last = self.anomalous[min(start + _BLOCK, self.anomalous.size) - 1]
-            end = int(np.searchsorted(self.anomalous, last, side="right"))  # ties stay together
+            end = int(np.searchsorted(self.anomalous, last, side="right"))
             scores = self.anomalous[start:end]
             first = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
             distinct = scores[first]
-            above = self.normal.size - np.searchsorted(self.normal, distinct, side="right")
-            at_or_above = self.normal.size - np.searchsorted(self.normal, distinct, side="left")
-            yield _Steps(
+            yield Steps(
                 scores=distinct,
                 ties=np.diff(first, append=scores.size),
-                hits=self.anomalous.size - start - first,
-                false_alarms=at_or_above,
-                fpr=(above / self.normal.size, at_or_above / self.normal.size),
+                hits=self.above.anomalous + self.anomalous.size - start - first,
+                false_alarms=self._normal_from(distinct, "left"),
+                false_alarms_above=self._normal_from(distinct, "right"),
                 overlap=np.add.reduceat(self.weights[start:end], first),
             )
             start = end
 
+    def _normal_from(self, thresholds: Floats, side: Literal["left", "right"]) -> Integers:
+        below: Integers = np.searchsorted(self.normal, thresholds, side)
+        return self.above.normal + self.normal.size - below
 
-def area_under(gains: Floats, start: Floats, end: Floats, max_fpr: float = 1.0) -> float:
-    """Area over [0, max_fpr] that gains in height, each coming evenly between two rates, add under a curve.
-
-    Between `start[i]` and `end[i]` lie the normal scores that tie with the i-th anomalous one: there the
-    curve slopes, everywhere else it is flat. So the area is a sum over the gains, with no curve to be built.
-    """
-    risen = np.maximum(np.minimum(end, max_fpr) - start, 0.0)
-    slope = np.divide(risen * risen, 2 * (end - start), out=np.zeros_like(end), where=end > start)
-    return float(gains @ (slope + np.maximum(max_fpr - end, 0.0)))
+    @cached_property
+    def _overlap_from(self) -> Floats:
+        """Summed overlap of the regions when anomalous scores from an index on are found; (P + 1,), falling."""
+        found = np.zeros(self.anomalous.size + 1)
+        np.cumsum(self.weights[::-1], out=found[-2::-1])
+        found += self.above.overlap
+        return found

@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import replacing, writing
-from anomalyclip.images import open_image, squash
-from anomalyclip.scorer import TorchScorer
-from anomalyclip.training.samples import OnError, TrainingImage
+from anomalyclip.images import squash
+from anomalyclip.methods.anomalyclip import AnomalyCLIPCore
+from anomalyclip.readers import open_image
+from anomalyclip.training.samples import OnUnreadable, TrainingImage
 
 PREPROCESSING = 1
 """Version of the way from image files to pixels (`anomalyclip.images`): to be raised when that changes."""
@@ -106,14 +108,17 @@ class FeatureStore:
         dtype: str = "float16",
         on_damage: Callable[[str], None],
     ) -> None:
+        core = scorer.core
+        assert isinstance(core, AnomalyCLIPCore)
         self.key = FeatureKey(
-            weights, scorer.image_size, scorer.layers, scorer.dpam_layers, dtype, scorer.precision
+            weights, core.image_size, core.layers, core.dpam_layers, dtype, scorer.precision
         )
         self.folder = root / self.key.folder_name()
         self.scorer = scorer
         self._on_damage = on_damage
-        patches = (scorer.image_size // scorer.config.patch_size) ** 2
-        self._stored_shape = (2 + len(scorer.layers) * patches, scorer.config.embed_dim)
+        self.grid = core.image_size // core.config.patch_size
+        """Side of a map in patches."""
+        self._stored_shape = (2 + len(core.layers) * self.grid**2, core.config.embed_dim)
 
     @property
     def record_bytes(self) -> int:
@@ -149,7 +154,7 @@ class FeatureStore:
         self,
         images: Sequence[TrainingImage],
         *,
-        on_error: OnError,
+        on_error: OnUnreadable,
         advance: Callable[[], None] = lambda: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> set[str]:
@@ -208,10 +213,8 @@ class FeatureStore:
         """
         pixels = np.stack([squash(open_image(path), self.scorer.image_size)])  # 1 S S 3
         with torch.inference_mode():
-            features = self.scorer.features(
-                self.scorer.normalise(torch.from_numpy(pixels).to(self.scorer.device))
-            )
-            layers = [features.patches[layer][0, 1:] for layer in self.scorer.layers]  # L of N E
+            features = self.scorer.features(pixels)
+            layers = [features.patches[layer][0, 1:] for layer in self.key.layers]  # L of N E
             rows = torch.cat([features.image, *layers]).float()  # 1+LN E
             normalised: NDArray[np.float32] = F.normalize(rows, dim=-1).cpu().numpy()
         if not np.isfinite(normalised).all():

@@ -68,3 +68,8 @@ def read_journal(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return [record for record in records if "step" in record], [
         record for record in records if "step" not in record
     ]
+
+
+def best_epoch(epochs: list[dict[str, Any]]) -> int | None:
+    """Return the best epoch of a journal's epoch lines, or None without a validation."""
+    return max((record["epoch"] for record in epochs if record.get("best")), default=None)

@@ -13,7 +13,7 @@ from anomalyclip.data.identity import content_digest
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
-OnError = Callable[[Path, InputError], None]
+OnUnreadable = Callable[[Path, InputError], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainingImage:
         return self.mask is not None or not self.anomaly
 
 
-def identify(samples: SampleList, *, on_error: OnError) -> list[TrainingImage]:
+def identify(samples: SampleList, *, on_error: OnUnreadable) -> list[TrainingImage]:
     """Read every file of a sample list once and identify it by its content.
 
     Parameters

@@ -2,6 +2,7 @@
 
 import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,23 +11,25 @@ from typing import Any
 import torch
 
 import anomalyclip
+from anomalyclip.clip.backbone import load_backbone
 from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip.model import CLIP
-from anomalyclip.clip.registry import DEFAULT_BACKBONE, resolve_backbone, resolve_prompts
-from anomalyclip.clip.weights import fingerprint, read_weights
+from anomalyclip.clip.registry import resolve_backbone, resolve_prompts
 from anomalyclip.data.identity import TRAINED_ON, TRAINED_ON_CONTENT, content_fingerprint, same_data
 from anomalyclip.data.listing import load_samples
-from anomalyclip.data.meta import SampleList
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.engines.torch import TorchScorer
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import replacing, writing
+from anomalyclip.methods.anomalyclip import assemble
+from anomalyclip.progress import Track, silent
 from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
-from anomalyclip.runs import SETTINGS, begin
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.batches import Batch, TrainingData, split_layers
 from anomalyclip.training.features import FeatureStore
-from anomalyclip.training.samples import OnError, TrainingImage, identify, order_fingerprint, split
+from anomalyclip.training.learning import batch_loss
+from anomalyclip.training.samples import OnUnreadable, TrainingImage, identify, order_fingerprint, split
 from anomalyclip.training.start import start_prompts
-from anomalyclip.training.trainer import Trainer, TrainingSettings, batch_loss
+from anomalyclip.training.trainer import Trainer, TrainingSettings
 from anomalyclip.training.validation import Validation
 
 
@@ -38,16 +41,17 @@ class SessionOptions:
     ----------
     root : Path
         The data set's folder.
+    spec : DetectorSpec
+        Backbone, image size, layers, DPAM layers, device and precision; nothing else of it is looked at.
     dataset : str, optional
         Its key in the catalogue; None recognises the layout.
     phase : str
         The split to learn from; "test", as published, is the one with anomalies and masks.
-    backbone : str or path
-        Name, file or folder of CLIP weights.
     init_prompts : str or path, optional
         Prompts to start from; None draws them by seed, with `prompt_length`, `prompt_depth` and `deep_length`.
-    image_size, layers, dpam_layers, device, precision
-        As in `TorchScorer`.
+    prompt_length, prompt_depth, deep_length : int, optional
+        Learned vectors per prompt (12), text blocks that see learned tokens (9, or all there are), learned tokens in
+        each of these blocks (4).
     cache : Path, optional
         Folder of all features; None: ``features`` in the user's cache folder.
     feature_dtype : {"float16", "float32"}
@@ -59,23 +63,25 @@ class SessionOptions:
     """
 
     root: Path
+    spec: DetectorSpec = field(default_factory=DetectorSpec)
     dataset: str | None = None
     phase: str = "test"
-    backbone: str = DEFAULT_BACKBONE
     init_prompts: str | None = None
     prompt_length: int | None = None
     prompt_depth: int | None = None
     deep_length: int | None = None
-    image_size: int | None = None
-    layers: tuple[int, ...] | None = None
-    dpam_layers: int | None = None
-    device: str = "auto"
-    precision: str = "fp32"
     cache: Path | None = None
     feature_dtype: str = "float16"
     val_fraction: float | None = None
     val_root: Path | None = None
     val_dataset: str | None = None
+
+    def __post_init__(self) -> None:
+        used = ("backbone", "image_size", "layers", "dpam_layers", "device", "precision")
+        if needless := [name for name in self.spec.changed() if name not in used]:
+            raise AnomalyCLIPError(
+                f"{', '.join(needless)}: not for training; leave it out (training takes {', '.join(used)})"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,12 @@ class Session:
     remarks: list[str] = field(default_factory=list)
 
     @property
+    def start_texts(self) -> torch.Tensor:
+        """The (2, E) normalised text features of the prompts to start from."""
+        texts: torch.Tensor = self.scorer.core.get_buffer("text_features")
+        return texts
+
+    @property
     def all_images(self) -> list[TrainingImage]:
         """Every image whose features are needed."""
         return [*self.images, *self.held_out]
@@ -133,6 +145,39 @@ class Session:
         if not 1 <= index <= count:
             raise AnomalyCLIPError(f"shard {index}/{count}: expected 1/{count} to {count}/{count}")
         return self.all_images[index - 1 :: count]
+
+    def encode(
+        self,
+        *,
+        part: tuple[int, int] | None = None,
+        on_error: OnUnreadable,
+        stop: Callable[[], bool] = lambda: False,
+        track: Track = silent,
+    ) -> int:
+        """Encode the images that have no features yet; those that cannot be used are left out from now on.
+
+        Parameters
+        ----------
+        part : tuple of int, optional
+            Index (from 1) and count: only what `shard` gives.
+        on_error : callable
+            Called with an image that cannot be used and the error.
+        stop : callable
+            Asked before each image; true ends the work early.
+        track : Track
+            Told how far it is.
+
+        Returns
+        -------
+        int
+            How many images are still to be encoded.
+        """
+        images = self.all_images if part is None else self.shard(*part)
+        missing = len(self.store.missing(images))
+        if missing:
+            with track("Encoding", missing) as advance:
+                self.drop(self.store.fill(images, on_error=on_error, advance=advance, stop=stop))
+        return len(self.store.missing(self.all_images if part is None else self.shard(*part)))
 
     def drop(self, digests: set[str]) -> None:
         """Leave out the images of these contents."""
@@ -150,18 +195,7 @@ class Session:
         resume: bool,
         on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
     ) -> Trainer:
-        """Return the trainer in a run folder, at its beginning or where an earlier process got to.
-
-        Raises
-        ------
-        AnomalyCLIPError
-            The folder holds a run that is not to be resumed, or one that began otherwise.
-        """
-        if not resume and (folder / SETTINGS).exists():
-            raise AnomalyCLIPError(
-                f"{folder} holds a run already: go on with it by --resume, or choose another folder"
-            )
-        begin(folder, "train", self._determinants(), resume=resume)
+        """Return the trainer in a run folder that is ours, at its beginning or where an earlier process got to."""
         self._describe(folder)
         trainer = Trainer(
             self.clip,
@@ -177,7 +211,7 @@ class Session:
             trainer.resume()
         return trainer
 
-    def _determinants(self) -> dict[str, Any]:
+    def determinants(self) -> dict[str, Any]:
         """Return what decides every bit of the result, JSON-ready."""
         return {
             "images": order_fingerprint(self.images),
@@ -195,8 +229,7 @@ class Session:
         if path.exists():
             return
         options = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.options).items()}
-        options["layers"] = list(self.scorer.layers)
-        options |= {"image_size": self.scorer.image_size, "dpam_layers": self.scorer.dpam_layers}
+        options["spec"] = self.options.spec.located().to_dict() | self._sizes()
         settings = asdict(self.settings) | {"betas": list(self.settings.betas)}
         facts = {
             "data": self.name,
@@ -214,17 +247,22 @@ class Session:
             content = {"options": options, "training": settings, "run": facts}
             temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
+    def _sizes(self) -> dict[str, Any]:
+        """Return what the defaults of the backbone came to."""
+        key = self.store.key
+        return {"image_size": key.image_size, "layers": list(key.layers), "dpam_layers": key.dpam_layers}
+
     def _info(self) -> dict[str, str]:
-        scorer, settings = self.scorer, self.settings
+        settings, key = self.settings, self.store.key
         return {
             TRAINED_ON: self.name,
             TRAINED_ON_CONTENT: content_fingerprint(image.digest for image in self.images),
             "phase": self.options.phase,
             "images": str(len(self.images)),
-            "backbone_fingerprint": self.store.key.weights,
-            "image_size": str(scorer.image_size),
-            "layers": " ".join(map(str, scorer.layers)),
-            "dpam_layers": str(scorer.dpam_layers),
+            "backbone_fingerprint": key.weights,
+            "image_size": str(key.image_size),
+            "layers": " ".join(map(str, key.layers)),
+            "dpam_layers": str(key.dpam_layers),
             "epochs": str(settings.epochs),
             "batch_size": str(settings.batch_size),
             "learning_rate": str(settings.learning_rate),
@@ -253,7 +291,7 @@ class Session:
         return Estimate(encode, step, encode * len(missing), step * steps)
 
     def _time_step(self, rows: torch.Tensor) -> float:
-        device, size, layers = self.scorer.device, self.scorer.image_size, len(self.scorer.layers)
+        device, size, layers = self.scorer.device, self.scorer.image_size, len(self.store.key.layers)
         rows = rows.to(device)  # B 1+LN E
         batch = Batch(
             images=rows[:, 0],
@@ -270,13 +308,7 @@ class Session:
         return taken
 
 
-def open_session(
-    options: SessionOptions,
-    settings: TrainingSettings,
-    *,
-    on_error: OnError,
-    on_damage: Callable[[str], None],
-) -> Session:
+def open_session(options: SessionOptions, settings: TrainingSettings, *, on_error: OnUnreadable) -> Session:
     """Load the backbone, list the images and find out which features are there.
 
     Parameters
@@ -285,37 +317,31 @@ def open_session(
     settings : TrainingSettings
     on_error : callable
         Called with an image that cannot be read and the error.
-    on_damage : callable
-        Called with a message when kept features are found damaged; they are then made anew.
 
     Raises
     ------
     AnomalyCLIPError
         Something of the options cannot be used.
+
+    Warns
+    -----
+    AnomalyCLIPWarning
+        Kept features are found damaged, now or later; they are then made again.
     """
     samples = load_samples(options.root, options.dataset, options.phase)
-    path = resolve_backbone(options.backbone)
-    weights = read_weights(path)
-    clip = CLIP.frozen(weights.config, weights.state_dict)
-    start = _start(options, clip, path, settings.seed)
-    scorer = TorchScorer(
-        clip,
-        start,
-        image_size=options.image_size,
-        layers=options.layers,
-        dpam_layers=options.dpam_layers,
-        device=options.device,
-        precision=options.precision,
-    )
+    spec = options.spec
+    backbone = load_backbone(spec.backbone)
+    start = _start(options, backbone.clip, resolve_backbone(spec.backbone), settings.seed)
+    scorer = assemble(backbone.clip, start, spec, weights_sha256=backbone.fingerprint)
     store = FeatureStore(
         options.cache or cache_folder() / "features",
         scorer,
-        weights=fingerprint(weights),
+        weights=backbone.fingerprint(),
         dtype=options.feature_dtype,
-        on_damage=on_damage,
+        on_damage=lambda message: warnings.warn(message, AnomalyCLIPWarning, stacklevel=2),
     )
     images = identify(samples, on_error=on_error)
-    session = Session(options, settings, _name(samples), clip, scorer, start, store, images)
+    session = Session(options, settings, samples.name, backbone.clip, scorer, start, store, images)
     _hold_out(session, on_error)
     return session
 
@@ -337,7 +363,7 @@ def _start(options: SessionOptions, clip: CLIP, backbone: Path, seed: int) -> Pr
     return load_prompts(resolve_prompts(options.init_prompts))
 
 
-def _hold_out(session: Session, on_error: OnError) -> None:
+def _hold_out(session: Session, on_error: OnUnreadable) -> None:
     options = session.options
     if options.val_root is not None:
         if options.val_fraction is not None:
@@ -345,13 +371,9 @@ def _hold_out(session: Session, on_error: OnError) -> None:
         samples = load_samples(options.val_root, options.val_dataset, options.phase)
         session.held_out = identify(samples, on_error=on_error)
         info = session._info()
-        warning = same_data(info, name=_name(samples), digests=[image.digest for image in session.held_out])
+        warning = same_data(info, name=samples.name, digests=[image.digest for image in session.held_out])
         session.remarks += [warning] if warning else []
     elif options.val_fraction is not None:
         session.images, session.held_out = split(
             session.images, options.val_fraction, seed=session.settings.seed
         )
-
-
-def _name(samples: SampleList) -> str:
-    return samples.dataset or samples.root.resolve().name

@@ -14,21 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.prompts import PromptLearner, Prompts
-from anomalyclip.training.batches import Batch, TrainingData
+from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.journal import FILE_NAME, Journal
-from anomalyclip.training.losses import image_loss, local_loss
+from anomalyclip.training.learning import Losses, PromptOptimizer
 from anomalyclip.training.validation import Validation, quality
 
 STATE = "checkpoints/state.pt"
 """Where a run goes on from, in its folder."""
-
-_LOSSES = ("loss", "image_loss", "local_loss")
 
 
 @dataclass(frozen=True)
@@ -124,13 +121,17 @@ class Trainer:
         self.clip = clip.to(device)
         self.data, self.settings, self.folder, self.info = data, settings, folder, info
         self.learner = PromptLearner(start).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.learner.parameters(), lr=settings.learning_rate, betas=settings.betas
+        self.optimizer = PromptOptimizer(
+            self.learner,
+            self.clip,
+            learning_rate=settings.learning_rate,
+            betas=settings.betas,
+            local_weight=settings.local_weight,
         )
         self.epoch, self.step = 1, 0
         """Epoch that is under way, counted from 1, and its steps that are done."""
         self._validation, self._on_record = validation, on_record
-        self._sums = [0.0] * len(_LOSSES)
+        self._sums = [0.0] * len(Losses._fields)
         self._best: float | None = None
         self._journal_bytes = 0
 
@@ -157,8 +158,8 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.data.store.scorer.device, weights_only=True)
             self.learner.load_state_dict(state["learner"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.step, self._sums = state["epoch"], state["step"], list(state["sums"])
+            self.optimizer.adam.load_state_dict(state["optimizer"])
+            self.epoch, self.step, self._sums = state["epoch"], state["steps"], list(state["sums"])
             self._best, self._journal_bytes = state["best"], state["journal_bytes"]
             torch.set_num_threads(state["threads"])
         except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -172,17 +173,18 @@ class Trainer:
         """Write the checkpoint; before it, everything that it refers to is on the disk."""
         state = {
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.adam.state_dict(),
             "epoch": self.epoch,
-            "step": self.step,
+            "steps": self.step,  # "step" is a name in Adam's state, and pickle would write it once or twice
             "sums": self._sums,
             "best": self._best,
             "journal_bytes": journal.sync(),
             "threads": torch.get_num_threads(),
         }
         path = self.folder / STATE
-        with writing(path), replacing(path) as temporary:
-            torch.save(state, temporary)
+        # Given a name, PyTorch would write it into the archive; the same state is to give the same bytes.
+        with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def run(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
         """Learn until the last epoch is done, then write the prompts.
@@ -224,36 +226,20 @@ class Trainer:
         """Do the rest of the epoch under way; return False if it was stopped."""
         groups = epoch_groups(len(self.data), self.settings, self.epoch)
         for batch in self.data.batches(groups[self.step :]):
-            losses = self._update(batch)
+            moment = f"step {self.step + 1} of epoch {self.epoch}"
+            losses = self.optimizer.step(batch, moment=moment)
             self._sums = [total + value for total, value in zip(self._sums, losses, strict=True)]
             self.step += 1
-            self._record(
-                journal, {"epoch": self.epoch, "step": self.step, **dict(zip(_LOSSES, losses, strict=True))}
-            )
+            self._record(journal, {"epoch": self.epoch, "step": self.step, **losses._asdict()})
             if self.step < len(groups) and stop():
                 return False
-        means = {name: total / len(groups) for name, total in zip(_LOSSES, self._sums, strict=True)}
-        self._record(journal, {"epoch": self.epoch, **means, **self._evaluate()})
+        means = Losses(*(total / len(groups) for total in self._sums))
+        self._record(journal, {"epoch": self.epoch, **means._asdict(), **self._evaluate()})
         path = self.folder / "checkpoints" / f"epoch_{self.epoch:02d}.safetensors"
         with writing(path):
             self.learner.value({**self.info, "epoch": str(self.epoch)}).save(path)
-        self.epoch, self.step, self._sums = self.epoch + 1, 0, [0.0] * len(_LOSSES)
+        self.epoch, self.step, self._sums = self.epoch + 1, 0, [0.0] * len(Losses._fields)
         return not stop() or self.epoch > self.settings.epochs
-
-    def _update(self, batch: Batch) -> tuple[float, float, float]:
-        """Make one step of Adam; return the loss and its two parts, the pixels' with lambda."""
-        text_features = self.learner(self.clip)  # 2 E
-        image, local = batch_loss(batch, text_features)
-        local = self.settings.local_weight * local
-        loss = image + local
-        if not bool(loss.isfinite()):
-            raise AnomalyCLIPError(
-                f"the loss is {loss.item()} at step {self.step + 1} of epoch {self.epoch}: try a lower --learning-rate"
-            )
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss.item(), image.item(), local.item()
 
     def _evaluate(self) -> dict[str, float | bool]:
         """Return what an epoch's line says besides the losses."""
@@ -272,27 +258,6 @@ class Trainer:
     def _record(self, journal: Journal, record: Mapping[str, Any]) -> None:
         journal.write(record)
         self._on_record(record)
-
-
-def batch_loss(batch: Batch, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the image loss of a batch, and the pixels' summed over layers, zero where no image takes part.
-
-    Parameters
-    ----------
-    batch : Batch
-    text_features : Tensor
-        (2, E) float, normalised; normal, then abnormal.
-
-    Returns
-    -------
-    image, local : Tensor
-        Scalars; lambda is not in it.
-    """
-    image = image_loss(batch.images, text_features, batch.labels)
-    if len(batch.masks) == 0:
-        return image, image.new_zeros(())
-    layers = [local_loss(patches, text_features, batch.masks) for patches in batch.patches]
-    return image, torch.stack(layers).sum()
 
 
 @contextmanager

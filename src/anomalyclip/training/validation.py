@@ -60,7 +60,7 @@ class Validation:
         """Return the score, and the map (g, g) as the mean over layers."""
         rows = torch.from_numpy(self.store.read(image)).to(text_features.device)  # 1+LN E
         values = probabilities(rows, text_features)[:, 1]
-        side = self.store.key.image_size // self.store.scorer.config.patch_size
+        side = self.store.grid
         return float(values[0]), values[1:].view(-1, side, side).mean(dim=0)
 
 

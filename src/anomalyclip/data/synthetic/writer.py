@@ -36,7 +36,7 @@ class _Job:
 
 
 def write_dataset(
-    output: Path,
+    output: str | os.PathLike[str],
     classes: Sequence[str],
     *,
     normal: int,
@@ -55,7 +55,7 @@ def write_dataset(
 
     Parameters
     ----------
-    output : Path
+    output : path-like
         Folder that does not exist yet, or is empty.
     classes : sequence of str
         Keys of `CLASSES`.
@@ -90,6 +90,7 @@ def write_dataset(
     ...     count, sorted(path.name for path in Path(folder, "set", "cork").iterdir())
     (3, ['ground_truth', 'test', 'train'])
     """
+    output = Path(output)
     kinds = list(DEFECTS) if defects is None else list(dict.fromkeys(defects))
     names = list(dict.fromkeys(classes))
     _check_known("class", names, CLASSES)

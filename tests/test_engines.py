@@ -17,18 +17,18 @@ from anomalyclip.benchmark import ARCHITECTURES, random_model
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.demo import PICTURES as PICTURES_OF_THE_DEMO
 from anomalyclip.demo import THRESHOLD
-from anomalyclip.deploy import export as exporting
-from anomalyclip.deploy import libraries
-from anomalyclip.deploy.card import KEY, ModelCard
-from anomalyclip.deploy.export import export, probe_pixels
-from anomalyclip.deploy.runtime import ExportedScorer
 from anomalyclip.detector import Detector
+from anomalyclip.engines import export as exporting
+from anomalyclip.engines import libraries
+from anomalyclip.engines.card import KEY, ModelCard
+from anomalyclip.engines.export import export, probe_pixels
+from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.images import open_image, squash
+from anomalyclip.images import squash
 from anomalyclip.prediction import Threshold
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.readers import open_image
 from anomalyclip.tiling import Tiling
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, torch_scorer
 from tests.generated_sets import make_set
 
 SMALL = CLIPConfig(32, 56, 14, 64, 2, 1, 64, 12, 1, 77, 49408)
@@ -63,14 +63,15 @@ def small_state(tiny_state):
 
 @pytest.fixture(scope="module")
 def detector(small_state, paper_case):
-    scorer = TorchScorer(CLIP.frozen(SMALL, small_state), paper_case.prompts, image_size=70, dpam_layers=1)
+    options = {"backbone": "/home/me/small", "prompts": "/home/me/paper", "image_size": 70, "dpam_layers": 1}
+    scorer = torch_scorer(CLIP.frozen(SMALL, small_state), paper_case.prompts, **options)
     return Detector(scorer, threshold=Threshold(score=0.5, pixel=0.4, info={"images": 20}))
 
 
 @pytest.fixture(scope="module")
 def exported(detector, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    export(detector, path, dynamic_batch=True, names={"backbone": "small", "prompts": "paper"})
+    export(detector, path, dynamic_batch=True)
     return path
 
 
@@ -105,6 +106,22 @@ def test_a_file_with_a_free_batch_size_gives_what_pytorch_gives(detector, export
     assert largest_difference(ExportedScorer(exported)(pixels), detector.scorer(pixels)) < 1e-4
 
 
+@pytest.mark.parametrize("rule", ["max", "top1"])
+def test_a_file_makes_the_image_score_from_the_map_as_pytorch_does(
+    detector, small_state, paper_case, tmp_path, rule
+):
+    options = {"image_size": 70, "dpam_layers": 1, "image_score": rule}
+    scorer = torch_scorer(CLIP.frozen(SMALL, small_state), paper_case.prompts, **options)
+    export(Detector(scorer), tmp_path / "model.onnx", dynamic_batch=True)
+    loaded, pixels = ExportedScorer(tmp_path / "model.onnx"), probe_pixels(70)
+    for batch in (pixels[:1], pixels[1:]):
+        assert largest_difference(loaded(batch), scorer(batch)) < 1e-4
+    text, maps = detector.scorer(pixels)  # the same model, whose score is that of the texts
+    highest = np.sort(maps.reshape(4, -1), axis=1)[:, -1 if rule == "max" else -49 :].mean(axis=1)
+    np.testing.assert_allclose(loaded(pixels)[0], (text + highest) / 2, atol=1e-4)
+    assert loaded.identity()["image_score"] == rule
+
+
 def test_predictions_are_those_of_the_detector_that_was_exported(detector, exported):
     ours, theirs = (
         d.predict([str(p) for p in PICTURES[:3]])
@@ -120,19 +137,17 @@ def test_predictions_are_those_of_the_detector_that_was_exported(detector, expor
 def test_the_file_says_what_it_is(exported, detector):
     card = ExportedScorer(exported).card
     assert (card.image_size, card.precision, card.labels) == (70, "fp32", ("normal", "anomalous"))
-    assert card.settings == {"layers": [2], "dpam_layers": 1, "sigma": 4.0}
+    assert card.identity == detector.identity()
+    assert {"layers": [2], "dpam_layers": 1, "sigma": 4.0}.items() <= card.identity.items()
     assert card.threshold == {"score": 0.5, "pixel": 0.4, "info": {"images": 20}}
-    assert card.backbone == {
-        "name": "small",
-        "sha256": exporting.fingerprint(detector.scorer.visual.state_dict()),
-    }
-    assert card.prompts["name"] == "paper"
+    assert (card.facts["backbone"], card.facts["prompts"]) == ("small", "paper")
     assert {"anomalyclip", "torch", "onnx"} <= card.made_with.keys()
 
 
 def test_the_file_holds_nothing_of_this_machine(exported):
     content = exported.read_bytes()
     assert str(Path(exporting.__file__).parent).encode() not in content
+    assert b"/home/me" not in content
     assert b"token_embedding" not in content  # the text tower stays behind
 
 
@@ -181,8 +196,8 @@ def test_int8_is_calibrated_on_the_users_images_and_stays_near(detector, exporte
 def test_the_card_of_an_int8_file_tells_what_it_was_calibrated_on(detector, tmp_path):
     digests = []
     for pictures in (PICTURES[:2], PICTURES[:2], PICTURES[1:3]):
-        export(detector, tmp_path / "m.onnx", precision="int8", calibration=pictures)
-        digests.append(ExportedScorer(tmp_path / "m.onnx").settings()["calibration_sha256"])
+        export(detector, tmp_path / "m.onnx", precision="int8", calibration=pictures, overwrite=True)
+        digests.append(ExportedScorer(tmp_path / "m.onnx").identity()["calibration_sha256"])
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -201,7 +216,7 @@ def test_openvino_int8_of_the_papers_width_and_size_can_be_loaded(tmp_path):
     """Quantised by nncf's own choice, attention included, OpenVINO 2026 refuses to compile it."""
     pytest.importorskip("nncf")
     two_blocks = replace(ARCHITECTURES["ViT-L-14-336"], vision_layers=2, text_layers=9)
-    scorer = TorchScorer(*random_model(two_blocks), image_size=518, layers=[2], dpam_layers=1)
+    scorer = torch_scorer(*random_model(two_blocks), image_size=518, layers=[2], dpam_layers=1)
     options = {"format": "openvino", "precision": "int8", "calibration": PICTURES[:2], "dynamic_batch": True}
     assert export(Detector(scorer), tmp_path / "m.xml", **options).images == 2
 
@@ -210,7 +225,7 @@ def test_a_file_that_is_not_equal_is_not_written(detector, tmp_path, monkeypatch
     monkeypatch.setitem(exporting.TOLERANCES, "fp32", 0.0)
     (tmp_path / "model.onnx").write_text("the former one")
     with pytest.raises(AnomalyCLIPError, match=r"model\.onnx: not written, .* differs from PyTorch's by"):
-        export(detector, tmp_path / "model.onnx")
+        export(detector, tmp_path / "model.onnx", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "the former one"
 
@@ -250,7 +265,7 @@ def test_a_file_that_is_replaced_halfway_does_not_load(detector, tmp_path, monke
 
     monkeypatch.setattr(exporting.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        export(detector, tmp_path / "model.xml", format="openvino")
+        export(detector, tmp_path / "model.xml", format="openvino", overwrite=True)
     with pytest.raises(AnomalyCLIPError, match="no such file"):
         ExportedScorer(tmp_path / "model.xml")
 
@@ -272,7 +287,9 @@ def test_impossible_exports_are_refused_before_anything_is_written(detector, tmp
 
 
 def test_an_exported_detector_cannot_be_exported_again(exported, tmp_path):
-    with pytest.raises(AnomalyCLIPError, match="load it with from_pretrained"):
+    with pytest.raises(
+        AnomalyCLIPError, match="method 'anomalyclip' cannot be exported: it does not run as one"
+    ):
         export(Detector.from_exported(exported), tmp_path / "again.onnx")
 
 
@@ -299,7 +316,7 @@ def test_a_file_that_is_no_export_is_one_message(exported, tmp_path):
                     {"surprise": 1},
                     {"image_size": "70"},
                     {"threshold": {"score": 0.5, "x": 1}},
-                    {"settings": None},
+                    {"identity": None},
                 )
             )
         ),
@@ -328,7 +345,7 @@ def test_results_that_are_no_numbers_are_refused(exported, tmp_path):
                 onnx.numpy_helper.from_array(np.full(tensor.dims, np.nan, np.float32), tensor.name)
             )
     onnx.save(model, tmp_path / "nan.onnx")
-    with pytest.raises(AnomalyCLIPError, match=r"nan\.onnx: gave scores that are no numbers on CPUExecution"):
+    with pytest.raises(AnomalyCLIPError, match=r"nan\.onnx: gave NaN or infinite scores on CPUExecution"):
         ExportedScorer(tmp_path / "nan.onnx")(probe_pixels(70))
 
 
@@ -445,7 +462,7 @@ def test_a_threshold_for_an_exported_file_is_calibrated_with_it_where_torch_cann
         p.pred_score for p in Detector.from_exported(exported).predict([str(p) for p in PICTURES[:3]])
     )
     assert scores[1] < threshold.score <= scores[2]  # one of three may be called anomalous
-    assert threshold.info["model"]["backbone_sha256"] == ExportedScorer(exported).card.backbone["sha256"]
+    assert threshold.info["identity"] == ExportedScorer(exported).identity()
     refused = cli("calibrate", PICTURES[0], "--model", exported, "--sigma", 2)
     assert (refused.code, "--sigma cannot be changed with --model" in refused.err) == (2, True)
 
@@ -493,7 +510,8 @@ def test_an_exported_file_scores_tiles_as_pytorch_does(detector, exported, cli, 
         tmp_path / "out",
     )
     assert done.code == 0, done.err
-    expected = detector.predict(tmp_path / "large.png", tiling=Tiling(64, overlap=0.5))
+    tiled = Detector(detector.scorer, tiling=Tiling(64, overlap=0.5))
+    expected = tiled.predict(tmp_path / "large.png")
     saved = np.load(next((tmp_path / "out" / "maps").rglob("*.npy")))
     assert saved.shape == (large.height, large.width)
     np.testing.assert_allclose(saved, expected.anomaly_map, atol=1e-4)
@@ -526,7 +544,7 @@ def test_the_command_exports_and_tells_the_differences(cli, small_state, tmp_pat
     assert (done.code, done.err) == (0, "")
     assert "largest difference from PyTorch over 4 images: score" in done.out
     card = ExportedScorer(tmp_path / "deep" / "model.onnx").card
-    assert (card.backbone["name"], card.prompts["name"]) == ("small.pt", "paper_prompts.safetensors")
+    assert (card.facts["backbone"], card.facts["prompts"]) == ("small.pt", "paper_prompts.safetensors")
     assert card.threshold is None
 
 
@@ -534,7 +552,7 @@ def test_the_command_exports_and_tells_the_differences(cli, small_state, tmp_pat
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-3)])
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_exports_equal_the_published_code(golden, tiny_clip, tmp_path, format, precision, tolerance):
-    scorer = TorchScorer(
+    scorer = torch_scorer(
         tiny_clip,
         golden.prompts,
         image_size=golden.image_size,

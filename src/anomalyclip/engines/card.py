@@ -7,11 +7,12 @@ from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prediction import Threshold
+from anomalyclip.tiling import Tiling
 
 KEY = "anomalyclip"
 """Name of the one metadata entry: of ONNX's ``metadata_props``, of OpenVINO's ``rt_info``. Its value is JSON."""
 
-VERSION = 1
+VERSION = 2
 """Of inputs, outputs and card; a change that an older runtime would get wrong raises it."""
 
 
@@ -25,14 +26,13 @@ class ModelCard:
         Side S of the images that the file takes.
     precision : {"fp32", "fp16", "int8"}
         Of the weights.
-    settings : mapping
-        What else determines the scores: layers, dpam_layers, sigma.
-    backbone : mapping
-        ``name`` as it was given, ``sha256`` of the image tower's tensors (`fingerprint`).
-    prompts : mapping
-        ``name`` as it was given, and what the prompts say of their making (``trained_on``, ...).
-    text_features : str
-        SHA-256 of the two text features, float32.
+    identity : mapping
+        Of the scorer, as `anomalyclip.scorer.Scorer.identity` gives it, with this file's precision.
+    title : str
+    facts, training : mapping
+        As in `anomalyclip.scorer.Description`.
+    tile, overlap : int and float, optional
+        How images are cut; None: not at all.
     threshold : mapping, optional
         ``score``, ``pixel``, ``info``, as in a threshold file.
     labels : tuple of str
@@ -51,10 +51,12 @@ class ModelCard:
 
     image_size: int
     precision: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    backbone: Mapping[str, str] = field(default_factory=dict)
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    text_features: str = ""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, str] = field(default_factory=dict)
+    tile: int | None = None
+    overlap: float | None = None
     threshold: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ("normal", "anomalous")
     made_with: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +66,11 @@ class ModelCard:
     def limits(self) -> Threshold | None:
         """The threshold that was baked in."""
         return None if self.threshold is None else Threshold(**self.threshold)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut."""
+        return None if self.tile is None else Tiling(self.tile, overlap=self.overlap or 0.0)
 
     def to_json(self) -> str:
         """Return the card as the metadata entry's value."""
@@ -104,6 +111,8 @@ class ModelCard:
                 f"to format {VERSION}: update anomalyclip, or export the model again with this version"
             )
         try:
+            if version == 1:
+                content = _from_version_1(content)
             card = cls(**{**content, "labels": tuple(content["labels"])})
             card._check()
         except (TypeError, KeyError, AttributeError) as error:
@@ -116,7 +125,24 @@ class ModelCard:
         """Raise TypeError where the runtime would stumble later."""
         if not isinstance(self.image_size, int):
             raise TypeError(f"image_size is {self.image_size!r}")
-        for part in (self.settings, self.backbone, self.prompts, self.made_with):
+        for part in (self.identity, self.facts, self.training, self.made_with):
             if not isinstance(part, Mapping):
                 raise TypeError(f"{part!r} where names and values belong")
-        _ = self.limits  # a threshold checks itself
+        _ = self.limits, self.tiling  # they check themselves
+
+
+def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a card of format 1, whose hashes were of image tower and texts alone."""
+    known = {name: content[name] for name in ("image_size", "precision", "threshold", "labels", "made_with")}
+    backbone, prompts = content["backbone"], dict(content["prompts"])
+    names = {"backbone": backbone.get("name", "exported"), "prompts": prompts.pop("name", "of its own")}
+    hashes = {"visual_sha256": backbone["sha256"], "text_features_sha256": content["text_features"]}
+    size = {"image_size": content["image_size"], "precision": content["precision"]}
+    return {
+        **known,
+        "identity": {"method": "anomalyclip", **content["settings"], **size, **hashes},
+        "title": "{backbone}, prompts {prompts}".format(**names),
+        "facts": names | {"trained_on": prompts.get("trained_on")},
+        "training": prompts,
+        "version": VERSION,
+    }

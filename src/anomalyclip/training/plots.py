@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomalyclip.files import replacing, writing
-from anomalyclip.training.journal import read_journal
+from anomalyclip.training.journal import best_epoch, read_journal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ _VALIDATION = (
 )
 
 
-def draw_curves(folder: Path) -> Path | None:
+def draw_losses(folder: Path) -> Path | None:
     """Draw a run's losses, and AUROCs if there was a validation, into ``loss.png``.
 
     Parameters
@@ -41,7 +41,7 @@ def draw_curves(folder: Path) -> Path | None:
     validated = any(name in record for record in epochs for name, _, _ in _VALIDATION)
     figure = Figure(figsize=(7, 6 if validated else 3.5), layout="constrained")
     axes = figure.subplots(1 + validated, 1, sharex=True, squeeze=False)[:, 0]
-    _draw_losses(axes[0], steps, epochs)
+    _draw_training(axes[0], steps, epochs)
     if validated:
         _draw_validation(axes[1], epochs)
     axes[-1].set_xlabel("epoch")
@@ -51,7 +51,7 @@ def draw_curves(folder: Path) -> Path | None:
     return path
 
 
-def _draw_losses(axes: "Axes", steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
+def _draw_training(axes: "Axes", steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
     """Every step as a thin line, the epochs' means on top; an epoch's mean stands at its end."""
     per_epoch = max((record["step"] for record in steps), default=1)
     moments = [record["epoch"] - 1 + record["step"] / per_epoch for record in steps]
@@ -73,8 +73,3 @@ def _draw_validation(axes: "Axes", epochs: list[dict[str, Any]]) -> None:
         axes.axvline(best, color="gray", linestyle=":", label=f"best epoch ({best})")
     axes.set_ylabel("held-out images")
     axes.legend()
-
-
-def best_epoch(epochs: list[dict[str, Any]]) -> int | None:
-    """Return the best epoch of a journal's epoch lines, or None without a validation."""
-    return max((record["epoch"] for record in epochs if record.get("best")), default=None)

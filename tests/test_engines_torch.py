@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from anomalyclip.deploy.export import probe_pixels
-from anomalyclip.scorer import TorchScorer, choose_precision
-from tests.conftest import GOLDEN
+from anomalyclip.engines.export import probe_pixels
+from anomalyclip.engines.torch import choose_precision
+from tests.conftest import GOLDEN, torch_scorer
 
 RUN_COMPILED = """
 import sys
@@ -22,13 +22,13 @@ main()
 
 def test_bf16_stays_near_and_computes_similarities_in_float32(tiny_clip, paper_case):
     options = {"image_size": 70, "device": "cpu"}
-    exact = TorchScorer(tiny_clip, paper_case.prompts, **options)
-    rough = TorchScorer(tiny_clip, paper_case.prompts, precision="bf16", **options)
+    exact = torch_scorer(tiny_clip, paper_case.prompts, **options)
+    rough = torch_scorer(tiny_clip, paper_case.prompts, precision="bf16", **options)
     pixels = probe_pixels(70)
     with torch.inference_mode():
-        features = rough.features(rough.normalise(torch.from_numpy(pixels)))
+        features = rough.features(pixels)
         assert features.image.dtype == torch.bfloat16  # the tower did compute in it
-        scores, grids = rough.score(features)
+        scores, grids = rough.core.compare(features)
         assert (scores.dtype, grids.dtype) == (torch.float32, torch.float32)
         # A similarity in bfloat16 has steps of 1/256 near 1, and its softmax few values; these are as fine as float32.
         assert (grids != grids.bfloat16().float()).float().mean() > 0.9
@@ -37,7 +37,7 @@ def test_bf16_stays_near_and_computes_similarities_in_float32(tiny_clip, paper_c
 
 
 def test_auto_is_float32_on_a_cpu(tiny_clip, paper_case):
-    assert TorchScorer(tiny_clip, paper_case.prompts, device="cpu", precision="auto").precision == "fp32"
+    assert torch_scorer(tiny_clip, paper_case.prompts, device="cpu", precision="auto").precision == "fp32"
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
@@ -70,13 +70,13 @@ def test_compiling_works_or_says_what_it_needs(tiny_state, tmp_path, compiler):
         assert "Traceback" not in done.stderr
 
 
-def test_on_cuda_images_stay_channels_last_as_they_were_decoded(tiny_clip, paper_case):
+def test_on_cuda_images_stay_channels_last_as_they_were_decoded(tiny_clip, paper_case, monkeypatch):
     """No GPU here: only the layout is looked at, with tensors on the CPU."""
-    scorer = TorchScorer(tiny_clip, paper_case.prompts, image_size=70, device="cpu")
+    core = torch_scorer(tiny_clip, paper_case.prompts, image_size=70, device="cpu").core
     pixels = torch.from_numpy(probe_pixels(70))
-    usual = scorer.normalise(pixels)
-    scorer.device = torch.device("cuda")
-    last = scorer.normalise(pixels)
+    usual = core.normalise(pixels)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    last = core.normalise(pixels)
     assert usual.is_contiguous()
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(last, usual)

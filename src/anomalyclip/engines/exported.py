@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyclip.deploy import libraries
-from anomalyclip.deploy.card import KEY, ModelCard
+from anomalyclip.engines import libraries
+from anomalyclip.engines.card import KEY, ModelCard
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.scorer import Description
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -90,7 +91,7 @@ class ExportedScorer:
         Raises
         ------
         AnomalyCLIPError
-            The pixels have another shape or type, or the results are no numbers.
+            The pixels have another shape or type, or the results are NaN or infinite.
         """
         side = self.image_size
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
@@ -102,21 +103,19 @@ class ExportedScorer:
         scores, maps = (np.concatenate(parts) for parts in zip(*results, strict=True))
         if not np.isfinite(scores.sum() + maps.sum()):  # the sum tells whether any number is not finite
             raise AnomalyCLIPError(
-                f"{self.path}: gave scores that are no numbers on {self.device}: the file is damaged, or "
+                f"{self.path}: gave NaN or infinite scores on {self.device}: the file is damaged, or "
                 f"{self.card.precision} overflows there; export it again, or with --precision fp32"
             )
         return scores, maps
 
-    def settings(self) -> dict[str, Any]:
-        """Return what determines the scores, JSON-ready."""
-        return {
-            "image_size": self.image_size,
-            **self.card.settings,
-            "precision": self.card.precision,
-            "backbone_sha256": self.card.backbone.get("sha256"),
-            "text_features_sha256": self.card.text_features,
-            "device": self.device,
-        }
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the scores: that of the scorer it was made from, and the file's precision."""
+        return dict(self.card.identity)
+
+    def describe(self) -> Description:
+        """Return what the file says of itself, and where it runs."""
+        facts = {"model": str(self.path), **self.card.facts, "device": self.device}
+        return Description(self.card.title or self.path.name, facts, self.card.training)
 
 
 _Loaded = tuple[ModelCard, str, int | None, Run]

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,17 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from anomalyclip.anomaly import enlarging_matrix, patch_probabilities, probabilities
-from anomalyclip.deploy import libraries
-from anomalyclip.deploy.card import KEY, ModelCard
-from anomalyclip.deploy.runtime import ExportedScorer, first_line
-from anomalyclip.detector import Detector, Scorer
-from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import writing
-from anomalyclip.images import MEAN, STD, open_image, squash
-from anomalyclip.scorer import TorchScorer
+from anomalyclip.core import Core
+from anomalyclip.detector import Detector
+from anomalyclip.engines import libraries
+from anomalyclip.engines.card import KEY, ModelCard
+from anomalyclip.engines.exported import ExportedScorer, first_line
+from anomalyclip.engines.torch import TorchScorer
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.files import check_writable, writing
+from anomalyclip.images import squash
+from anomalyclip.inputs import find_images
+from anomalyclip.methods import METHODS
+from anomalyclip.prediction import Threshold, as_threshold
+from anomalyclip.readers import open_image
+from anomalyclip.scorer import Scorer
+from anomalyclip.spec import DetectorSpec
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.25}
 """Largest difference of a score or a map value from PyTorch's that a file of each precision may have.
@@ -60,6 +65,8 @@ class ExportReport:
         Bytes of all of them.
     images : int
         How many images both models were run on.
+    listed : int
+        How many calibration images there were.
     score_difference, map_difference : float
         The largest absolute differences over these images.
     tolerance : float
@@ -69,79 +76,29 @@ class ExportReport:
     files: tuple[Path, ...]
     size: int
     images: int
+    listed: int
     score_difference: float
     map_difference: float
     tolerance: float
 
 
-class DetectorGraph(nn.Module):
-    """What an exported file computes: uint8 RGB (B, S, S, 3) to scores (B,) and maps (B, S, S).
-
-    The positional table at this image size, the text features and the matrix that enlarges the maps are constants.
-
-    Parameters
-    ----------
-    scorer : TorchScorer
-        On any device; the graph is on the CPU.
-    half : bool
-        Whether the image tower computes in half precision; similarities stay in float32.
-    """
-
-    positions: Tensor
-    text_features: Tensor
-    enlarging: Tensor
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, scorer: TorchScorer, *, half: bool = False) -> None:
-        super().__init__()
-        side = scorer.image_size // scorer.config.patch_size
-        self.dtype = torch.float16 if half else torch.float32
-        self.layers, self.dpam_layers = scorer.layers, scorer.dpam_layers
-        visual = scorer.visual
-        if half or scorer.device.type != "cpu":
-            visual = copy.deepcopy(visual).to("cpu", self.dtype)
-        self.visual = visual
-        constants = {
-            "positions": scorer.visual.positions(side, side).to("cpu", self.dtype),
-            "text_features": scorer.text_features.float().cpu(),
-            "enlarging": enlarging_matrix(side, scorer.image_size, float(scorer.sigma)),
-            "mean": torch.from_numpy(MEAN),
-            "std": torch.from_numpy(STD),
-        }
-        for name, tensor in constants.items():
-            self.register_buffer(name, tensor.clone())
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and maps."""
-        pixels = ((image.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2).to(self.dtype)
-        features = torch.func.functional_call(
-            self.visual,
-            {"positional_embedding": self.positions},
-            (pixels,),
-            {"layers": self.layers, "dpam_layers": self.dpam_layers},
-        )
-        scores = probabilities(features.image, self.text_features)[:, 1]
-        grids = patch_probabilities(features.patches, self.text_features)
-        return scores, (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)
-
-
 def export(
-    detector: Detector,
+    detector: Detector | DetectorSpec,
     output: str | os.PathLike[str],
     *,
     format: str = "onnx",
     precision: str = "fp32",
     dynamic_batch: bool = False,
     calibration: Iterable[str | os.PathLike[str]] = (),
-    names: Mapping[str, str] | None = None,
+    threshold: float | Threshold | str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> ExportReport:
     """Write a detector as one model that needs no PyTorch, and compare the two before it takes its name.
 
     Parameters
     ----------
-    detector : Detector
-        Made by `Detector.from_pretrained`; its threshold, if it has one, goes into the file.
+    detector : Detector or DetectorSpec
+        With PyTorch weights in float32; its tiling goes into the file.
     output : path-like
         The file: ``NAME.onnx``, or ``NAME.xml``, beside which OpenVINO's weights are written as ``NAME.bin``.
     format : {"onnx", "openvino"}
@@ -152,10 +109,12 @@ def export(
     dynamic_batch : bool
         Whether the file takes any number of images at once; else it takes one.
     calibration : iterable of path-like
-        For int8: images like those that will come, from which the ranges of the activations are taken; of more than
-        128, as many, evenly spread. Also the images on which int8 is compared with PyTorch.
-    names : mapping of str to str, optional
-        ``backbone`` and ``prompts`` as the user gave them, for the file's card.
+        For int8: images like those that will come (files, folders, patterns), from which the ranges of the activations
+        are taken; of more than 128, as many, evenly spread. Also the images on which int8 is compared with PyTorch.
+    threshold : float, Threshold or path, optional
+        Goes into the file. None: the detector's own, if it has one.
+    overwrite : bool
+        Replace a file that is there.
 
     Returns
     -------
@@ -164,15 +123,20 @@ def export(
     Raises
     ------
     AnomalyCLIPError
-        An option is unknown or does not fit, a package is missing, the file cannot be written, or its results are
-        further from PyTorch's than `TOLERANCES` allows; then no file is left.
+        An option is unknown or does not fit, the method cannot be exported, a package is missing, the file is there or
+        cannot be written, or its results are further from PyTorch's than `TOLERANCES` allows; then no file is left.
     """
     output = Path(output)
-    paths = spread(list(calibration), _MAX_CALIBRATION)
-    check_options(output, format=format, precision=precision, calibrated=bool(paths))
+    listed = [image.path for image in find_images(list(calibration))]
+    check_export(output, format=format, precision=precision, calibrated=bool(listed))
+    for file in (output, output.with_suffix(".bin")) if format == "openvino" else (output,):
+        check_writable(file, overwrite=overwrite)
+    detector = _prepared(detector, threshold)
     scorer = _torch_scorer(detector)
-    images = _calibration_pixels(paths, scorer.image_size)
-    card = _card(detector, scorer, precision, images, names or {})
+    images = _calibration_pixels(spread(listed, _MAX_CALIBRATION), scorer.image_size)
+    card = _card(detector, scorer, precision, images)
+    for remark in detector.remarks():
+        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     with writing(output), _staging(output) as folder:
         graph = folder / "graph.onnx"
         _write_onnx(scorer, graph, card, half=precision == "fp16" and format == "onnx", dynamic=dynamic_batch)
@@ -184,7 +148,7 @@ def export(
         make = _finish_onnx if format == "onnx" else _finish_openvino
         files = make(graph, folder / output.name, card, images)
         probes = images if precision == "int8" else probe_pixels(scorer.image_size)
-        report = _compare(scorer, files, probes, output)
+        report = replace(_compare(scorer, files, probes, output), listed=len(listed))
         # The weights first, and never below another file's .xml: what is half replaced does not load.
         if len(files) > 1:
             output.unlink(missing_ok=True)
@@ -206,21 +170,6 @@ def spread(items: Sequence[str | os.PathLike[str]], most: int) -> Sequence[str |
     return [items[int(index)] for index in np.linspace(0, len(items) - 1, most).round()]
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors as float32, whatever file they came from.
-
-    Examples
-    --------
-    >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(2).half()})
-    True
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def probe_pixels(size: int) -> NDArray[np.uint8]:
     """Return images that are as different as can be: (4, S, S, 3) uint8 of noise, a ramp, black, and blocks."""
     random = np.random.default_rng(0)
@@ -230,7 +179,7 @@ def probe_pixels(size: int) -> NDArray[np.uint8]:
     return np.stack([noise, ramp, np.zeros_like(noise), blocks[:size, :size]]).astype(np.uint8)
 
 
-def check_options(output: Path, *, format: str, precision: str, calibrated: bool) -> None:
+def check_export(output: Path, *, format: str, precision: str, calibrated: bool) -> None:
     """Refuse an impossible export before anything is loaded.
 
     Raises
@@ -266,11 +215,27 @@ def check_options(output: Path, *, format: str, precision: str, calibrated: bool
         )
 
 
+def _prepared(
+    detector: Detector | DetectorSpec, threshold: float | Threshold | str | os.PathLike[str] | None
+) -> Detector:
+    """Return the detector in PyTorch, with its threshold."""
+    limits = as_threshold(threshold)
+    if isinstance(detector, DetectorSpec):
+        if detector.model is not None:
+            raise AnomalyCLIPError(f"{detector.model}: is an export already; name a backbone instead")
+        spec = replace(detector, device="cpu")
+        detector = Detector(METHODS[spec.method](spec), tiling=spec.tiling, spec=spec)
+    if limits is None:
+        limits = detector.threshold
+    return Detector(detector.scorer, threshold=limits, tiling=detector.tiling, spec=detector.spec)
+
+
 def _torch_scorer(detector: Detector) -> TorchScorer:
     scorer = detector.scorer
     if not isinstance(scorer, TorchScorer):
+        method = detector.identity().get("method", type(scorer).__name__)
         raise AnomalyCLIPError(
-            "only a detector with PyTorch weights can be exported; load it with from_pretrained"
+            f"method {method!r} cannot be exported: it does not run as one PyTorch module (anomalyclip.core.Core)"
         )
     if scorer.precision != "fp32":
         raise AnomalyCLIPError(
@@ -285,34 +250,34 @@ def _calibration_pixels(paths: Sequence[str | os.PathLike[str]], size: int) -> N
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
 
 
-def _card(
-    detector: Detector,
-    scorer: TorchScorer,
-    precision: str,
-    images: NDArray[np.uint8],
-    names: Mapping[str, str],
-) -> ModelCard:
-    threshold = detector.threshold
+def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArray[np.uint8]) -> ModelCard:
+    threshold, tiling, about = detector.threshold, detector.tiling, detector.describe()
     limits = None
     if threshold is not None:
-        limits = {"score": threshold.score, "pixel": threshold.pixel, "info": dict(threshold.info)}
-    backbone = {"sha256": fingerprint(scorer.visual.state_dict())}
+        info = {
+            name: value for name, value in threshold.info.items() if name != "spec"
+        }  # it has this machine's paths
+        limits = {"score": threshold.score, "pixel": threshold.pixel, "info": info}
+    # The images decide an int8 file beside its weights.
+    ranges = {"calibration_sha256": hashlib.sha256(images.tobytes()).hexdigest()} if len(images) else {}
     return ModelCard(
         image_size=scorer.image_size,
         precision=precision,
-        settings={
-            "layers": list(scorer.layers),
-            "dpam_layers": scorer.dpam_layers,
-            "sigma": scorer.sigma,
-            # What decides an int8 file beside its weights.
-            **({"calibration_sha256": hashlib.sha256(images.tobytes()).hexdigest()} if len(images) else {}),
-        },
-        backbone=backbone | ({"name": names["backbone"]} if "backbone" in names else {}),
-        prompts=dict(scorer.prompts_info) | ({"name": names["prompts"]} if "prompts" in names else {}),
-        text_features=fingerprint({"text_features": scorer.text_features}),
+        identity={**scorer.identity(), "precision": precision, **ranges},
+        title=about.title,
+        facts=_without_paths({name: value for name, value in about.facts.items() if name != "device"}),
+        training=about.training,
+        tile=None if tiling is None else tiling.size,
+        overlap=None if tiling is None else tiling.overlap,
         threshold=limits,
         made_with=installed(),
     )
+
+
+def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts whose paths are names: the file may go to other people."""
+    names = {name: Path(facts[name]).name for name in ("backbone", "prompts") if facts.get(name)}
+    return {**facts, **names}
 
 
 def installed() -> dict[str, str]:
@@ -338,7 +303,7 @@ def _staging(output: Path) -> Iterator[Path]:
 def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool, dynamic: bool) -> None:
     from onnxscript.optimizer import fold_constants
 
-    graph = DetectorGraph(scorer, half=half).eval()
+    graph = exportable(scorer.core, half=half)
     # Two images where the batch is free: the exporter takes a dimension of 1 for fixed.
     example = torch.zeros(2 if dynamic else 1, scorer.image_size, scorer.image_size, 3, dtype=torch.uint8)
     with _quiet(), torch.no_grad():
@@ -360,6 +325,17 @@ def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool,
         node.metadata_props.clear()
     model.metadata_props[KEY] = card.to_json()
     program.save(path, external_data=False)
+
+
+def exportable(core: Core, *, half: bool) -> Core:
+    """Return a core on the CPU as it is exported; with `half` its encoder computes in half precision.
+
+    Similarities and maps stay in float32.
+    """
+    core = core.eval()
+    if half or next(core.buffers()).device.type != "cpu":
+        core = copy.deepcopy(core).to("cpu")
+    return core.half_encoder() if half else core
 
 
 @contextmanager
@@ -396,7 +372,7 @@ def _quantise_onnx(graph: Path, target: Path, images: NDArray[np.uint8]) -> None
         quantiser = QDQQuantizer(
             load_model_with_shape_infer(graph),
             True,  # a scale for each channel
-            False,
+            True,  # 7 bits: on processors without VNNI sums of 8 would overflow their 16
             QuantType.QInt8,  # of weights
             QuantType.QUInt8,  # of activations
             TensorsData(CalibrationMethod.MinMax, ranges),
@@ -513,7 +489,7 @@ def _compare(
         )
     size = sum(file.stat().st_size for file in files)
     final = tuple(output.with_name(file.name) for file in files)
-    return ExportReport(final, size, len(pixels), score, score_map, tolerance)
+    return ExportReport(final, size, len(pixels), 0, score, score_map, tolerance)
 
 
 def difference(one: Scorer, other: Scorer, pixels: NDArray[np.uint8]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.machine import peak_memory, processor
+from anomalyclip.spec import DetectorSpec
 
 RUNTIMES = (
     "torch",
@@ -98,7 +99,7 @@ def compare(
         An unknown architecture or runtime.
     """
     from anomalyclip.benchmark import matrix_rate
-    from anomalyclip.scorer import choose_device
+    from anomalyclip.engines.torch import choose_device
 
     if unknown := set(runtimes) - set(RUNTIMES):
         raise AnomalyCLIPError(
@@ -137,8 +138,8 @@ def conditions(architecture: str, image_size: int | None = None) -> dict[str, An
         An unknown architecture.
     """
     from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop
-    from anomalyclip.deploy.export import installed
-    from anomalyclip.scorer import default_dpam_layers, default_image_size
+    from anomalyclip.engines.export import installed
+    from anomalyclip.methods.anomalyclip import default_dpam_layers, default_image_size
 
     if architecture not in ARCHITECTURES:
         raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
@@ -159,18 +160,18 @@ def _prepare(architecture: str, size: int, folder: Path) -> Detector:
     from safetensors.torch import save_file
 
     from anomalyclip.benchmark import ARCHITECTURES, random_model
-    from anomalyclip.scorer import TorchScorer
+    from anomalyclip.methods.anomalyclip import assemble
 
     clip, prompts = random_model(ARCHITECTURES[architecture])
     save_file(clip.state_dict(), folder / "weights.safetensors")
     prompts.save(folder / "prompts.safetensors")
-    return Detector(TorchScorer(clip, prompts, image_size=size, device="cpu"))
+    return Detector(assemble(clip, prompts, DetectorSpec(image_size=size, device="cpu")))
 
 
 def _files(runtime: str, detector: Detector, folder: Path) -> tuple[tuple[Path, ...], float]:
     from PIL import Image
 
-    from anomalyclip.deploy.export import difference, export, probe_pixels
+    from anomalyclip.engines.export import difference, export, probe_pixels
 
     if runtime.startswith("torch"):
         files = (folder / "weights.safetensors", folder / "prompts.safetensors")
@@ -196,7 +197,7 @@ def _in_a_process(runtime: str, file: Path, size: int, batch: int, repeats: int)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     start = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "anomalyclip.deploy.comparison", json.dumps(task)],
+        [sys.executable, "-m", "anomalyclip.engines.comparison", json.dumps(task)],
         capture_output=True,
         text=True,
         check=False,
@@ -229,14 +230,14 @@ def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> di
 
 
 def _pytorch(runtime: str, weights: Path, size: int) -> Detector:
-    return Detector.from_pretrained(
-        weights,
-        prompts=weights.with_name("prompts.safetensors"),
+    return DetectorSpec(
+        os.fspath(weights),
+        prompts=os.fspath(weights.with_name("prompts.safetensors")),
         image_size=size,
         device="cpu",
         precision="bf16" if runtime == "torch-bf16" else "fp32",
         compiled=runtime == "torch-compiled",
-    )
+    ).load()
 
 
 if __name__ == "__main__":

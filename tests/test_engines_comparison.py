@@ -4,7 +4,7 @@ import pytest
 
 from anomalyclip import benchmark
 from anomalyclip.clip.model import CLIPConfig
-from anomalyclip.deploy.comparison import compare
+from anomalyclip.engines.comparison import compare
 from anomalyclip.errors import AnomalyCLIPError
 
 

@@ -1,0 +1,80 @@
+"""The way from pixels to scores and maps, once: PyTorch runs this module, and the exporter exports it.
+
+A method gives `encode` and `compare`; what comes before and after them is the same for all.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomalyclip.anomaly import enlarging_matrix, image_score
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.images import MEAN, STD
+
+
+class Core(nn.Module):
+    """uint8 RGB images (B, S, S, 3) to scores (B,) and maps (B, S, S), float32 within [0, 1].
+
+    Parameters
+    ----------
+    image_size : int
+        Side S in pixels.
+    grid : int
+        Side g of the maps that `compare` gives.
+    sigma : float
+        Gaussian smoothing of the maps in pixels; 0 does not smooth.
+    score_rule : str
+        How the image score is made: a key of `anomalyclip.spec.IMAGE_SCORES`.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A sigma outside [0, S].
+    """
+
+    mean: Tensor
+    std: Tensor
+    enlarging: Tensor
+
+    def __init__(self, *, image_size: int, grid: int, sigma: float, score_rule: str) -> None:
+        super().__init__()
+        if not 0 <= sigma <= image_size:
+            raise AnomalyCLIPError(f"sigma {sigma}: expected 0 to {image_size} pixels, the image size")
+        self.image_size, self.sigma, self.score_rule = image_size, sigma, score_rule
+        self.register_buffer("mean", torch.from_numpy(MEAN), persistent=False)
+        self.register_buffer("std", torch.from_numpy(STD), persistent=False)
+        self.register_buffer("enlarging", enlarging_matrix(grid, image_size, float(sigma)), persistent=False)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and maps."""
+        return self.finish(*self.compare(self.encode(self.normalise(image))))
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Return uint8 RGB (B, S, S, 3) as the encoder's float32 (B, 3, S, S); on CUDA channels last in memory."""
+        pixels = ((image.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
+        return pixels if pixels.is_cuda else pixels.contiguous()
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Any:
+        """Return the features of normalised pixels: the costly part, which may run compiled or in half precision."""
+
+    @abstractmethod
+    def compare(self, features: Any) -> tuple[Tensor, Tensor]:
+        """Return how anomalous the images are (B,) and each place in them is (B, g, g), float32 within [0, 1]."""
+
+    def half_encoder(self) -> "Core":
+        """Turn what `encode` uses to half precision, in place, for an export; return the same core.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The method has no such form.
+        """
+        raise AnomalyCLIPError(f"{type(self).__name__} has no half-precision form")
+
+    def finish(self, text: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores (B,) and smoothed maps (B, S, S) of what `compare` returned."""
+        maps = (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)  # B S S
+        return image_score(text, maps, self.score_rule), maps

@@ -1,0 +1,116 @@
+"""Decoding ahead of the model: threads prepare images in bounded memory, and give them in their order."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from typing import Generic, TypeVar
+
+from anomalyclip.errors import InputError
+from anomalyclip.readers import Frame, Source, frames
+
+T = TypeVar("T")
+
+Prepare = Callable[[Frame], T]
+OnError = Callable[[Source, InputError], None]
+
+
+def decode(sources: Iterable[Source], prepare: Prepare[T], *, on_error: OnError | None = None) -> Iterator[T]:
+    """Yield what `prepare` makes of every frame of every source, one after the other, in this thread.
+
+    Parameters
+    ----------
+    sources : iterable of Source
+        May be endless; it is read only as far as it is needed.
+    prepare : callable
+        From a frame to what is wanted of it.
+    on_error : callable, optional
+        Called with a source that cannot be used and the error, and the rest goes on. None: the error is raised.
+
+    Yields
+    ------
+    T
+    """
+    for source in sources:
+        try:
+            yield from map(prepare, frames(source))
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(source, error)
+
+
+class _Opened(Generic[T]):
+    """A source whose first frame is prepared; the others follow when they are asked for."""
+
+    def __init__(self, source: Source, prepare: Prepare[T]) -> None:
+        self._prepared = map(prepare, frames(source))
+        self._first = list(next(zip(self._prepared, strict=False), ()))
+
+    def __iter__(self) -> Iterator[T]:
+        yield from self._first
+        yield from self._prepared
+
+
+def decode_ahead(
+    sources: Iterable[Source],
+    prepare: Prepare[T],
+    *,
+    depth: int,
+    workers: int | None = None,
+    on_error: OnError | None = None,
+) -> Iterator[T]:
+    """As `decode`, with threads that are at most `depth` sources ahead.
+
+    Each item comes as soon as it is there: the source may be slower than the model. No thread is left behind.
+
+    Parameters
+    ----------
+    sources, prepare, on_error
+        As for `decode`; where `on_error` is None, the error is raised after the items before it.
+    depth : int
+        Sources that are opened and not taken yet.
+    workers : int, optional
+        Threads. None: one for each core, at most four.
+
+    Yields
+    ------
+    T
+    """
+    pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="decode")
+    waiting: SimpleQueue[tuple[Source, Future[_Opened[T]]] | BaseException | None] = SimpleQueue()
+    room, stopped = Semaphore(depth), Event()
+
+    def read_sources() -> None:
+        end: BaseException | None = None
+        try:
+            for source in sources:
+                room.acquire()
+                if stopped.is_set():
+                    return
+                waiting.put((source, pool.submit(_Opened, source, prepare)))
+        except BaseException as error:
+            end = error
+        finally:
+            waiting.put(end)
+
+    # A daemon: a source that waits for input which never comes must not keep the program alive.
+    Thread(target=read_sources, name="decode source", daemon=True).start()
+    try:
+        while (entry := waiting.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            source, future = entry
+            try:
+                yield from future.result()
+            except InputError as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+            finally:
+                room.release()
+    finally:
+        stopped.set()
+        room.release()
+        pool.shutdown(cancel_futures=True)

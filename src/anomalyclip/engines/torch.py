@@ -1,0 +1,179 @@
+"""PyTorch as the engine: runs a method's `Core` on a device, in a precision, compiled or not."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalyclip.core import Core
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.scorer import Description
+
+_NAN = "the weights are damaged, or half precision overflows (try --precision fp32)"
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchScorer:
+    """A method's core, ready to score; takes its place in a `Detector`.
+
+    Parameters
+    ----------
+    core : Core
+        The mathematics; it moves to `device`.
+    identity : callable
+        Gives what decides the scores besides the precision; see `anomalyclip.scorer.Scorer.identity`. Called when it
+        is needed, since it may have to hash a gigabyte.
+    description : Description
+        What reports say of it; the device is added.
+    device : str
+        ``auto`` (CUDA, then Apple's GPU, then the CPU) or a PyTorch device.
+    precision : {"fp32", "bf16", "fp16", "auto"}
+        Of the encoder's matrix products; similarities are always float32. ``auto`` is bf16 or fp16 on a GPU that has
+        it, fp32 elsewhere.
+    compiled : bool
+        Whether to compile the encoder (`torch.compile`). It is compiled when the first batch comes, again for each
+        other batch size up to the second, and from then on for any.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A device or precision that the machine does not have.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        identity: Callable[[], Mapping[str, Any]],
+        description: Description,
+        device: str = "auto",
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.image_size = core.image_size
+        self.core = core.to(self.device)
+        if self.device.type == "cuda":
+            # The layout that convolutions want there, and in which decoded pixels come.
+            torch.nn.utils.convert_conv2d_weight_memory_format(self.core, torch.channels_last)
+        self.compiled = compiled
+        self._encode = torch.compile(core.encode) if compiled else core.encode
+        self._identity, self._description = identity, description
+        self._known_identity: dict[str, Any] | None = None
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch; see `anomalyclip.scorer.Scorer`.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The model gives NaN or infinite scores.
+        """
+        with torch.inference_mode():
+            features = self.encode(self.core.normalise(self._on_device(pixels)))
+            scores, maps = self.core.finish(*self.core.compare(features))
+        # One sum tells whether any number is not finite, at no cost.
+        if not math.isfinite(float(scores.sum() + maps.sum())):
+            raise AnomalyCLIPError(
+                f"the model gave NaN or infinite scores at precision {self.precision}: {_NAN}"
+            )
+        return scores.cpu().numpy(), maps.cpu().numpy()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the scores; see `anomalyclip.scorer.Scorer`."""
+        if self._known_identity is None:
+            self._known_identity = {**self._identity(), "precision": self.precision}
+        return dict(self._known_identity)
+
+    def describe(self) -> Description:
+        """Return what reports say of it."""
+        facts = {**self._description.facts, "device": str(self.device)}
+        return replace(self._description, facts=facts)
+
+    def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
+        tensor = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            # From pinned memory the copy is direct, and this thread goes on to queue the work behind it.
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def features(self, pixels: NDArray[np.uint8]) -> Any:
+        """Return what the core's encoder makes of images, (B, S, S, 3) uint8 RGB."""
+        return self.encode(self.core.normalise(self._on_device(pixels)))
+
+    def encode(self, pixels: Tensor) -> Any:
+        """Return what the core's encoder makes of normalised pixels (B, 3, S, S), in this scorer's precision.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            It cannot be compiled here.
+        """
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            try:
+                return self._encode(pixels)
+            except Exception as error:
+                if not self.compiled or not _is_compiler_error(error):
+                    raise
+                raise AnomalyCLIPError(
+                    f"the model cannot be compiled here ({str(error).strip().splitlines()[0]}); torch.compile needs a "
+                    "C++ compiler such as g++: install one, or leave out --compile"
+                ) from None
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    """Tell whether `torch.compile` itself failed: its errors come from its own packages."""
+    return any(
+        kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__
+    )
+
+
+def check_runnable(device: str, precision: str) -> None:
+    """Refuse a device or precision that this machine does not have.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Naming it.
+    """
+    choose_precision(precision, choose_device(device))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; ``auto`` is the fastest kind that there is."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in _DEVICES:
+            raise RuntimeError(f"expected auto or one of {', '.join(_DEVICES)}")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        if "device type at start of device string" in reason:  # followed by all that PyTorch has a name for
+            reason = "expected auto, cpu, cuda, cuda:1, mps or xpu"
+        raise AnomalyCLIPError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return the precision of that name, resolving ``auto`` for a device."""
+    if name == "auto":
+        if device.type != "cuda":
+            return "fp32"
+        # From Ampere (8.0) on; PyTorch's own answer counts older GPUs too, which emulate it slowly.
+        return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if name not in PRECISIONS:
+        raise AnomalyCLIPError(f"precision {name!r}: expected one of {', '.join(PRECISIONS)}, auto")
+    return name

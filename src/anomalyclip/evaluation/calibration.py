@@ -1,0 +1,216 @@
+"""`calibrate`: a threshold from normal images alone, or from labelled ones, with what it can be trusted for."""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from anomalyclip.data.listing import load_samples
+from anomalyclip.decoding import OnError
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
+from anomalyclip.evaluation.evaluator import Options, evaluate_set, pooled
+from anomalyclip.evaluation.maps import DetectorSource
+from anomalyclip.evaluation.thresholds import (
+    NormalMaps,
+    RateInterval,
+    labelled_threshold,
+    require_criterion,
+    require_share,
+    score_threshold,
+)
+from anomalyclip.inputs import find_images
+from anomalyclip.loading import as_detector
+from anomalyclip.prediction import Threshold
+from anomalyclip.progress import Track, silent
+from anomalyclip.readers import Source
+from anomalyclip.spec import DetectorSpec
+
+Images = str | os.PathLike[str] | Iterable[Source]
+
+_MASKS = {"ground_truth", "masks"}
+"""Folders in which data sets keep masks."""
+
+_NEARLY_ONE = 0.999
+
+
+def calibrate(
+    detector: Detector | DetectorSpec,
+    images: Images,
+    *,
+    false_alarm_rate: float = 0.01,
+    false_pixel_share: float = 0.001,
+    batch_size: int = 1,
+    on_error: OnError | None = None,
+    track: Track = silent,
+) -> Threshold:
+    """Return a threshold from normal images alone, at a false-alarm rate of your choice.
+
+    Parameters
+    ----------
+    detector : Detector or DetectorSpec
+        The threshold is for this one: another image size, precision or tiling gives other scores.
+    images : path, sequence of paths, or iterable of Source
+        Normal images: a file, folder (searched recursively) or pattern, or a list of these; or whatever
+        `Detector.stream` takes, one by one.
+    false_alarm_rate : float
+        Share of normal images that may be called anomalous, above 0 and below 1.
+    false_pixel_share : float
+        Share of normal images' pixels that may be marked, likewise.
+    batch_size : int
+        Images per batch.
+    on_error : callable, optional
+        Called with an image that cannot be used and the error, and the rest counts. None: the error is raised.
+    track : Track
+        Told how far it is.
+
+    Returns
+    -------
+    Threshold
+        Its `info` says what it was made from, what the number of images allows to say ("says"), the detector's
+        identity and, if there is one, its spec.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        No image can be used, a rate is impossible, no threshold keeps it, or masks are among the images.
+
+    Examples
+    --------
+    >>> from anomalyclip.demo import PICTURES
+    >>> threshold = calibrate(DetectorSpec("micro"), PICTURES.glob("*_good.jpg"), false_alarm_rate=0.2)
+    >>> 0 < threshold.score < 1, threshold.info["false_alarm_rate"]["count"]
+    (True, 1)
+    """
+    require_share(false_alarm_rate, "false-alarm rate")
+    require_share(false_pixel_share, "share of false pixels")
+    detector = as_detector(detector)
+    sources = normal_images(images)
+    scores, maps = [], NormalMaps()
+    count = len(sources) if isinstance(sources, Sequence) else None
+    with track("Scoring", count) as advance:
+        for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
+            scores.append(prediction.pred_score)
+            maps.add(prediction.anomaly_map)
+            advance()
+    found, pixel = score_threshold(scores, false_alarm_rate), maps.threshold(false_pixel_share)
+    if found.value > _NEARLY_ONE:
+        warnings.warn(
+            f"hardly any score will be above {found.value:.6f}: to this model some of the normal images look as "
+            "anomalous as can be; are they normal, and of a kind that it knows?",
+            AnomalyCLIPWarning,
+            stacklevel=2,
+        )
+    marked = (
+        f"Pixels: {100 * pixel.share:.3g} % are marked, in {pixel.marked.count} of {pixel.marked.total} images "
+        f"(true rate up to {100 * pixel.marked.high:.3g} %, 95 % confidence)."
+    )
+    info = {
+        "method": "normal images",
+        "images": len(scores),
+        "false_alarm_rate": {"wanted": false_alarm_rate, **_interval(found.alarms)},
+        "false_pixel_share": {"wanted": false_pixel_share, "seen": pixel.share},
+        "images_with_false_pixels": _interval(pixel.marked),
+        "says": [found.explanation(), marked],
+    }
+    return Threshold(score=found.value, pixel=pixel.value, info=info | _made_with(detector))
+
+
+def calibrate_labelled(
+    detector: Detector | DetectorSpec,
+    data: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    criterion: str = "f1",
+    batch_size: int = 1,
+    on_error: OnError | None = None,
+    track: Track = silent,
+) -> Threshold:
+    """Return the threshold that is best on a data set with normal and anomalous images.
+
+    Parameters
+    ----------
+    detector, batch_size, on_error, track
+        As for `calibrate`.
+    data : path
+        Folder of the data set; all its classes together.
+    dataset : str, optional
+        Its key in the catalogue. None: recognised.
+    criterion : {"f1", "youden"}
+        Largest F1, or largest sensitivity + specificity - 1.
+
+    Returns
+    -------
+    Threshold
+        See `calibrate`. It is best on these images; on others expect somewhat worse.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The data set cannot be listed, has one kind of images only, or none that can be used.
+    """
+    require_criterion(criterion)
+    samples = pooled(load_samples(data, dataset))
+    detector = as_detector(detector)
+    with TemporaryDirectory(prefix="anomalyclip-") as folder, track("Scoring", len(samples)) as advance:
+        source = DetectorSource(detector, samples.root, Path(folder) / "maps", batch_size=batch_size)
+        options = Options(cases=False)
+        result = evaluate_set(source, samples, folder, options=options, advance=advance).classes[0]
+    for name, why in result.failed.items():
+        if on_error is None:
+            raise InputError(why)
+        on_error(name, InputError(why))
+    found = labelled_threshold(
+        [image.anomaly for image in result.images], [image.score for image in result.images], criterion
+    )
+    says = (
+        f"{criterion}: misses {_words(found.misses)} anomalous images, raises {_words(found.alarms)} false alarms on "
+        "normal ones. These are the images that the threshold was chosen on: on others expect somewhat worse."
+    )
+    info = {
+        "method": f"labelled images, {criterion}",
+        "images": len(result.images),
+        "data": str(data),
+        "misses": _interval(found.misses),
+        "false_alarms": _interval(found.alarms),
+        "says": [says],
+    }
+    pixel = result.thresholds.get(f"pixel_{criterion}")
+    return Threshold(score=found.value, pixel=pixel, info=info | _made_with(detector))
+
+
+def normal_images(images: Images) -> Iterable[Source]:
+    """Return the images to calibrate on: what paths stand for, or what is in memory as it is.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There are masks among them: somebody named a whole data set.
+    """
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    if not isinstance(images, Sequence) or not all(isinstance(image, str | os.PathLike) for image in images):
+        return images
+    listed = list(find_images([os.fspath(image) for image in images]))
+    for image in listed:
+        if not _MASKS.isdisjoint(part.casefold() for part in Path(image.name).parts[:-1]):
+            raise AnomalyCLIPError(
+                f"{image.path} lies where data sets keep masks, so defective images are here too: name the folders of "
+                "normal images alone (such as CLASS/train/good), or give the whole data set as --labelled ROOT"
+            )
+    return [image.path for image in listed]
+
+
+def _made_with(detector: Detector) -> dict[str, Any]:
+    spec = {} if detector.spec is None else {"spec": detector.spec.located().to_dict()}
+    return {"model": detector.describe().title, "identity": detector.identity(), **spec}
+
+
+def _interval(rate: RateInterval) -> dict[str, Any]:
+    return {"count": rate.count, "of": rate.total, "low": rate.low, "high": rate.high, "confidence": 0.95}
+
+
+def _words(rate: RateInterval) -> str:
+    return f"{rate.count} of {rate.total} (true rate {100 * rate.low:.3g} to {100 * rate.high:.3g} %)"

@@ -1,0 +1,343 @@
+"""`evaluate`: the paper's evaluation of one or several data sets, from a detector to tables and a report."""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from anomalyclip.data.catalog import catalog
+from anomalyclip.data.listing import load_samples
+from anomalyclip.data.meta import SampleList
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.evaluation.controls import CONTROLS
+from anomalyclip.evaluation.evaluator import Options, evaluate_set
+from anomalyclip.evaluation.leaks import trained_on_this
+from anomalyclip.evaluation.maps import DetectorSource, FolderSource, Source, side_of_maps
+from anomalyclip.evaluation.results import DatasetResult
+from anomalyclip.evaluation.summary import (
+    SIZE,
+    WRITERS,
+    Evaluation,
+    data_notes,
+    describe_data,
+    setting_notes,
+    versions,
+    write_results,
+)
+from anomalyclip.evaluation.tables import PROTOCOLS, not_the_papers
+from anomalyclip.loading import as_detector
+from anomalyclip.machine import peak_memory
+from anomalyclip.prediction import Threshold, as_threshold
+from anomalyclip.progress import Track, silent
+from anomalyclip.runs import RunFolder
+from anomalyclip.spec import DetectorSpec
+
+Data = str | os.PathLike[str] | SampleList
+
+FORMATS = (*WRITERS, "html")
+"""Forms of the results; ``html`` is the report."""
+
+DEFAULT_FORMATS = ("json", "csv", "md", "html")
+
+
+def evaluate(
+    detector: Detector | DetectorSpec | None,
+    data: Data | Sequence[Data],
+    *,
+    maps: str | os.PathLike[str] | None = None,
+    dataset: str | Sequence[str] | None = None,
+    allow_outside: bool = False,
+    threshold: float | Threshold | str | os.PathLike[str] | None = None,
+    controls: bool = False,
+    protocol: str = "paper",
+    compare: bool = False,
+    output: str | os.PathLike[str] | RunFolder | None = None,
+    formats: Iterable[str] = DEFAULT_FORMATS,
+    save_maps: bool = False,
+    resume: bool = False,
+    memory: float = 32,
+    batch_size: int = 1,
+    track: Track = silent,
+) -> Evaluation:
+    """Evaluate a detector on data sets with ground truth; memory does not grow with the number of images.
+
+    Parameters
+    ----------
+    detector : Detector or DetectorSpec
+        What is evaluated; None with `maps`.
+    data : path, SampleList, or a sequence of these
+        Folders of data sets (see `anomalyclip.data.listing.load_samples`).
+    maps : path, optional
+        Evaluate the maps in this folder, as ``predict --save map`` writes them, instead of a detector.
+    dataset : str or sequence of str, optional
+        Key of each data set in the catalogue, in the order of `data`. None: recognised.
+    allow_outside : bool
+        Follow links and paths that leave a data set's folder.
+    threshold : float, Threshold or path, optional
+        Its verdicts are counted in the report. None: the detector's own, if it has one.
+    controls : bool
+        Also evaluate two scorers that know nothing of defects, to compare with.
+    protocol : {"paper", "exact"}
+        Which metrics the tables show.
+    compare : bool
+        Put the paper's figures beside these.
+    output : path or RunFolder, optional
+        Folder for results, report and what a stopped run goes on from. None: nothing is kept.
+    formats : iterable of str
+        Some of `FORMATS`.
+    save_maps : bool
+        Keep every map (float32 ``.npy``) in the folder.
+    resume : bool
+        Go on with the run in `output`.
+    memory : float
+        Megabytes for sorting the pixels of a class; does not change the results.
+    batch_size : int
+        Images per batch.
+    track : Track
+        Told how far it is.
+
+    Returns
+    -------
+    Evaluation
+        Tables, figures by class and their means, notes; ``result.mean["pixel_auroc"]`` is within [0, 1].
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An option is unknown, a data set cannot be listed, no image of one can be used, or something cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalyclip.data.synthetic.writer import write_dataset
+    >>> folder = tempfile.mkdtemp()
+    >>> count = write_dataset(f"{folder}/parts", ["slate"], normal=2, anomalous=2, seed=1)
+    >>> result = evaluate(DetectorSpec("micro"), f"{folder}/parts")
+    >>> 0 <= result.mean["pixel_auroc"] <= 1
+    True
+    """
+    formats = list(formats)
+    _check(detector, maps, formats, protocol, save_maps=save_maps)
+    if output is None and (resume or save_maps):
+        raise AnomalyCLIPError(
+            f"to {'resume' if resume else 'save maps'} there must be a folder: give output"
+        )
+    folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
+    sets = _load(data, dataset, allow_outside=allow_outside)
+    limits = as_threshold(threshold)
+    if detector is not None:
+        detector = as_detector(detector, threshold=limits)
+        limits = detector.threshold
+    run = _Run(
+        sets,
+        detector,
+        None if maps is None else Path(maps),
+        options=Options(memory=memory, cases=folder is not None and "html" in formats, threshold=limits),
+        resume=folder is not None and folder.resume,
+        keep=save_maps,
+        batch_size=batch_size,
+        track=track,
+    )
+    with _place(folder, run) as place:
+        results = run.model(place)
+        control_results = run.controls(place) if controls else []
+        found = Evaluation(
+            results,
+            control_results,
+            about=run.about(results),
+            protocol=protocol,
+            compare=compare,
+            threshold=limits,
+            notes=run.notes(results, compare=compare),
+        )
+        if folder is not None:
+            _write(found, place, formats)
+    return found
+
+
+def run_folder(output: str | os.PathLike[str] | None, *, resume: bool = False) -> RunFolder:
+    """Return where an evaluation leaves its results; None is a new folder, ``runs/test-1``, ``-2``, ..."""
+    return RunFolder("test", output, resume=resume, results="*/classes")
+
+
+def _check(
+    detector: Detector | DetectorSpec | None,
+    maps: str | os.PathLike[str] | None,
+    formats: Sequence[str],
+    protocol: str,
+    *,
+    save_maps: bool,
+) -> None:
+    """Refuse what could not work, before anything is loaded."""
+    if (detector is None) == (maps is None):
+        raise AnomalyCLIPError("evaluate either a detector, or a folder of maps")
+    if maps is not None and save_maps:
+        raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps are there already")
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise AnomalyCLIPError(f"format {unknown[0]!r}: expected one of {', '.join(FORMATS)}")
+    if protocol not in PROTOCOLS:
+        raise AnomalyCLIPError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+
+
+def _load(
+    data: Data | Sequence[Data], dataset: str | Sequence[str] | None, *, allow_outside: bool
+) -> dict[str, SampleList]:
+    """Return the data sets by name."""
+    several = [data] if isinstance(data, str | os.PathLike | SampleList) else list(data)
+    keys = [dataset] if isinstance(dataset, str) else list(dataset or [])
+    if keys and len(keys) != len(several):
+        raise AnomalyCLIPError(
+            f"{len(several)} data sets, {len(keys)} --dataset: give one for each, in the same order"
+        )
+    found: dict[str, SampleList] = {}
+    for index, one in enumerate(several):
+        key = keys[index] if keys else None
+        samples = one if isinstance(one, SampleList) else load_samples(one, key, allow_outside=allow_outside)
+        if samples.name in found:
+            raise AnomalyCLIPError(
+                f"{found[samples.name].root} and {samples.root} are both called {samples.name!r}: evaluate them one "
+                "by one"
+            )
+        found[samples.name] = samples
+    return found
+
+
+@contextmanager
+def _place(folder: RunFolder | None, run: "_Run") -> Iterator[Path]:
+    """Give the folder of the run; one that goes away where none was asked for."""
+    if folder is None:
+        with TemporaryDirectory(prefix="anomalyclip-") as name:
+            yield Path(name)
+        return
+    with folder.begin(run.settings(), about=run.made_of()) as place:
+        yield place
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is evaluated on what, and how."""
+
+    sets: Mapping[str, SampleList]
+    detector: Detector | None
+    maps: Path | None
+    options: Options
+    resume: bool
+    keep: bool
+    batch_size: int
+    track: Track
+
+    def settings(self) -> dict[str, Any]:
+        """Return what changes the results."""
+        data = [describe_data(samples, key) for key, samples in self.sets.items()]
+        identity = {"maps": str(self.maps)} if self.detector is None else self.detector.identity()
+        return {"data": data, **identity}
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what the detector was made from."""
+        spec = None if self.detector is None else self.detector.spec
+        return {} if spec is None else {"spec": spec.located().to_dict()}
+
+    def model(self, place: Path) -> list[DatasetResult]:
+        results = []
+        for key, samples in self.sets.items():
+            if self.detector is None:
+                assert self.maps is not None
+                own = self.maps / key  # several data sets: a folder for each
+                source: Source = FolderSource(own if len(self.sets) > 1 or own.is_dir() else self.maps)
+            else:
+                source = self._source(self.detector, samples, place / key, keep=self.keep)
+            results.append(self._evaluate(key, samples, place / key, source))
+        return results
+
+    def controls(self, place: Path) -> list[DatasetResult]:
+        if self.detector is not None:
+            size, tiling = self.detector.scorer.image_size, self.detector.tiling
+        else:
+            assert self.maps is not None
+            size, tiling = side_of_maps(self.maps) or SIZE, None
+        plain = replace(self, options=replace(self.options, cases=False))
+        results = []
+        for name, control in CONTROLS.items():
+            for key, samples in self.sets.items():
+                folder = place / key / f"control-{name}"
+                source = self._source(Detector(control(size), tiling=tiling), samples, folder, keep=False)
+                results.append(plain._evaluate(key, samples, folder, source, name))
+        return results
+
+    def _source(self, detector: Detector, samples: SampleList, folder: Path, *, keep: bool) -> Source:
+        where = folder if keep else folder / "unfinished"
+        return DetectorSource(
+            detector, samples.root, where, batch_size=self.batch_size, keep=keep, resume=self.resume
+        )
+
+    def _evaluate(
+        self, key: str, samples: SampleList, folder: Path, source: Source, scorer: str = "model"
+    ) -> DatasetResult:
+        what = key if scorer == "model" else f"{key}, control: {scorer}"
+        with self.track(what, len(samples)) as advance:
+            return evaluate_set(
+                source,
+                samples,
+                folder,
+                scorer=scorer,
+                options=self.options,
+                resume=self.resume,
+                advance=advance,
+            )
+
+    def about(self, results: Sequence[DatasetResult]) -> dict[str, Any]:
+        """Return what results say of themselves."""
+        encode, metrics = (sum(result.seconds(what) for result in results) for what in ("encode", "metrics"))
+        about: dict[str, Any] = {"data": [describe_data(samples, key) for key, samples in self.sets.items()]}
+        if self.detector is None:
+            about |= {"title": f"maps from {self.maps}", "maps": str(self.maps)}
+        else:
+            described = self.detector.describe()
+            about |= {
+                "title": described.title,
+                "model": dict(described.facts),
+                "identity": self.detector.identity(),
+                **self.made_of(),
+            }
+        return {
+            **about,
+            "versions": versions(),
+            "seconds": {"encode": encode, "metrics": metrics},
+            "peak_memory_mb": round(peak_memory(), 1),
+        }
+
+    def notes(self, results: Sequence[DatasetResult], *, compare: bool) -> list[str]:
+        """Return what a reader of the figures must know."""
+        notes = []
+        if self.detector is not None:
+            training = self.detector.describe().training
+            notes += [warning for data in self.sets.values() if (warning := trained_on_this(training, data))]
+            notes += setting_notes(self.detector.identity())
+        for result in results:
+            notes += data_notes(result)
+        for result in results if compare else ():
+            if result.key not in catalog():
+                notes.append(f"{result.key} is not in the catalogue: there is nothing to compare it with")
+            elif differ := not_the_papers(result):
+                notes.append(
+                    f"{result.key}: its mean is not compared with the paper's, which is over other classes ({differ})"
+                )
+        return notes
+
+
+def _write(found: Evaluation, folder: Path, formats: Sequence[str]) -> None:
+    write_results(found, folder, [kind for kind in formats if kind != "html"])
+    if "html" in formats:
+        from anomalyclip.evaluation.report import write_report
+
+        if not write_report(found, folder):
+            warnings.warn(
+                "the report has no curves, since matplotlib is not installed: pip install 'anomalyclip[report]'",
+                AnomalyCLIPWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,162 @@
+"""The methods by name: each builds a `Scorer` from a `DetectorSpec`. A new one is a module and a line here.
+
+A method outside this package registers itself (`register`), or is found by the command line too if its distribution
+has an entry point in the group ``anomalyclip.methods``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.scorer import Scorer
+from anomalyclip.spec import FIXED_BY_MODEL, DetectorSpec
+
+ENTRY_POINTS = "anomalyclip.methods"
+"""Group of entry points: name of the method to a `Method`, or to anything in the module that registers it."""
+
+_Builder = Callable[[DetectorSpec], Scorer]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to score images.
+
+    Parameters
+    ----------
+    name : str
+        As in ``--method``.
+    builder : callable or str
+        From a spec to a scorer: a function, a class, or ``"package.module:name"``, imported when it is needed.
+    options : frozenset of str
+        The fields of `DetectorSpec` that it heeds; another one that is given is refused, not ignored.
+    """
+
+    name: str
+    builder: _Builder | str
+    options: frozenset[str]
+
+    def __call__(self, spec: DetectorSpec) -> Scorer:
+        """Return the scorer of a spec.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The spec has an option that the method does not heed, or one that cannot be used.
+        """
+        given = [name for name in spec.changed() if name in FIXED_BY_MODEL]
+        if needless := [name for name in given if name != "method" and name not in self.options]:
+            raise AnomalyCLIPError(
+                f"method {self.name!r} has no {' and no '.join(name.replace('_', ' ') for name in needless)}: leave "
+                f"it out (it takes: {', '.join(sorted(self.options)) or 'nothing'})"
+            )
+        return self._build(spec)
+
+    @property
+    def _build(self) -> _Builder:
+        if not isinstance(self.builder, str):
+            return self.builder
+        module, _, name = self.builder.partition(":")
+        return cast(_Builder, getattr(import_module(module), name))
+
+
+class _Methods(Mapping[str, Method]):
+    """The registry: built in, registered, or found by entry point."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Method] = {}
+
+    def add(self, method: Method) -> None:
+        self._known[method.name] = method
+
+    def remove(self, name: str) -> None:
+        del self._known[name]
+
+    def __getitem__(self, name: str) -> Method:
+        if name not in self._known:
+            for found in entry_points(group=ENTRY_POINTS, name=name):
+                self._known[name] = self._loaded(found)
+        if name not in self._known:
+            raise AnomalyCLIPError(f"method {name!r} is not known; expected one of {', '.join(self)}")
+        return self._known[name]
+
+    def _loaded(self, found: EntryPoint) -> Method:
+        """Return what an entry point names, or what its module registered under the entry point's name."""
+        try:
+            method = found.load()
+        except Exception as error:  # it is somebody else's module
+            raise AnomalyCLIPError(
+                f"method {found.name!r} ({found.value}) cannot be loaded: {error}"
+            ) from error
+        method = self._known.get(found.name, method)
+        if not isinstance(method, Method):
+            raise AnomalyCLIPError(
+                f"method {found.name!r} ({found.value}): expected an anomalyclip.methods.Method, got {method!r}"
+            )
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(
+            dict.fromkeys([*self._known, *(found.name for found in entry_points(group=ENTRY_POINTS))])
+        )
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+METHODS = _Methods()
+"""Every method by its name; ``METHODS[name](spec)`` is a scorer."""
+
+
+def register(name: str, builder: Any = None, *, options: Iterable[str]) -> Any:
+    """Make a method known under a name; as a decorator, of a class or function that takes a spec.
+
+    Parameters
+    ----------
+    name : str
+        For ``DetectorSpec(method=...)`` and ``--method``.
+    builder : callable or str, optional
+        As in `Method`; left out, `register` is a decorator.
+    options : iterable of str
+        As in `Method`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anomalyclip import DetectorSpec
+    >>> from anomalyclip.scorer import Description
+    >>> @register("dark", options=["image_size"])
+    ... class Dark:
+    ...     def __init__(self, spec):
+    ...         self.image_size = spec.image_size or 64
+    ...
+    ...     def __call__(self, pixels):
+    ...         maps = 1 - pixels.mean(axis=3, dtype=np.float32) / 255
+    ...         return maps.max(axis=(1, 2)), maps
+    ...
+    ...     def identity(self):
+    ...         return {"method": "dark", "image_size": self.image_size}
+    ...
+    ...     def describe(self):
+    ...         return Description("dark pixels")
+    >>> DetectorSpec(method="dark").load().predict(np.full((9, 9, 3), 51, np.uint8)).pred_score
+    0.8...
+    >>> METHODS.remove("dark")
+    """
+    if builder is None:
+        return partial(_registered, name, frozenset(options))
+    return _registered(name, frozenset(options), builder)
+
+
+def _registered(name: str, options: frozenset[str], builder: Any) -> Any:
+    METHODS.add(Method(name, builder, options))
+    return builder
+
+
+register("anomalyclip", "anomalyclip.methods.anomalyclip:build", options=FIXED_BY_MODEL)

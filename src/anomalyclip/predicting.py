@@ -1,0 +1,222 @@
+"""`predict`: scores many images into a folder, so that a run that is stopped can go on."""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.inputs import ImageFile, find_images
+from anomalyclip.loading import as_detector
+from anomalyclip.prediction import Prediction
+from anomalyclip.progress import Track, silent
+from anomalyclip.readers import Source, locate
+from anomalyclip.runs import RunFolder
+from anomalyclip.spec import DetectorSpec
+from anomalyclip.visualize import overlay
+from anomalyclip.writers import PREDICTIONS, PredictionWriter
+
+_KEPT = 20
+
+
+@dataclass
+class PredictionRun:
+    """What a run did.
+
+    Attributes
+    ----------
+    folder : Path
+        Where its results are (`anomalyclip.writers`).
+    scored, skipped, failed, anomalous : int
+        Images scored now, done before, that could not be used, and called anomalous.
+    judged : bool
+        Whether there was a threshold.
+    top : list of dict
+        The lines of the most anomalous images scored now, the highest score first; at most 20.
+    """
+
+    folder: Path
+    scored: int = 0
+    skipped: int = 0
+    failed: int = 0
+    anomalous: int = 0
+    judged: bool = False
+    top: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count one line of predictions.jsonl."""
+        self.scored += 1
+        self.judged |= record["pred_label"] is not None
+        self.anomalous += bool(record["pred_label"])
+        self.top.append(record)
+        if len(self.top) > 10 * _KEPT:
+            self.trim()
+
+    def trim(self) -> None:
+        """Keep the most anomalous images only."""
+        self.top = sorted(self.top, key=lambda record: -record["pred_score"])[:_KEPT]
+
+
+def predict(
+    detector: Detector | DetectorSpec,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile],
+    output: str | os.PathLike[str] | RunFolder | None = None,
+    *,
+    save: Collection[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 1,
+    draw: Callable[[Image.Image, Prediction], Image.Image] = overlay,
+    on_error: Callable[[str, InputError], None] | None = None,
+    track: Track = silent,
+) -> PredictionRun:
+    """Score images into a folder: a line of JSON per image, and maps, heat maps and masks as files.
+
+    Images that cannot be used are named in ``errors.jsonl``, and the rest is scored.
+
+    Parameters
+    ----------
+    detector : Detector or DetectorSpec
+        With a threshold there are verdicts, masks and regions.
+    images : path, sequence of paths, or iterable of ImageFile
+        Files, folders (searched recursively) and patterns; or a listing as `anomalyclip.inputs` gives it, which may be
+        endless.
+    output : path or RunFolder, optional
+        The folder. None: a new one, ``runs/predict-1``, ``-2``, ...
+    save : collection of {"map", "heatmap", "mask"}
+        What to keep of each image besides its line; mask needs a pixel threshold.
+    resume, overwrite : bool
+        Go on with the run in `output`, leaving out what is done, or start again there.
+    batch_size : int
+        Images per batch.
+    draw : callable
+        (photograph, prediction) to heat map; see `PredictionWriter`.
+    on_error : callable, optional
+        Also told of an image that cannot be used, and why.
+    track : Track
+        Told how far it is.
+
+    Returns
+    -------
+    PredictionRun
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Nothing is there to score, the folder holds results that are neither to be resumed nor overwritten or began
+        with other settings, or it cannot be written to.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalyclip.demo import PICTURES
+    >>> run = predict(DetectorSpec("micro"), PICTURES, tempfile.mkdtemp(), save=["heatmap"], batch_size=4)
+    >>> run.scored, run.failed, len(list((run.folder / "heatmaps").iterdir()))
+    (12, 0, 12)
+    """
+    folder = (
+        output if isinstance(output, RunFolder) else run_folder(output, resume=resume, overwrite=overwrite)
+    )
+    listed = _listed(images)
+    detector = as_detector(detector)
+    threshold = detector.threshold
+    if "mask" in save and (threshold is None or threshold.pixel is None):
+        raise AnomalyCLIPError("--save mask needs a pixel threshold, and there is none: give --threshold 0.5")
+    limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
+    made_of = None if detector.spec is None else {"spec": detector.spec.located().to_dict()}
+    with (
+        folder.begin({**detector.identity(), "threshold": limits}, about=made_of) as place,
+        PredictionWriter(
+            place, save=save, resume=folder.resume, overwrite=bool(folder.overwrite), draw=draw
+        ) as writer,
+        track("Scoring", len(listed) if isinstance(listed, Sequence) else None) as advance,
+    ):
+        work = _Work(detector, writer, PredictionRun(place), advance, on_error)
+        work.score(listed, batch_size)
+    if not work.run.scored + work.run.skipped + work.run.failed:
+        raise AnomalyCLIPError("there was no image to score")
+    work.run.trim()
+    return work.run
+
+
+def run_folder(
+    output: str | os.PathLike[str] | None, *, resume: bool = False, overwrite: bool = False
+) -> RunFolder:
+    """Return where a run leaves its results; None is a new folder, ``runs/predict-1``, ``-2``, ..."""
+    return RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
+
+
+def _listed(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile],
+) -> Iterable[ImageFile]:
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
+        return list(find_images([os.fspath(image) for image in images]))
+    return images  # type: ignore[return-value]
+
+
+@dataclass
+class _Work:
+    """A run that is going on."""
+
+    detector: Detector
+    writer: PredictionWriter
+    run: PredictionRun
+    advance: Callable[[], None]
+    told: Callable[[str, InputError], None] | None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def score(self, images: Iterable[ImageFile], batch_size: int) -> None:
+        done_before = {os.path.abspath(path) for path in self.writer.done}
+
+        def is_done(id: str) -> bool:
+            return os.path.abspath(id) in done_before
+
+        def is_skipped(id: str) -> bool:
+            done = is_done(id)
+            self.run.skipped += done
+            return done
+
+        predictions = self.detector.stream(
+            self._wanted(images, is_done), batch_size=batch_size, on_error=self.failed, skip=is_skipped
+        )
+        for prediction in predictions:
+            assert prediction.image_path is not None
+            try:
+                record = self.writer.write(prediction, name=self._name(prediction.image_path))
+            except InputError as error:  # the photograph went away while it was scored
+                self.failed(prediction.image_path, error)
+            else:
+                self.run.add(record)
+                self.advance()
+
+    def _wanted(self, images: Iterable[ImageFile], is_done: Callable[[str], bool]) -> Iterator[str]:
+        for image in images:
+            if is_done(image.path):
+                self.run.skipped += 1
+                self.advance()
+                continue
+            self.names[image.path] = image.name
+            yield image.path
+
+    def _name(self, id: str) -> str | None:
+        """Return under which name an image's results are kept; of several in a file, each has its number."""
+        if id in self.names:
+            return self.names.pop(id)
+        path, number = locate(id)
+        name = self.names.get(path)
+        return None if name is None else f"{name}#{number}"
+
+    def failed(self, image: Source, error: InputError) -> None:
+        """Name an image that could not be used; the rest goes on."""
+        path = str(image)
+        self.writer.write_error(path, error)
+        self.run.failed += 1
+        if self.told is not None:
+            self.told(path, error)
+        self.advance()

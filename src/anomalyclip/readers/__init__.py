@@ -1,0 +1,244 @@
+"""What a user hands over (paths, bytes, open files, images, arrays) to images: the only way in which inputs are opened.
+
+A path may hold many images. Each has an id, by which it can be opened again without going back to where it came from.
+The kind of a file is told by its ending; what no reader claims is taken for a photograph.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from io import UnsupportedOperation
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.images import as_image, decoding, read_image
+from anomalyclip.readers.base import Frame, Reader
+from anomalyclip.readers.photograph import PhotographReader
+
+__all__ = [
+    "READERS",
+    "Frame",
+    "Reader",
+    "Source",
+    "frames",
+    "locate",
+    "open_image",
+    "reader_for",
+    "register",
+    "size_of",
+    "suffixes",
+]
+
+Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
+"""A path (or the id of one image in a file), the content of an image file as bytes, a file open in binary mode, a PIL
+image, or an (H, W, 3) or (H, W) uint8 array."""
+
+READERS: list[Reader] = [PhotographReader()]
+"""In the order of their registration; the first is for every ending that no other claims."""
+
+_NUMBERED = re.compile(r"(.+)#([1-9][0-9]{0,9})", re.DOTALL)
+
+
+def register(reader: Reader) -> None:
+    """Add a reader; endings that it shares with earlier readers are its own from now on.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An ending has no dot or is not in lower case, so that no file would ever match it.
+
+    Examples
+    --------
+    >>> class Shouting(PhotographReader):
+    ...     suffixes = frozenset({".PNG"})
+    >>> register(Shouting())
+    Traceback (most recent call last):
+    anomalyclip.errors.AnomalyCLIPError: Shouting: '.PNG' is no file name ending; expected lower case and a dot: '.png'
+    """
+    for suffix in sorted(reader.suffixes):
+        expected = "." + suffix.lower().lstrip(".")
+        if suffix != expected:
+            raise AnomalyCLIPError(
+                f"{type(reader).__name__}: {suffix!r} is no file name ending; expected lower case and a dot: "
+                f"{expected!r}"
+            )
+    READERS.append(reader)
+
+
+def suffixes() -> frozenset[str]:
+    """Return the file name endings (lower case) that are taken for images when a folder is listed.
+
+    Examples
+    --------
+    >>> ".png" in suffixes(), ".txt" in suffixes()
+    (True, False)
+    """
+    return frozenset().union(*(reader.suffixes for reader in READERS))
+
+
+def reader_for(path: str) -> Reader:
+    """Return the reader of a file by its ending; the longest one decides (".nii.gz" before ".gz"), then the latest.
+
+    Examples
+    --------
+    >>> type(reader_for("unknown.xyz")).__name__
+    'PhotographReader'
+    """
+    matches = [
+        (len(suffix), position)
+        for position, reader in enumerate(READERS)
+        for suffix in reader.suffixes
+        if path.lower().endswith(suffix)
+    ]
+    _, position = max(matches, default=(0, 0))
+    return READERS[position]
+
+
+def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """Return the file that an id belongs to and the number of the image in it; None where the id is a path.
+
+    A file that exists under the whole name is always meant itself.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("scan.tif", "part#7"):
+    ...         Path(folder, name).touch()
+    ...     found = [locate(f"{folder}/{name}") for name in ("scan.tif", "scan.tif#2", "part#7")]
+    ...     [(Path(path).name, number) for path, number in found]
+    [('scan.tif', None), ('scan.tif', 2), ('part#7', None)]
+    """
+    path = os.fspath(id)
+    numbered = _NUMBERED.fullmatch(path)
+    if numbered and not os.path.lexists(path) and os.path.lexists(numbered[1]):
+        return numbered[1], int(numbered[2])
+    return path, None
+
+
+def frames(source: Source) -> Iterator[Frame]:
+    """Give the images of a source in their order, each decoded only when it is asked for.
+
+    Parameters
+    ----------
+    source : path, bytes, open binary file, PIL image or uint8 array
+        See `Source`. An open file is read from its beginning. The id of one image in a file gives that image alone.
+
+    Yields
+    ------
+    Frame
+
+    Raises
+    ------
+    InputError
+        The source cannot be used; raised when the image that fails is asked for.
+
+    Examples
+    --------
+    >>> [(frame.id, frame.image.size) for frame in frames(np.zeros((3, 4, 3), np.uint8))]
+    [(None, (4, 3))]
+    """
+    if not isinstance(source, str | os.PathLike):
+        yield Frame(None, _in_memory(source))
+        return
+    path, number = locate(source)
+    with decoding(source):
+        if number is None:
+            yield from _all_frames(path)
+        else:
+            yield Frame(os.fspath(source), reader_for(path).open(path, number))
+
+
+def open_image(id: str | os.PathLike[str]) -> Image.Image:
+    """Open one image again: that of a prediction's `image_path`, for instance.
+
+    Parameters
+    ----------
+    id : path-like
+        The id of a `Frame`, or a path; of a file that holds several images, the path alone gives the first.
+
+    Returns
+    -------
+    PIL.Image.Image
+        The same as in the `Frame`: loaded, upright, at most 8 bits a channel.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or has no such image.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 3), "red").save(f"{folder}/red.png")
+    ...     open_image(f"{folder}/red.png").size
+    (4, 3)
+    """
+    path, number = locate(id)
+    with decoding(id):
+        return reader_for(path).open(path, number or 1)
+
+
+def size_of(id: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (width, height) of one image, from the header of its file where the format allows.
+
+    Raises
+    ------
+    InputError
+        As `open_image`; damage after the header may not be seen.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (4, 3), "red").save(f"{folder}/red.png")
+    ...     size_of(f"{folder}/red.png")
+    (4, 3)
+    """
+    path, number = locate(id)
+    with decoding(id):
+        return reader_for(path).size(path, number or 1)
+
+
+def _all_frames(path: str) -> Iterator[Frame]:
+    images = reader_for(path).frames(path)
+    try:
+        yield next(images)  # under no name: it is let go before the next one is decoded
+    except StopIteration:
+        raise InputError(f"{path}: holds no image") from None
+    yield from images
+
+
+def _in_memory(source: bytes | BinaryIO | Image.Image | NDArray[np.uint8]) -> Image.Image:
+    if isinstance(source, Image.Image | np.ndarray):
+        return as_image(source)
+    if isinstance(source, bytes):
+        return read_image(source)
+    if hasattr(source, "read"):
+        return _from_file(source)
+    raise InputError(
+        f"{type(source).__name__}: expected a path, the bytes of an image file, a file open in binary mode, a PIL "
+        "image or a uint8 array"
+    )
+
+
+def _from_file(file: BinaryIO) -> Image.Image:
+    name = getattr(file, "name", None)
+    if not isinstance(name, str):  # in memory, or opened by its number
+        name = type(file).__name__
+    try:
+        with suppress(AttributeError, UnsupportedOperation):  # a pipe is read from where it stands
+            file.seek(0)
+        content = file.read()
+        if not isinstance(content, bytes):
+            raise TypeError(f"it gives {type(content).__name__}")
+    except Exception as error:  # a file object may be anybody's own
+        raise InputError(f"{name}: cannot be read ({error}); expected a file open in binary mode") from None
+    return read_image(content, name=name)

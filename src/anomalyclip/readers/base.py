@@ -1,0 +1,85 @@
+"""What a reader is: it opens one kind of file and gives the images in it, one by one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from PIL import Image
+
+from anomalyclip.errors import InputError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a source, decoded.
+
+    Attributes
+    ----------
+    id : str or None
+        What a prediction carries as its `image_path`, and what `anomalyclip.readers.open_image` opens again: the path
+        as it was given where the file holds one image, ``PATH#K`` where it holds several (pages, slices, video
+        frames; K counts from 1). None for an image that was handed over in memory.
+    image : PIL.Image.Image
+        Loaded, upright, at most 8 bits a channel, in any colour mode.
+    """
+
+    id: str | None
+    image: Image.Image
+
+
+class Reader(Protocol):
+    r"""Opens one kind of file.
+
+    A new kind is one subclass with `suffixes` and `frames`, registered by `anomalyclip.readers.register`. `open` and
+    `size` have defaults that go through `frames`; a reader replaces them where its format has a shorter way.
+
+    A reader need not translate what its decoder raises: whatever is no `AnomalyCLIPError` already becomes an
+    `InputError` that names the file.
+
+    Attributes
+    ----------
+    suffixes : frozenset of str
+        File name endings, in lower case and with their dot, that are taken for images when a folder is listed.
+
+    Examples
+    --------
+    >>> class Flags(Reader):
+    ...     "A file of colour names, one line an image."
+    ...     suffixes = frozenset({".flags"})
+    ...
+    ...     def frames(self, path):
+    ...         with open(path) as lines:
+    ...             for number, line in enumerate(lines, start=1):
+    ...                 yield Frame(f"{path}#{number}", Image.new("RGB", (4, 3), line.strip()))
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "two.flags")
+    ...     _ = path.write_text("red\nblue\n")
+    ...     Flags().open(str(path), 2).getpixel((0, 0))
+    (0, 0, 255)
+    """
+
+    suffixes: frozenset[str]
+
+    def frames(self, path: str) -> Iterator[Frame]:
+        """Give the images of a file in their order, each decoded only when it is asked for."""
+        ...
+
+    def open(self, path: str, number: int = 1) -> Image.Image:
+        """Return one image of a file, counted from 1.
+
+        Raises
+        ------
+        InputError
+            The file holds fewer images.
+        """
+        frame = next(islice(self.frames(path), number - 1, None), None)
+        if frame is None:
+            raise InputError(f"{path}#{number}: the file holds fewer images")
+        return frame.image
+
+    def size(self, path: str, number: int = 1) -> tuple[int, int]:
+        """Return (width, height) of one image of a file, counted from 1, as `open` would give it."""
+        return self.open(path, number).size

@@ -1,0 +1,347 @@
+"""`DetectorSpec`: one value that says everything which decides a score.
+
+It is what settings, threshold files, servers and workers hold, and what the command line's model options are made of:
+an option is declared here, once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from anomalyclip.errors import AnomalyCLIPError
+
+if TYPE_CHECKING:
+    from anomalyclip.detector import Detector
+    from anomalyclip.prediction import Threshold
+    from anomalyclip.tiling import Tiling
+
+DEFAULT_BACKBONE = "ViT-L-14-336"
+DEFAULT_METHOD = "anomalyclip"
+
+IMAGE_SCORES = {
+    "text": "what the texts say of the whole image, as published",
+    "max": "its mean with the map's maximum",
+    "top1": "its mean with the mean of the map's highest 1 %",
+}
+"""How the score of an image is made; see `anomalyclip.anomaly.image_score`."""
+
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+
+MODEL, EXPORTED, LARGE = "Model", "Exported model", "Large images"
+"""Groups of options, as ``--help`` shows them."""
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    group: str = MODEL,
+    flag: str | None = None,
+    minimum: int | None = None,
+    fixed_by_model: bool = False,
+) -> Any:
+    """Return a field of the spec with what the command line says of it.
+
+    `fixed_by_model` marks what an exported file has decided already, so that it cannot be given with one.
+    """
+    about = {"help": help, "group": group, "flag": flag, "minimum": minimum, "fixed_by_model": fixed_by_model}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """Everything that decides a score, as a value: immutable, comparable, picklable, JSON both ways.
+
+    Parameters
+    ----------
+    backbone : str or path
+        A name (``ViT-L-14-336``, ``micro``, ...) or a file or folder in any published form of CLIP weights.
+    method : str
+        A name in `anomalyclip.methods.METHODS`.
+    prompts : str or path, optional
+        ``mvtec``, ``visa`` (named after what they were trained on) or a checkpoint. None: the backbone's own.
+    image_size : int, optional
+        Side S in pixels to which images are squashed, a multiple of the patch size. None: the backbone's own, 518 for
+        ViT-L/14@336.
+    layers : sequence of int, optional
+        Blocks, counted from 1, whose patch features make the map. None: the last.
+    dpam_layers : int, optional
+        How many final blocks have the local path. None: 19 of 24, other depths in proportion.
+    sigma : float
+        Gaussian smoothing of the map in pixels at S x S; 0 does not smooth.
+    image_score : {"text", "max", "top1"}
+        How the score of an image is made; see `anomalyclip.anomaly.image_score`.
+    tile : int, optional
+        Side in pixels of the tiles into which larger images are cut. None: images are squashed whole.
+    overlap : float
+        Share of a tile that the next one covers at least, from 0 to 0.9.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
+    precision : {"fp32", "bf16", "fp16", "auto"}
+        Of the image encoder's matrix products.
+    compiled : bool
+        Whether to compile the image encoder (`torch.compile`): slow to start, faster for many images.
+    model : str or path, optional
+        A file that `anomalyclip.export` wrote. It has decided backbone, method, prompts and all that follows up to
+        `image_score`, and precision; PyTorch is not needed.
+    provider : sequence of str, optional
+        Where an exported file runs: ONNX Runtime's execution providers (cpu, cuda, tensorrt, openvino), first choice
+        first, or one OpenVINO device. None: cpu.
+    threads : int, optional
+        Threads of the CPU for an exported file. None: the runtime's own choice.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A value of the wrong type, or one that cannot be combined with `model`. What depends on the weights is checked
+        by `load`.
+
+    Examples
+    --------
+    >>> spec = DetectorSpec("micro", sigma=2.0)
+    >>> DetectorSpec.from_json(spec.to_json()) == spec
+    True
+    >>> spec.load().predict(b"no image")
+    Traceback (most recent call last):
+    anomalyclip.errors.InputError: bytes...
+    """
+
+    backbone: str = _option(
+        DEFAULT_BACKBONE,
+        "CLIP weights: a name (ViT-L-14-336, micro, ...) or a file or folder.",
+        fixed_by_model=True,
+    )
+    method: str = _option(DEFAULT_METHOD, "How images are scored.", fixed_by_model=True)
+    prompts: str | None = _option(
+        None,
+        "Learned prompts: mvtec, visa (what they were trained on) or a file. Default: mvtec for ViT-L-14-336, micro's "
+        "own for micro; other backbones need a file. To test on MVTec AD itself, use visa.",
+        fixed_by_model=True,
+    )
+    image_size: int | None = _option(
+        None,
+        "Side in pixels to which images are squashed. Default: the backbone's own, 518 for ViT-L-14-336.",
+        fixed_by_model=True,
+    )
+    layers: tuple[int, ...] | None = _option(
+        None,
+        "Block, counted from 1, whose patch features make the map; repeat for several. Default: the last.",
+        fixed_by_model=True,
+    )
+    dpam_layers: int | None = _option(
+        None,
+        "Number of final blocks with the local path (DPAM). Default: 19 of 24, in proportion.",
+        fixed_by_model=True,
+    )
+    sigma: float = _option(
+        4.0, "Gaussian smoothing of the map in pixels at the image size; 0: none.", fixed_by_model=True
+    )
+    image_score: str = _option(
+        "text",
+        "How the image score is made: text (as published), max (mean of it and the map's maximum) or top1 (mean of it "
+        "and the map's highest 1 %).",
+        fixed_by_model=True,
+    )
+    device: str = _option("auto", "auto (CUDA, else Apple's GPU, else the CPU), cpu, cuda, cuda:1, mps, xpu.")
+    precision: str = _option(
+        "fp32", "Precision of the image encoder: fp32, bf16, fp16 or auto.", fixed_by_model=True
+    )
+    compiled: bool = _option(
+        False,
+        "Compile the image encoder first (torch.compile): takes a minute or more, pays off for many images.",
+        flag="--compile",
+        fixed_by_model=True,
+    )
+    model: str | None = _option(
+        None,
+        "A file written by `anomalyclip export`, instead of backbone and prompts; needs no PyTorch.",
+        group=EXPORTED,
+    )
+    provider: tuple[str, ...] | None = _option(
+        None,
+        "Where the file runs. ONNX: cpu, cuda, tensorrt, openvino; repeat, first choice first. OpenVINO: one of cpu, "
+        "gpu, npu, auto. Default: cpu.",
+        group=EXPORTED,
+    )
+    threads: int | None = _option(
+        None, "CPU threads. Default: the runtime's own choice.", group=EXPORTED, minimum=1
+    )
+    tile: int | None = _option(
+        None,
+        "Side in pixels of the tiles into which larger images are cut. Default: images are squashed whole.",
+        group=LARGE,
+    )
+    overlap: float = _option(0.25, "Share of a tile that overlaps the next, 0 to 0.9.", group=LARGE)
+
+    def __post_init__(self) -> None:
+        for name in ("backbone", "prompts", "model"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+        for name in ("layers", "provider"):
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+                object.__setattr__(self, name, tuple(value) or None)
+        for one in fields(self):
+            _check_type(one.name, getattr(self, one.name))
+        if self.image_score not in IMAGE_SCORES:
+            raise AnomalyCLIPError(
+                f"image score {self.image_score!r}: expected one of {', '.join(IMAGE_SCORES)}"
+            )
+        if self.tiling is None and self.overlap != _default("overlap"):
+            raise AnomalyCLIPError(f"overlap {self.overlap} is for tiles: give the tile size too")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if self.model is None:
+            needless = [name for name in ("provider", "threads") if getattr(self, name) is not None]
+            if needless:
+                raise AnomalyCLIPError(f"{' and '.join(needless)}: only for exported files; give model too")
+            return
+        changed = [name for name in self.changed() if name in FIXED_BY_MODEL]
+        if changed:
+            raise AnomalyCLIPError(
+                f"{', '.join(changed)} cannot be changed: {self.model} fixes it; export another file instead"
+            )
+        if self.device != _default("device"):
+            raise AnomalyCLIPError(f"device {self.device!r} is PyTorch's: for {self.model} give provider")
+
+    @property
+    def tiling(self) -> "Tiling | None":
+        """How images are cut; None: not at all."""
+        if self.tile is None:
+            return None
+        from anomalyclip.tiling import Tiling
+
+        return Tiling(self.tile, overlap=self.overlap)
+
+    def changed(self) -> list[str]:
+        """Return the names of the fields that do not have their default value.
+
+        Examples
+        --------
+        >>> DetectorSpec("micro", sigma=2.0).changed()
+        ['backbone', 'sigma']
+        """
+        return [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+
+    def load(self, *, threshold: "float | Threshold | str | os.PathLike[str] | None" = None) -> "Detector":
+        """Return the detector.
+
+        Parameters
+        ----------
+        threshold : float, Threshold or path, optional
+            One number for scores and pixels alike, or a file that ``anomalyclip calibrate`` wrote. None: that of the
+            exported file, if it has one.
+
+        Returns
+        -------
+        Detector
+
+        Raises
+        ------
+        AnomalyCLIPError
+            Weights, prompts or an option cannot be used; the message says which, and what would do.
+        """
+        from anomalyclip.loading import load
+
+        return load(self, threshold=threshold)
+
+    def located(self) -> "DetectorSpec":
+        """Return the same with absolute paths, so that it means the same in another working folder.
+
+        A known name stays as it is, even where a file or folder is called like it; so does what does not exist.
+        """
+        from anomalyclip.clip.registry import BACKBONES, PROMPTS
+
+        names: dict[str, Collection[str]] = {"backbone": BACKBONES, "prompts": PROMPTS, "model": ()}
+        paths = {field: getattr(self, field) for field in names}
+        return replace(
+            self,
+            **{
+                field: os.path.abspath(path)
+                for field, path in paths.items()
+                if path and path not in names[field] and os.path.exists(path)
+            },
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, JSON-ready."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "DetectorSpec":
+        """Return what `to_dict` returned; fields that are missing have their defaults.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            A field is unknown, or a value cannot be used.
+
+        Examples
+        --------
+        >>> DetectorSpec.from_dict({"backbone": "micro", "layers": [3, 6]}).layers
+        (3, 6)
+        """
+        known = {one.name for one in fields(cls)}
+        if unknown := [name for name in content if name not in known]:
+            raise AnomalyCLIPError(
+                f"{', '.join(map(str, unknown))}: no option of a detector; expected some of {', '.join(sorted(known))}"
+            )
+        return cls(**content)
+
+    def to_json(self) -> str:
+        """Return all fields as a JSON object."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "DetectorSpec":
+        """Return what `to_json` returned; see `from_dict`."""
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise AnomalyCLIPError(f"a detector's specification is not JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise AnomalyCLIPError("a detector's specification is no JSON object")
+        return cls.from_dict(content)
+
+
+def _default(name: str) -> Any:
+    return next(one.default for one in fields(DetectorSpec) if one.name == name)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_size": (_is_int, "a whole number of pixels"),
+    "dpam_layers": (_is_int, "a whole number of blocks"),
+    "tile": (_is_int, "a whole number of pixels"),
+    "threads": (lambda value: _is_int(value) and value >= 1, "1 or more"),
+    "layers": (lambda value: isinstance(value, tuple) and all(map(_is_int, value)), "numbers of blocks"),
+    "sigma": (lambda value: _is_int(value) or isinstance(value, float), "a number of pixels"),
+    "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a share from 0 to 0.9"),
+    "compiled": (lambda value: isinstance(value, bool), "True or False"),
+    "provider": (
+        lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value),
+        "a sequence of names",
+    ),
+}
+"""What a field's value must be, unless it is text."""
+
+
+def _check_type(name: str, value: Any) -> None:
+    is_right, expected = _TYPES.get(name, (lambda value: isinstance(value, str), "text"))
+    if value is None and _default(name) is None:
+        return
+    if not is_right(value):
+        raise AnomalyCLIPError(f"{name.replace('_', ' ')} {value!r}: expected {expected}")
+
+
+OPTIONS = {one.name: one for one in fields(DetectorSpec) if one.default is not MISSING}
+"""The fields by name; their metadata is what the command line says of them."""
+
+FIXED_BY_MODEL = tuple(name for name, one in OPTIONS.items() if one.metadata["fixed_by_model"])
+"""Fields that an exported file has decided already."""

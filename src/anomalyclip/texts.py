@@ -1,0 +1,79 @@
+"""Texts: whatever gives the two text features, one of normal things and one of anomalous ones."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomalyclip.clip.model import CLIP
+
+
+class Texts(Protocol):
+    """What a method compares images with: learned prompts (`anomalyclip.prompts.Prompts`), or `Phrases`.
+
+    Attributes
+    ----------
+    info : mapping of str to str
+        What is known of their making: ``name``, ``trained_on``, ... (`anomalyclip.scorer.Description.training`).
+    """
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        """What is known of their making."""
+        ...
+
+    def text_features(self, clip: CLIP) -> Tensor:
+        """Return the (2, E) float32 normalised text features, normal then abnormal."""
+        ...
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that decides the features besides the model, in hex."""
+        ...
+
+
+class Phrases:
+    """Plain words, nothing learned: one phrase a side, or an ensemble whose features are averaged.
+
+    Parameters
+    ----------
+    normal, abnormal : Tensor
+        (T, L) int64 token ids of the phrases of each side: start, words, end, zeros.
+
+    References
+    ----------
+    Averaging features over templates: Radford et al., "Learning Transferable Visual Models From Natural Language
+    Supervision", ICML 2021, section 3.1.4; over the raw features of states and templates: Jeong et al., "WinCLIP",
+    CVPR 2023.
+    """
+
+    def __init__(self, normal: Tensor, abnormal: Tensor) -> None:
+        self.sides = (normal, abnormal)
+        self.info: Mapping[str, str] = {}
+
+    def text_features(self, clip: CLIP) -> Tensor:
+        """Return (2, E) float32: each side's mean feature, normalised."""
+        return F.normalize(torch.stack([_features(clip, side).mean(dim=0) for side in self.sides]), dim=-1)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the token ids in hex."""
+        digest = hashlib.sha256()
+        for side in self.sides:
+            digest.update(f"{tuple(side.shape)}\n".encode())
+            digest.update(side.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+_TOGETHER = 64
+"""Phrases that go through the text tower at once."""
+
+
+def _features(clip: CLIP, ids: Tensor) -> Tensor:
+    """Return the raw features (T, E) of token ids (T, L), cut after the longest text's end token."""
+    end = ids.argmax(dim=-1)  # the end token has the largest id
+    ids = ids[:, : int(end.max()) + 1]
+    starts = range(0, len(ids), _TOGETHER)
+    parts = [(ids[start : start + _TOGETHER], end[start : start + _TOGETHER]) for start in starts]
+    return torch.cat([clip.encode_text(clip.token_embedding(part), at) for part, at in parts])

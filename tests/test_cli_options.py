@@ -1,0 +1,149 @@
+"""The model's options on the command line: declared once, in `DetectorSpec`, and the same wherever they are taken."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import anomalyclip.cli
+from anomalyclip import AnomalyCLIPError, DetectorSpec
+from anomalyclip.cli import app
+from anomalyclip.cli.options import spelled
+from anomalyclip.spec import OPTIONS
+
+COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
+ALL_OPTIONS = ("predict", "calibrate", "test")
+SOME_OPTIONS = {
+    "train": {"backbone", "image_size", "layers", "dpam_layers", "device", "precision"},
+    "export": set(OPTIONS) - {"device", "precision", "compiled", "model", "provider", "threads"},
+    "benchmark": {"image_size", "device", "precision", "compiled"},
+}
+TAKEN = {name: set(OPTIONS) for name in ALL_OPTIONS} | SOME_OPTIONS
+
+
+def parameters(command):
+    return {parameter.name: parameter for parameter in typer.main.get_command(app).commands[command].params}
+
+
+@pytest.mark.parametrize("command", TAKEN)
+def test_every_field_that_a_command_takes_is_an_option_with_its_flag_help_and_default(command):
+    there = parameters(command)
+    for name in TAKEN[command]:
+        option, field = there[name], OPTIONS[name]
+        assert option.opts == [spelled(name)]
+        assert option.help.startswith(field.metadata["help"])
+        assert option.rich_help_panel == field.metadata["group"]
+        assert option.default == field.default
+
+
+@pytest.mark.parametrize("command", TAKEN)
+def test_the_help_on_the_screen_shows_all_of_them(command, cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
+    done = cli(command, "--help")
+    assert done.code == 0
+    shown = re.sub(r"\s+", " ", done.out)
+    for name in TAKEN[command]:
+        assert f"{spelled(name)} " in shown
+        assert OPTIONS[name].metadata["help"] in shown
+    others = (
+        set(OPTIONS) - TAKEN[command] - set(inspect.signature(inspect.unwrap(COMMANDS[command])).parameters)
+    )
+    for name in others:
+        assert f"{spelled(name)} " not in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_repeats_one_in_its_own_signature(command):
+    own = inspect.signature(COMMANDS[command], follow_wrapped=False).parameters
+    written = inspect.signature(inspect.unwrap(COMMANDS[command])).parameters
+    if command in TAKEN:
+        assert hasattr(COMMANDS[command], "__wrapped__")
+        assert written["spec"].annotation is DetectorSpec
+        assert not set(written) & TAKEN[command]
+        assert set(own) == set(written) - {"spec"} | TAKEN[command]
+    elif command != "demo":
+        assert not set(written) & {"backbone", "prompts", "layers", "dpam_layers", "sigma", "tile", "overlap"}
+
+
+def test_what_is_typed_arrives_in_the_spec(cli, monkeypatch):
+    """Every option, through the command line's own parser."""
+    given = []
+
+    def note(spec, *rest, **named):
+        given.append(spec)
+        raise AnomalyCLIPError("that is all")
+
+    monkeypatch.setattr("anomalyclip.evaluation.run.evaluate", note)
+    values = {"backbone": "b.pt", "method": "m", "prompts": "p.pt", "image_size": 70, "layers": [3, 6]}
+    values |= {"dpam_layers": 2, "sigma": 2.5, "image_score": "top1", "device": "cpu", "precision": "bf16"}
+    values |= {"tile": 128, "overlap": 0.5}
+    words = [
+        word
+        for name, value in values.items()
+        for one in (value if isinstance(value, list) else [value])
+        for word in (spelled(name), one)
+    ]
+    cli("test", ".", *words, "--compile")
+    cli(
+        "test",
+        ".",
+        "--model",
+        "m.onnx",
+        "--provider",
+        "cuda",
+        "--provider",
+        "cpu",
+        "--threads",
+        3,
+        "--tile",
+        64,
+    )
+    cli("test", ".")
+    assert given == [
+        DetectorSpec(**values, compiled=True),
+        DetectorSpec(model="m.onnx", provider=["cuda", "cpu"], threads=3, tile=64),
+        DetectorSpec(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--sigma", 4, "--model", "m.onnx"], ["--sigma", "m.onnx"]),
+        (["--device", "auto", "--model", "m.onnx"], ["--device", "--provider"]),
+        (["--threads", 2], ["--threads", "--model"]),
+        (["--overlap", 0.25], ["--overlap", "--tile"]),
+        (["--image-score", "mean"], ["mean", "text, max, top1"]),
+        (["--tile", 3], ["tile", "16"]),
+    ],
+)
+@pytest.mark.parametrize("command", ALL_OPTIONS)
+def test_what_would_be_ignored_is_refused_even_where_it_is_the_default(
+    command, options, named, cli, tmp_path
+):
+    done = cli(command, tmp_path, *options)
+    assert done.code == 2
+    assert done.err.count("error: ") == 1
+    assert all(word in done.err for word in named), done.err
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_of_a_model_goes_with_maps_that_are_there_already(name, cli, tmp_path):
+    needed = {"provider": ["--model", "m"], "threads": ["--model", "m"], "overlap": ["--tile", 64]}.get(
+        name, []
+    )
+    value = {"compiled": [], "threads": [1], "sigma": [2], "overlap": [0.5], "image_score": ["max"]}.get(
+        name, [64]
+    )
+    done = cli("test", tmp_path, "--from-maps", tmp_path, spelled(name), *value, *needed)
+    assert (done.code, done.err.count("error: ")) == (2, 1)
+    assert spelled(name) in done.err
+    assert "--from-maps" in done.err
+
+
+def test_the_modules_of_the_command_line_stay_short():
+    for path in Path(anomalyclip.cli.__file__).parent.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 200, path.name
