@@ -468,6 +468,8 @@ def _quantise_openvino(model: Any, layers: Sequence[str], images: NDArray[np.uin
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=others),
+            # 7 bits, as in ONNX: on processors without VNNI sums of 8 would overflow.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
 
 
