@@ -76,6 +76,13 @@ def test_youden_is_the_highest_threshold_with_the_largest_difference_of_rates(ca
         assert threshold == max(t for difference, t in differences if difference > largest - 1e-12)
 
 
+def test_of_thresholds_whose_youden_ties_the_highest_is_taken_whatever_rounding_makes_of_the_rates():
+    # At 1: 2/8 - 3/28 = 1/7; at 0: 8/8 - 24/28 = 1/7. As floating-point rates the second is larger by one rounding.
+    labels = [True] * 8 + [False] * 28
+    scores = [1] * 2 + [0] * 6 + [1] * 3 + [0] * 21 + [-1] * 4
+    assert metrics.youden(labels, scores) == (1 / 7, 1.0)
+
+
 @pytest.mark.parametrize("distinct", [1, 3, 1000, 10**9])
 def test_more_scores_than_are_looked_at_together_make_no_seam(distinct):
     rng = np.random.default_rng(0)

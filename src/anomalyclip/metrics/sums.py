@@ -62,7 +62,14 @@ class Sums:
         self._average_precision += float(share @ (steps.hits / alarms))
         # Of equally good thresholds the highest: within these steps by _last_best, between them by max of a pair.
         self._f1_max = max(self._f1_max, F1Max(*_last_best(2 * steps.hits / (anomalous + alarms), steps)))
-        self._youden = max(self._youden, Youden(*_last_best(steps.hits / anomalous - fpr, steps)))
+        self._youden = max(self._youden, Youden(*_last_best(self._differences(steps), steps)))
+
+    def _differences(self, steps: Steps) -> Floats:
+        """Return Youden's J at each step; equal fractions are equal numbers, so that ties are seen as ties."""
+        normal, anomalous = self._population.normal, self._population.anomalous
+        if normal * anomalous >= 2**63:  # the whole numbers below would overflow
+            return steps.hits / anomalous - steps.false_alarms / normal
+        return (steps.hits * normal - steps.false_alarms * anomalous) / (normal * anomalous)
 
     def figures(self) -> Figures:
         """Return the metrics of the population; all NaN when only one label occurs."""
