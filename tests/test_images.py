@@ -122,7 +122,7 @@ def test_unusable_files_are_refused_by_name(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name, says in (
         ("empty.png", "the file is empty"),
-        ("text.png", "not an image that Pillow can read"),
+        ("text.png", "not a PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM image"),
         ("truncated.png", "damaged image"),
         ("folder.png", "is a folder"),
         ("missing.png", "no such file"),

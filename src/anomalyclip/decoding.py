@@ -7,12 +7,13 @@ from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
 from typing import Generic, TypeVar
 
-from anomalyclip.errors import InputError
+from anomalyclip.errors import InputError, concerning
 from anomalyclip.readers import Frame, Source, frames
 
 T = TypeVar("T")
 
-Prepare = Callable[[Frame], T]
+Prepare = Callable[[Source, Frame], T]
+"""From a source and an image in it to what is wanted of the image."""
 OnError = Callable[[Source, InputError], None]
 
 
@@ -24,7 +25,7 @@ def decode(sources: Iterable[Source], prepare: Prepare[T], *, on_error: OnError 
     sources : iterable of Source
         May be endless; it is read only as far as it is needed.
     prepare : callable
-        From a frame to what is wanted of it.
+        From a source and a frame of it to what is wanted of the frame; whatever it raises concerns that source alone.
     on_error : callable, optional
         Called with a source that cannot be used and the error, and the rest goes on. None: the error is raised.
 
@@ -34,18 +35,41 @@ def decode(sources: Iterable[Source], prepare: Prepare[T], *, on_error: OnError 
     """
     for source in sources:
         try:
-            yield from map(prepare, frames(source))
+            yield from _prepared(source, prepare)
         except InputError as error:
             if on_error is None:
                 raise
             on_error(source, error)
 
 
+def _prepared(source: Source, prepare: Prepare[T]) -> Iterator[T]:
+    def one(frame: Frame) -> T:
+        with concerning(name_of(source, frame.id), "cannot be made ready for the model"):
+            return prepare(source, frame)
+
+    return map(one, frames(source))  # nothing here holds a frame while the next one is decoded
+
+
+def name_of(source: Source, id: str | None = None) -> str:
+    """Return what an image is called in messages: its id, its path, or what kind of object it is.
+
+    Examples
+    --------
+    >>> name_of("parts/a.png"), name_of(b"..."), name_of("scan.tif", "scan.tif#2")
+    ('parts/a.png', 'bytes in memory', 'scan.tif#2')
+    """
+    if id is not None:
+        return id
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return f"{type(source).__name__} in memory"
+
+
 class _Opened(Generic[T]):
     """A source whose first frame is prepared; the others follow when they are asked for."""
 
     def __init__(self, source: Source, prepare: Prepare[T]) -> None:
-        self._prepared = map(prepare, frames(source))
+        self._prepared = _prepared(source, prepare)
         self._first = list(next(zip(self._prepared, strict=False), ()))
 
     def __iter__(self) -> Iterator[T]:

@@ -1,16 +1,18 @@
 """`Detector`: images in, predictions out. It decodes ahead of the model and knows nothing of PyTorch itself."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalyclip.decoding import OnError, decode, decode_ahead
-from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.decoding import OnError, decode, decode_ahead, name_of
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError, reason
 from anomalyclip.identity import differences
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction, Threshold
@@ -25,8 +27,9 @@ _LEARNED_WITH = ("image_size", "layers", "dpam_layers")
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image as the model takes it, or to be cut, and what the prediction says of the original."""
+    """An image as the model takes it, or to be cut, where it is from, and what the prediction says of the original."""
 
+    source: Source
     id: str | None
     size: tuple[int, int]
     pixels: NDArray[np.uint8] | None = None
@@ -246,40 +249,92 @@ class Detector:
             prepared = decode(images, self._prepare, on_error=on_error)
         if skip is not None:
             prepared = (item for item in prepared if item.id is None or not skip(item.id))
-        yield from self._score(prepared, batch_size)
+        yield from self._score(prepared, batch_size, on_error)
 
-    def _prepare(self, frame: Frame) -> _Prepared:
+    def _prepare(self, source: Source, frame: Frame) -> _Prepared:
         if self.tiling is not None and self.tiling.cuts(frame.image.size):
-            return _Prepared(frame.id, frame.image.size, uncut=frame.image)
-        return _Prepared(frame.id, frame.image.size, squash(frame.image, self.scorer.image_size))
+            return _Prepared(source, frame.id, frame.image.size, uncut=frame.image)
+        return _Prepared(source, frame.id, frame.image.size, squash(frame.image, self.scorer.image_size))
 
-    def _score(self, prepared: Iterator[_Prepared], batch_size: int) -> Iterator[Prediction]:
+    def _score(
+        self, prepared: Iterator[_Prepared], batch_size: int, on_error: OnError | None = None
+    ) -> Iterator[Prediction]:
         if batch_size < 1:
             raise AnomalyCLIPError(f"batch size {batch_size}: expected 1 or more")
         if self.tiling is not None:
-            yield from self._score_tiled(prepared, self.tiling, batch_size)
-            return
+            score: Callable[[list[_Prepared]], list[Prediction]] = partial(
+                self._score_tiled, tiling=self.tiling, batch_size=batch_size
+            )
+            batch_size = 1
+        else:
+            score = self._score_batch
         for batch in _batches(prepared, batch_size):
-            scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
-            for item, score, anomaly_map in zip(batch, scores, maps, strict=True):
-                yield self._prediction(item.id, item.size, float(score), anomaly_map)
+            try:
+                predictions = score(batch)
+            except Exception as error:
+                yield from self._score_apart(score, batch, error, on_error)
+                continue
+            batch.clear()  # an uncut image may be a gigabyte, and whoever takes the prediction may open it again
+            while predictions:  # and none is held while the next image is scored: its map may be as large
+                yield predictions.pop(0)
 
-    def _score_tiled(
-        self, prepared: Iterator[_Prepared], tiling: Tiling, batch_size: int
+    def _score_batch(self, batch: list[_Prepared]) -> list[Prediction]:
+        scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
+        return [
+            self._prediction(item.id, item.size, float(score), anomaly_map)
+            for item, score, anomaly_map in zip(batch, scores, maps, strict=True)
+        ]
+
+    def _score_tiled(self, batch: list[_Prepared], *, tiling: Tiling, batch_size: int) -> list[Prediction]:
+        (item,) = batch
+        if item.uncut is None:
+            return self._score_batch(batch)
+        score, anomaly_map = score_tiles(
+            self.scorer, item.uncut, tiling, image_size=self.scorer.image_size, batch_size=batch_size
+        )
+        return [self._prediction(item.id, item.size, score, anomaly_map)]
+
+    def _score_apart(
+        self,
+        score: Callable[[list[_Prepared]], list[Prediction]],
+        batch: Sequence[_Prepared],
+        error: Exception,
+        on_error: OnError | None,
     ) -> Iterator[Prediction]:
-        for item in prepared:
-            name, size, image = item.id, item.size, item.uncut
-            if image is not None:
-                score, anomaly_map = score_tiles(
-                    self.scorer, image, tiling, image_size=self.scorer.image_size, batch_size=batch_size
-                )
+        """Score the images of a batch that failed one by one, so that each error concerns one image.
+
+        Where the model cannot score a plain gray image either, it is not the images' fault, and the error is raised.
+        """
+        self._require_a_working_model(error)
+        failed = 0
+        for item in batch:
+            try:
+                if len(batch) == 1:
+                    raise error
+                predictions = score([item])
+            except Exception as own:
+                failed += 1
+                said = InputError(f"{name_of(item.source, item.id)}: cannot be scored: {reason(own)}")
+                if on_error is None:
+                    raise said from own
+                on_error(item.source if item.id is None else item.id, said)
             else:
-                assert item.pixels is not None
-                scores, maps = self.scorer(item.pixels[None])
-                score, anomaly_map = float(scores[0]), maps[0]
-            del item, image  # it may be a gigabyte, and whoever takes the prediction may open it again
-            yield self._prediction(name, size, score, anomaly_map)
-            del anomaly_map
+                yield from predictions
+        if not failed:
+            warnings.warn(
+                f"a batch of {len(batch)} images could not be scored at once ({reason(error)}), and its images were "
+                "scored one by one: a smaller batch size will be faster",
+                AnomalyCLIPWarning,
+                stacklevel=3,
+            )
+
+    def _require_a_working_model(self, error: Exception) -> None:
+        side = self.scorer.image_size
+        gray = np.full((side, side, 3), 128, np.uint8)
+        try:
+            self._score_batch([_Prepared(gray, None, (side, side), gray)])
+        except Exception:
+            raise error from None
 
     def _prediction(
         self, name: str | None, size: tuple[int, int], score: float, anomaly_map: NDArray[np.float32]

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # not of the system: an encoder's
+            raise InputError(f"{path} cannot be written: {error}") from error
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(
                 f"{path} cannot be written: the name is too long; shorten the image's name"
@@ -85,6 +88,40 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+
+
+def require_regular(path: str | os.PathLike[str]) -> int:
+    """Return the size in bytes of a regular file; refuse anything else without opening it.
+
+    To open a pipe or a device may wait for ever, and a device may act on it.
+
+    Raises
+    ------
+    InputError
+        It is a folder, a pipe, a socket or a device.
+    OSError
+        There is no such file, or it cannot be looked up.
+
+    Examples
+    --------
+    >>> require_regular(os.devnull)
+    Traceback (most recent call last):
+    anomalyclip.errors.InputError: /dev/null: is a device; expected a file
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise InputError(f"{path}: is {kind}; expected a file")
+    return status.st_size
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def file_digest(path: Path, kind: str) -> str:

@@ -11,14 +11,19 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError, reason
+from anomalyclip.files import require_regular
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+"""The formats that are opened, told by a file's content. Pillow knows more, some of which start programs (EPS)."""
+
+_READ = "PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM"
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 """Per-channel mean of CLIP's training images, RGB, of values in [0, 1] (openai/CLIP, ``clip.py``)."""
@@ -35,6 +40,8 @@ _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
+"""Modes whose colours are multiplied by their alpha (TIFF's associated alpha), and what Pillow converts them to."""
 
 
 def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image:
@@ -46,7 +53,7 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     Parameters
     ----------
     source : path-like or bytes
-        A file, or the content of one, in any format that Pillow reads; of an animation, the first frame.
+        A file, or the content of one: PNG, JPEG, BMP, TIFF (first page), WebP, GIF (first frame), PPM or PGM.
     name : str, optional
         What errors call it. None: the path, or the number of bytes.
 
@@ -58,8 +65,8 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     Raises
     ------
     InputError
-        The image is missing, empty, truncated, no image, or larger than Pillow's decompression bomb limit
-        (twice ``PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels unless changed).
+        The image is missing, empty, truncated, of another format, no regular file, or larger than Pillow's
+        decompression bomb limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels unless changed).
 
     Examples
     --------
@@ -73,7 +80,8 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     if name is None:
         name = f"bytes of {len(source)} B" if isinstance(source, bytes) else os.fspath(source)
     image = _load(source, name)
-    return eight_bit(image, name=name) if image.mode in _DEEP_GRAY else image
+    with decoding(name):
+        return eight_bit(image, name=name) if image.mode in _DEEP_GRAY else image
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -97,9 +105,10 @@ def _load(source: str | os.PathLike[str] | bytes, name: object) -> Image.Image:
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes, name: object) -> Iterator[Image.Image]:
     with decoding(name):
-        if (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0:
+        if (len(source) if isinstance(source, bytes) else require_regular(source)) == 0:
             raise InputError(f"{name}: the file is empty; expected an image")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        content = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(content, formats=FORMATS) as image:
             yield image
 
 
@@ -122,12 +131,8 @@ def decoding(name: object) -> Iterator[None]:
         raise InputError(f"{name}: no permission to read it") from None
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{name}: is a folder; expected an image file") from None
     except UnidentifiedImageError:
-        raise InputError(
-            f"{name}: not an image that Pillow can read (PNG, JPEG, BMP, TIFF, WebP, ...)"
-        ) from None
+        raise InputError(f"{name}: not a {_READ} image") from None
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{name}: refused as too large: {error}; scale it down or cut it into parts"
@@ -137,14 +142,15 @@ def decoding(name: object) -> Iterator[None]:
             isinstance(error, OSError) and error.errno
         ):  # of the system: a name that is too long, a failing disk
             raise InputError(f"{name}: cannot be read ({error.strerror})") from None
-        raise InputError(f"{name}: damaged image: {error or type(error).__name__}") from None
+        raise InputError(f"{name}: damaged image: {reason(error)}") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Return an image loaded and turned as its EXIF orientation says: the image itself if it is upright."""
     image.load()
     # Pillow's own function copies an upright image, which may be a gigabyte.
-    return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    turned = image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
+    return turned.convert(_STRAIGHT[turned.mode]) if turned.mode in _STRAIGHT else turned
 
 
 def eight_bit(image: Image.Image, *, name: str) -> Image.Image:
@@ -195,7 +201,7 @@ def _loaded(image: Image.Image) -> Image.Image:
     name = f"PIL image of {image.width} x {image.height}"
     with decoding(name):
         turned = upright(image)
-    return eight_bit(turned, name=name) if turned.mode in _DEEP_GRAY else turned
+        return eight_bit(turned, name=name) if turned.mode in _DEEP_GRAY else turned
 
 
 def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -246,10 +252,11 @@ def read_mask(path: str | os.PathLike[str], size: int | None = None) -> NDArray[
     InputError
         As `read_image`.
     """
-    image = _load(path, path)
-    # Of deep grayscale the values count as they are: scaling to 8 bits would round small ones to zero.
-    gray = np.asarray(image if image.mode in _DEEP_GRAY else image.convert("L")) > 0
-    if size is None:
-        return gray
-    binary = Image.fromarray(gray.astype(np.uint8) * np.uint8(255))
-    return np.asarray(binary.resize((size, size), Image.Resampling.BILINEAR)) > 127
+    with decoding(path):
+        image = _load(path, path)
+        # Of deep grayscale the values count as they are: scaling to 8 bits would round small ones to zero.
+        gray = np.asarray(image if image.mode in _DEEP_GRAY else image.convert("L")) > 0
+        if size is None:
+            return gray
+        binary = Image.fromarray(gray.astype(np.uint8) * np.uint8(255))
+        return np.asarray(binary.resize((size, size), Image.Resampling.BILINEAR)) > 127

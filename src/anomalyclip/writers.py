@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, concerning
 from anomalyclip.files import replacing, writing
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image
@@ -158,20 +158,26 @@ class PredictionWriter:
         AnomalyCLIPError
             If a file cannot be written, or "mask" is wanted of a prediction without a pixel threshold.
         InputError
-            If the photograph cannot be read.
+            If the photograph cannot be read or drawn on; its files are deleted then.
         """
         if prediction.image_path is None:
             raise AnomalyCLIPError("a prediction without image_path cannot be written; give it one.")
-        if "heatmap" in self.save and image is None:
-            image = open_image(prediction.image_path)
-        files = {}
         name = self._free_name(name or prediction.image_path)
-        for kind in self.save:
-            folder, extension = _FOLDERS[kind]
-            files[kind] = f"{folder}/{name}{extension}"
-            path = self.output_dir / files[kind]
-            with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
-                self._write_content(file, kind, prediction, image)
+        files: dict[str, str] = {}
+        try:
+            with concerning(prediction.image_path, "its results cannot be made"):
+                if "heatmap" in self.save and image is None:
+                    image = open_image(prediction.image_path)
+                for kind in self.save:
+                    folder, extension = _FOLDERS[kind]
+                    path = self.output_dir / folder / f"{name}{extension}"
+                    with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+                        self._write_content(file, kind, prediction, image)
+                    files[kind] = f"{folder}/{name}{extension}"
+        except BaseException:
+            for written in files.values():
+                (self.output_dir / written).unlink(missing_ok=True)
+            raise
         record = {**prediction.to_dict(), "files": files}
         with writing(self._predictions):
             _write_line(self._file, record)

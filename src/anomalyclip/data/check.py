@@ -1,7 +1,6 @@
 """What is wrong with a data set, found before hours are spent on it."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from anomalyclip.data.catalog import DataSet, catalog
 from anomalyclip.data.meta import Finding, Meta, Sample
 from anomalyclip.errors import InputError
+from anomalyclip.files import require_regular
 from anomalyclip.readers import size_of
 
 
@@ -88,8 +88,8 @@ def _duplicates(meta: Meta) -> Iterator[Finding]:
     by_size = defaultdict(list)
     for image in dict.fromkeys(sample.image for sample in meta):
         try:
-            by_size[os.path.getsize(meta.root / image)].append(image)
-        except OSError:
+            by_size[require_regular(meta.root / image)].append(image)
+        except (OSError, InputError):
             continue  # reported as unreadable
     first: dict[bytes, str] = {}
     for images in by_size.values():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from anomalyclip.errors import InputError
-from anomalyclip.files import file_digest
+from anomalyclip.files import file_digest, require_regular
 
 TRAINED_ON = "trained_on"
 """Key of `Prompts.info`: the catalogue's key or the folder's name."""
@@ -19,9 +19,10 @@ def content_digest(path: Path) -> str:
     Raises
     ------
     InputError
-        It cannot be read.
+        It cannot be read, or is no regular file.
     """
     try:
+        require_regular(path)
         return file_digest(path, "sha256").removeprefix("sha256:")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import require_regular
 from anomalyclip.readers import suffixes
 
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
@@ -112,6 +113,7 @@ class Tree:
     def read_text(self, path: str) -> str:
         """Return a text file's content: UTF-8 with or without a byte order mark, else Latin-1."""
         self.has_file(path)
+        require_regular(self.root / path)
         content = (self.root / path).read_bytes()
         try:
             return content.decode("utf-8-sig")

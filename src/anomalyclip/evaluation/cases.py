@@ -1,13 +1,14 @@
 """The images of a class that say most about a model: what it found best, and where it was most wrong."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from anomalyclip.errors import InputError
+from anomalyclip.errors import AnomalyCLIPWarning, InputError, concerning
 from anomalyclip.evaluation.maps import Scored, read_map
 from anomalyclip.evaluation.results import Case
 from anomalyclip.files import replacing, writing
@@ -68,13 +69,21 @@ def draw_cases(
     cases = []
     for number, ((kind, item), values) in enumerate(zip(chosen, maps, strict=True)):
         scaled = ((values - low) / span).clip(0, 1).astype(np.float32)
-        pictures = {}
-        for panel, picture in _draw(item, scaled, root, pixel).items():
-            pictures[panel] = f"cases/{name}-{number}-{panel}.jpg"
-            with writing(folder / pictures[panel]), replacing(folder / pictures[panel]) as temporary:
-                picture.save(temporary, "JPEG", quality=85)
+        pictures: dict[str, str] = {}
+        try:
+            with concerning(item.sample.image, "cannot be drawn"):
+                for panel, picture in _draw(item, scaled, root, pixel).items():
+                    _save(picture, folder / (file := f"cases/{name}-{number}-{panel}.jpg"))
+                    pictures[panel] = file
+        except InputError as error:  # its score counts all the same
+            warnings.warn(f"not drawn in the report: {error}", AnomalyCLIPWarning, stacklevel=2)
         cases.append(Case(kind, item.sample.image, item.score, pictures, (low, high)))
     return tuple(cases)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with writing(path), replacing(path) as temporary:
+        picture.save(temporary, "JPEG", quality=85)
 
 
 def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:

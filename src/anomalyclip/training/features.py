@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from anomalyclip.engines.torch import TorchScorer
-from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError, concerning
 from anomalyclip.files import replacing, writing
 from anomalyclip.images import squash
 from anomalyclip.methods.anomalyclip import AnomalyCLIPCore
@@ -211,7 +211,8 @@ class FeatureStore:
         Images are encoded one by one, so that the features of one do not depend on which others went with it: a run
         that was interrupted finds the same bits.
         """
-        pixels = np.stack([squash(open_image(path), self.scorer.image_size)])  # 1 S S 3
+        with concerning(path, "cannot be made ready for the model"):
+            pixels = np.stack([squash(open_image(path), self.scorer.image_size)])  # 1 S S 3
         with torch.inference_mode():
             features = self.scorer.features(pixels)
             layers = [features.patches[layer][0, 1:] for layer in self.key.layers]  # L of N E
