@@ -18,8 +18,9 @@ $(VENV)/.dev: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/anomalyclip demo --output demo
 
+# COVERAGE=1 also measures coverage, which takes half as long again; CI does.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto $(if $(COVERAGE),--cov --cov-report=term)
 
 # What takes minutes and changes rarely: exports of every golden case, compilation.
 test-slow: $(VENV)/.dev
