@@ -25,8 +25,9 @@ from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.samples import TrainingImage
+from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.start import prompt_ids
-from anomalyclip.training.trainer import Trainer, TrainingSettings
+from anomalyclip.training.trainer import Trainer
 
 
 def main() -> None:

@@ -11,7 +11,10 @@ import anomalyclip.cli
 from anomalyclip import AnomalyCLIPError, DetectorSpec
 from anomalyclip.cli import app
 from anomalyclip.cli.options import spelled
+from anomalyclip.evaluation.settings import DEFAULT_FORMATS, FORMATS, PROTOCOLS, EvaluationSettings
+from anomalyclip.settings import options_of
 from anomalyclip.spec import OPTIONS
+from anomalyclip.training.settings import TrainingSettings
 
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 ALL_OPTIONS = ("predict", "calibrate", "test")
@@ -21,6 +24,8 @@ SOME_OPTIONS = {
     "benchmark": {"image_size", "device", "precision", "compiled"},
 }
 TAKEN = {name: set(OPTIONS) for name in ALL_OPTIONS} | SOME_OPTIONS
+
+SETTINGS = {"train": TrainingSettings, "test": EvaluationSettings}
 
 
 def parameters(command):
@@ -61,11 +66,83 @@ def test_no_command_repeats_one_in_its_own_signature(command):
     written = inspect.signature(inspect.unwrap(COMMANDS[command])).parameters
     if command in TAKEN:
         assert hasattr(COMMANDS[command], "__wrapped__")
-        assert written["spec"].annotation is DetectorSpec
-        assert not set(written) & TAKEN[command]
-        assert set(own) == set(written) - {"spec"} | TAKEN[command]
+        assert getattr(written["spec"].annotation, "__origin__", written["spec"].annotation) is DetectorSpec
+        kind = SETTINGS.get(command)
+        assert (written["settings"].annotation if "settings" in written else None) is kind
+        settings = set(options_of(kind)) if kind else set()
+        assert not set(written) & (TAKEN[command] | settings)
+        assert set(own) == set(written) - {"spec", "settings"} | TAKEN[command] | settings
     elif command != "demo":
         assert not set(written) & {"backbone", "prompts", "layers", "dpam_layers", "sigma", "tile", "overlap"}
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_every_field_of_its_settings_is_an_option_with_its_help_and_default(command):
+    there = parameters(command)
+    for name, field in options_of(SETTINGS[command]).items():
+        option, default = there[name], field.default
+        assert option.opts == [field.metadata["flag"] or spelled(name)]
+        assert option.secondary_opts == []
+        assert option.help.startswith(field.metadata["help"])
+        assert option.rich_help_panel == field.metadata["group"]
+        assert option.default == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_what_is_typed_arrives_in_the_settings_of_an_evaluation(cli, monkeypatch):
+    given = []
+
+    def note(spec, roots, settings, **named):
+        given.append(settings)
+        raise AnomalyCLIPError("that is all")
+
+    monkeypatch.setattr("anomalyclip.evaluation.run.evaluate", note)
+    words = ["--dataset", "mvtec", "--allow-outside", "--protocol", "exact", "--compare", "--controls"]
+    words += ["--format", "json", "--format", "latex", "--save", "map", "--max-memory", 8, "--batch-size", 2]
+    cli("test", ".", *words)
+    cli("test", ".", "--from-maps", "there")
+    cli("test", ".")
+    assert given == [
+        EvaluationSettings(
+            dataset=("mvtec",),
+            allow_outside=True,
+            protocol="exact",
+            compare=True,
+            controls=True,
+            formats=("json", "latex"),
+            save=("map",),
+            memory=8,
+            batch_size=2,
+        ),
+        EvaluationSettings(maps=Path("there")),
+        EvaluationSettings(),
+    ]
+    assert all(type(name) is str for settings in given for name in settings.formats)
+
+
+def test_what_is_typed_arrives_in_the_settings_of_a_training(cli, monkeypatch, tmp_path):
+    given = []
+
+    def note(root, spec, settings, **named):
+        given.append((spec, settings))
+        raise AnomalyCLIPError("that is all")
+
+    monkeypatch.setattr("anomalyclip.training.session.open_session", note)
+    values = {"epochs": 2, "batch_size": 3, "learning_rate": 0.01, "local_weight": 1.0, "seed": 5}
+    values |= {"dataset": "visa", "phase": "train", "init_prompts": "p.pt", "prompt_length": 4}
+    values |= {"prompt_depth": 3, "deep_length": 2, "cache": "c", "feature_dtype": "float32"}
+    values |= {"val_fraction": 0.5, "val_root": "v", "val_dataset": "mvtec"}
+    assert set(values) == set(options_of(TrainingSettings))
+    names = {"feature_dtype": "--feature-type"}
+    words = [word for name, value in values.items() for word in (names.get(name, spelled(name)), value)]
+    cli("train", ".", "--backbone", "micro", "--output", tmp_path / "run", *words)
+    assert given == [(DetectorSpec("micro"), TrainingSettings(**values))]
+
+
+def test_the_names_of_formats_and_protocols_are_those_that_there_are():
+    from anomalyclip.evaluation import summary, tables
+
+    assert set(FORMATS) == {*summary.WRITERS, "html"} > set(DEFAULT_FORMATS)
+    assert set(PROTOCOLS) == set(tables.PROTOCOLS)
 
 
 def test_what_is_typed_arrives_in_the_spec(cli, monkeypatch):

@@ -95,3 +95,19 @@ def test_imports_go_up_the_table(module):
         and (room, other) not in BACK
     }
     assert down == set(), f"{module} (in {room}) imports what stands below it"
+
+
+WORK = {"cli", "training", "evaluation", "engines", "predicting.py", "benchmark.py"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.parts[0] in WORK], ids=str)
+def test_no_call_of_the_rooms_that_work_has_twelve_arguments(module):
+    """Options that go together are one value: a spec, settings."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    assert [node.lineno for node in calls if len(node.args) + len(node.keywords) >= 12] == []
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.parts[0] == "cli"], ids=str)
+def test_a_module_of_the_command_line_is_short(module):
+    assert len((PACKAGE / module).read_text(encoding="utf-8").splitlines()) < 200

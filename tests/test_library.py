@@ -160,7 +160,7 @@ def test_evaluate_leaves_what_the_command_leaves(cli, model, spec, root, tmp_pat
         *("--save", "map", "--output", by_command),
     )
     assert done.code == 0, done.err
-    options = {"controls": True, "compare": True, "protocol": "exact", "threshold": 0.5, "save_maps": True}
+    options = {"controls": True, "compare": True, "protocol": "exact", "threshold": 0.5, "save": ["map"]}
     result = evaluate(spec, root, output=by_library, **options)
     assert files(by_library) == files(by_command)
     same = [name for name in files(by_library) if name.endswith((".npy", ".csv", ".md", "settings.json"))]
@@ -292,7 +292,7 @@ def test_several_data_sets_are_one_evaluation(spec, root, tmp_path):
         ({"dataset": ["mvtec", "visa"]}, "1 data sets, 2"),
         ({"threshold": 2.0}, "2.0"),
         ({"resume": True}, "resume.*output"),
-        ({"save_maps": True}, "map.*output"),
+        ({"save": ["map"]}, "map.*output"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_loaded(options, says, root, here):

@@ -24,8 +24,9 @@ from anomalyclip.training.learning import batch_loss
 from anomalyclip.training.losses import image_loss, local_loss
 from anomalyclip.training.plots import draw_losses
 from anomalyclip.training.samples import TrainingImage, split
+from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.start import prompt_ids, start_prompts
-from anomalyclip.training.trainer import STATE, Trainer, TrainingSettings, epoch_groups
+from anomalyclip.training.trainer import STATE, Trainer, epoch_groups
 from anomalyclip.training.validation import Validation
 from tests.conftest import torch_scorer
 

@@ -7,10 +7,11 @@ an option is declared here, once.
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.settings import option, options_of
 
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector
@@ -34,20 +35,13 @@ MODEL, EXPORTED, LARGE = "Model", "Exported model", "Large images"
 
 
 def _option(
-    default: Any,
-    help: str,
-    *,
-    group: str = MODEL,
-    flag: str | None = None,
-    minimum: int | None = None,
-    fixed_by_model: bool = False,
+    default: Any, help: str, *, group: str = MODEL, fixed_by_model: bool = False, **about: Any
 ) -> Any:
-    """Return a field of the spec with what the command line says of it.
+    """Return a field that is an option of the model.
 
     `fixed_by_model` marks what an exported file has decided already, so that it cannot be given with one.
     """
-    about = {"help": help, "group": group, "flag": flag, "minimum": minimum, "fixed_by_model": fixed_by_model}
-    return field(default=default, metadata=about)
+    return option(default, help, group=group, fixed_by_model=fixed_by_model, **about)
 
 
 @dataclass(frozen=True)
@@ -340,7 +334,7 @@ def _check_type(name: str, value: Any) -> None:
         raise AnomalyCLIPError(f"{name.replace('_', ' ')} {value!r}: expected {expected}")
 
 
-OPTIONS = {one.name: one for one in fields(DetectorSpec) if one.default is not MISSING}
+OPTIONS = options_of(DetectorSpec)
 """The fields by name; their metadata is what the command line says of them."""
 
 FIXED_BY_MODEL = tuple(name for name, one in OPTIONS.items() if one.metadata["fixed_by_model"])

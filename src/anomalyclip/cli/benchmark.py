@@ -7,6 +7,7 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import out
+from anomalyclip.cli.flattening import Fields
 from anomalyclip.cli.tables import new_table
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import DetectorSpec
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
     from anomalyclip.benchmark import Timing
 
 
-@options.with_spec(only=("image_size", "device", "precision", "compiled"))
+@options.with_options
 def benchmark(
     context: typer.Context,
-    spec: DetectorSpec,
+    spec: Annotated[DetectorSpec, Fields(only=("image_size", "device", "precision", "compiled"))],
     architecture: Annotated[
         str, typer.Option(help="ViT-L-14-336, ViT-L-14, ViT-B-16 or ViT-B-32.")
     ] = "ViT-L-14-336",

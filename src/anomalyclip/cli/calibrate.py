@@ -21,7 +21,7 @@ class Criterion(str, Enum):
     youden = "youden"
 
 
-@options.with_spec()
+@options.with_options
 def calibrate(
     context: typer.Context,
     spec: DetectorSpec,

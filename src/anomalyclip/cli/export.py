@@ -8,6 +8,7 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import err, out
+from anomalyclip.cli.flattening import Fields
 from anomalyclip.spec import DetectorSpec
 
 
@@ -26,10 +27,13 @@ class WeightPrecision(str, Enum):
     int8 = "int8"
 
 
-@options.with_spec(without=("device", "precision", "compiled", *options.OF_EXPORTED))
+@options.with_options
 def export(
     context: typer.Context,
-    spec: DetectorSpec,
+    spec: Annotated[
+        DetectorSpec,
+        Fields(without=("device", "precision", "compiled", *options.OF_EXPORTED)),
+    ],
     output: Annotated[
         Path,
         typer.Option(

@@ -1,85 +1,35 @@
 """Options that several commands share: one spelling, one meaning.
 
-The model's options are the fields of `DetectorSpec`. A command takes them by a parameter ``spec`` and the decorator
-`with_spec`; nothing else repeats them.
+The model's options are the fields of `DetectorSpec`, and those of training and evaluation the fields of their settings.
+A command takes them by a parameter of that type and the decorator `with_options`; nothing else repeats them.
 """
 
-import inspect
-import typing
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from anomalyclip.cli.flattening import Command, flattened
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import EXPORTED, FIXED_BY_MODEL, OPTIONS, DetectorSpec
 
-Command = Callable[..., None]
 
+def with_options(command: Command) -> Command:
+    """Give a command the options of each of its parameters that is a dataclass; see `flattened`.
 
-def with_spec(
-    *, only: Sequence[str] | None = None, without: Sequence[str] = ()
-) -> Callable[[Command], Command]:
-    """Give a command the options of a `DetectorSpec`.
-
-    The command has the parameters ``context`` (typer's) and ``spec`` (a `DetectorSpec`) beside its own.
-
-    Parameters
-    ----------
-    only : sequence of str, optional
-        The fields that the command takes. None: all.
-    without : sequence of str
-        Fields that it does not take.
+    The command also has the parameter ``context`` (typer's).
     """
-    names = [name for name in (OPTIONS if only is None else only) if name not in without]
-
-    def decorate(command: Command) -> Command:
-        @wraps(command)
-        def with_options(**given: Any) -> None:
-            values = {name: given.pop(name) for name in names}
-            command(**given, spec=_spec(given["context"], values))
-
-        own = [p for name, p in inspect.signature(command).parameters.items() if name != "spec"]
-        parameters = [*own, *map(_parameter, names)]
-        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return with_options
-
-    return decorate
+    return flattened(command, check=_check)
 
 
-def _parameter(name: str) -> inspect.Parameter:
-    """Return a field of the spec as typer wants an option."""
-    option, about = OPTIONS[name], OPTIONS[name].metadata
-    declared = typer.Option(
-        *([about["flag"]] if about["flag"] else []),
-        help=about["help"],
-        rich_help_panel=about["group"],
-        min=about["minimum"],
-        show_default=option.default not in (None, False),
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=option.default,
-        annotation=Annotated[_listed(option.type), declared],
-    )
+def _check(kind: type, context: typer.Context, values: dict[str, Any]) -> None:
+    if kind is DetectorSpec:
+        _refuse_ignored(context, values)
 
 
-def _listed(kind: Any) -> Any:
-    """Return the type of a field with lists in place of tuples, which typer takes for options that are repeated."""
-    parts = typing.get_args(kind)
-    if any(typing.get_origin(part) is tuple for part in parts):
-        item = next(typing.get_args(part)[0] for part in parts if typing.get_origin(part) is tuple)
-        return list[item] | None  # type: ignore[valid-type]
-    return kind
-
-
-def _spec(context: typer.Context, values: dict[str, Any]) -> DetectorSpec:
-    """Return what the user asked for; refuse what an exported file has decided, and what would be ignored."""
+def _refuse_ignored(context: typer.Context, values: dict[str, Any]) -> None:
+    """Refuse what an exported file has decided, and what would be ignored."""
     model = values.get("model")
     if model is None:
         refuse(context, ("provider", "threads"), "is for exported files: give --model FILE too")
@@ -92,7 +42,6 @@ def _spec(context: typer.Context, values: dict[str, Any]) -> DetectorSpec:
         )
     if "tile" in values and values["tile"] is None:
         refuse(context, ("overlap",), "is for tiles: give --tile SIZE too")
-    return DetectorSpec(**values)
 
 
 def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:

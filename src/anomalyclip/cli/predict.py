@@ -39,7 +39,7 @@ class ColorMap(str, Enum):
     gray = "gray"
 
 
-@options.with_spec()
+@options.with_options
 def predict(
     context: typer.Context,
     spec: DetectorSpec,

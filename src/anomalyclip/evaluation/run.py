@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from anomalyclip.evaluation.evaluator import Options, evaluate_set
 from anomalyclip.evaluation.leaks import trained_on_this
 from anomalyclip.evaluation.maps import DetectorSource, FolderSource, Source, side_of_maps
 from anomalyclip.evaluation.results import DatasetResult
+from anomalyclip.evaluation.settings import EvaluationSettings
 from anomalyclip.evaluation.summary import (
     SIZE,
-    WRITERS,
     Evaluation,
     data_notes,
     describe_data,
@@ -29,40 +29,28 @@ from anomalyclip.evaluation.summary import (
     versions,
     write_results,
 )
-from anomalyclip.evaluation.tables import PROTOCOLS, not_the_papers
+from anomalyclip.evaluation.tables import not_the_papers
 from anomalyclip.loading import as_detector
 from anomalyclip.machine import peak_memory
 from anomalyclip.prediction import Threshold, as_threshold
 from anomalyclip.progress import Track, silent
 from anomalyclip.runs import RunFolder
+from anomalyclip.settings import chosen
 from anomalyclip.spec import DetectorSpec
 
 Data = str | os.PathLike[str] | SampleList
-
-FORMATS = (*WRITERS, "html")
-"""Forms of the results; ``html`` is the report."""
-
-DEFAULT_FORMATS = ("json", "csv", "md", "html")
 
 
 def evaluate(
     detector: Detector | DetectorSpec | None,
     data: Data | Sequence[Data],
+    settings: EvaluationSettings | None = None,
     *,
-    maps: str | os.PathLike[str] | None = None,
-    dataset: str | Sequence[str] | None = None,
-    allow_outside: bool = False,
     threshold: float | Threshold | str | os.PathLike[str] | None = None,
-    controls: bool = False,
-    protocol: str = "paper",
-    compare: bool = False,
     output: str | os.PathLike[str] | RunFolder | None = None,
-    formats: Iterable[str] = DEFAULT_FORMATS,
-    save_maps: bool = False,
     resume: bool = False,
-    memory: float = 32,
-    batch_size: int = 1,
     track: Track = silent,
+    **choices: Any,
 ) -> Evaluation:
     """Evaluate a detector on data sets with ground truth; memory does not grow with the number of images.
 
@@ -72,34 +60,19 @@ def evaluate(
         What is evaluated; None with `maps`.
     data : path, SampleList, or a sequence of these
         Folders of data sets (see `anomalyclip.data.listing.load_samples`).
-    maps : path, optional
-        Evaluate the maps in this folder, as ``predict --save map`` writes them, instead of a detector.
-    dataset : str or sequence of str, optional
-        Key of each data set in the catalogue, in the order of `data`. None: recognised.
-    allow_outside : bool
-        Follow links and paths that leave a data set's folder.
+    settings : EvaluationSettings, optional
+        How: protocol, formats, controls, what is kept, ... None: the defaults.
     threshold : float, Threshold or path, optional
         Its verdicts are counted in the report. None: the detector's own, if it has one.
-    controls : bool
-        Also evaluate two scorers that know nothing of defects, to compare with.
-    protocol : {"paper", "exact"}
-        Which metrics the tables show.
-    compare : bool
-        Put the paper's figures beside these.
     output : path or RunFolder, optional
         Folder for results, report and what a stopped run goes on from. None: nothing is kept.
-    formats : iterable of str
-        Some of `FORMATS`.
-    save_maps : bool
-        Keep every map (float32 ``.npy``) in the folder.
     resume : bool
         Go on with the run in `output`.
-    memory : float
-        Megabytes for sorting the pixels of a class; does not change the results.
-    batch_size : int
-        Images per batch.
     track : Track
         Told how far it is.
+    **choices
+        Single fields of `EvaluationSettings` (dataset, maps, controls, compare, formats, save, batch_size, ...); they
+        go before `settings`.
 
     Returns
     -------
@@ -121,42 +94,41 @@ def evaluate(
     >>> 0 <= result.mean["pixel_auroc"] <= 1
     True
     """
-    formats = list(formats)
-    _check(detector, maps, formats, protocol, save_maps=save_maps)
-    if output is None and (resume or save_maps):
+    settings = chosen(EvaluationSettings, settings, choices)
+    _check(detector, settings)
+    if output is None and (resume or settings.save):
         raise AnomalyCLIPError(
             f"to {'resume' if resume else 'save maps'} there must be a folder: give output"
         )
     folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
-    sets = _load(data, dataset, allow_outside=allow_outside)
+    sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     limits = as_threshold(threshold)
     if detector is not None:
         detector = as_detector(detector, threshold=limits)
         limits = detector.threshold
+    cases = folder is not None and "html" in settings.formats
     run = _Run(
         sets,
         detector,
-        None if maps is None else Path(maps),
-        options=Options(memory=memory, cases=folder is not None and "html" in formats, threshold=limits),
+        settings,
+        options=Options(memory=settings.memory, cases=cases, threshold=limits),
         resume=folder is not None and folder.resume,
-        keep=save_maps,
-        batch_size=batch_size,
         track=track,
     )
     with _place(folder, run) as place:
         results = run.model(place)
-        control_results = run.controls(place) if controls else []
+        control_results = run.controls(place) if settings.controls else []
         found = Evaluation(
             results,
             control_results,
             about=run.about(results),
-            protocol=protocol,
-            compare=compare,
+            protocol=settings.protocol,
+            compare=settings.compare,
             threshold=limits,
-            notes=run.notes(results, compare=compare),
+            notes=run.notes(results),
         )
         if folder is not None:
-            _write(found, place, formats)
+            _write(found, place, settings.formats)
     return found
 
 
@@ -165,31 +137,25 @@ def run_folder(output: str | os.PathLike[str] | None, *, resume: bool = False) -
     return RunFolder("test", output, resume=resume, results="*/classes")
 
 
-def _check(
-    detector: Detector | DetectorSpec | None,
-    maps: str | os.PathLike[str] | None,
-    formats: Sequence[str],
-    protocol: str,
-    *,
-    save_maps: bool,
-) -> None:
+def _check(detector: Detector | DetectorSpec | None, settings: EvaluationSettings) -> None:
     """Refuse what could not work, before anything is loaded."""
-    if (detector is None) == (maps is None):
+    if (detector is None) == (settings.maps is None):
         raise AnomalyCLIPError("evaluate either a detector, or a folder of maps")
-    if maps is not None and save_maps:
+    if settings.maps is not None and settings.save:
         raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps are there already")
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise AnomalyCLIPError(f"format {unknown[0]!r}: expected one of {', '.join(FORMATS)}")
-    if protocol not in PROTOCOLS:
-        raise AnomalyCLIPError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
 
 
-def _load(
-    data: Data | Sequence[Data], dataset: str | Sequence[str] | None, *, allow_outside: bool
+def load_sets(
+    data: Data | Sequence[Data], keys: Sequence[str] | None, *, allow_outside: bool
 ) -> dict[str, SampleList]:
-    """Return the data sets by name."""
+    """Return the data sets by name; `keys` are theirs in the catalogue, in the same order.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        One cannot be listed, there are not as many keys as data sets, or two have one name.
+    """
     several = [data] if isinstance(data, str | os.PathLike | SampleList) else list(data)
-    keys = [dataset] if isinstance(dataset, str) else list(dataset or [])
     if keys and len(keys) != len(several):
         raise AnomalyCLIPError(
             f"{len(several)} data sets, {len(keys)} --dataset: give one for each, in the same order"
@@ -224,12 +190,15 @@ class _Run:
 
     sets: Mapping[str, SampleList]
     detector: Detector | None
-    maps: Path | None
+    chosen: EvaluationSettings
     options: Options
     resume: bool
-    keep: bool
-    batch_size: int
     track: Track
+
+    @property
+    def maps(self) -> Path | None:
+        """Where the maps are that are evaluated instead of a detector."""
+        return self.chosen.maps
 
     def settings(self) -> dict[str, Any]:
         """Return what changes the results."""
@@ -250,7 +219,7 @@ class _Run:
                 own = self.maps / key  # several data sets: a folder for each
                 source: Source = FolderSource(own if len(self.sets) > 1 or own.is_dir() else self.maps)
             else:
-                source = self._source(self.detector, samples, place / key, keep=self.keep)
+                source = self._source(self.detector, samples, place / key, keep=bool(self.chosen.save))
             results.append(self._evaluate(key, samples, place / key, source))
         return results
 
@@ -272,7 +241,7 @@ class _Run:
     def _source(self, detector: Detector, samples: SampleList, folder: Path, *, keep: bool) -> Source:
         where = folder if keep else folder / "unfinished"
         return DetectorSource(
-            detector, samples.root, where, batch_size=self.batch_size, keep=keep, resume=self.resume
+            detector, samples.root, where, batch_size=self.chosen.batch_size, keep=keep, resume=self.resume
         )
 
     def _evaluate(
@@ -311,7 +280,7 @@ class _Run:
             "peak_memory_mb": round(peak_memory(), 1),
         }
 
-    def notes(self, results: Sequence[DatasetResult], *, compare: bool) -> list[str]:
+    def notes(self, results: Sequence[DatasetResult]) -> list[str]:
         """Return what a reader of the figures must know."""
         notes = []
         if self.detector is not None:
@@ -320,7 +289,7 @@ class _Run:
             notes += setting_notes(self.detector.identity())
         for result in results:
             notes += data_notes(result)
-        for result in results if compare else ():
+        for result in results if self.chosen.compare else ():
             if result.key not in catalog():
                 notes.append(f"{result.key} is not in the catalogue: there is nothing to compare it with")
             elif differ := not_the_papers(result):

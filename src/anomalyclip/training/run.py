@@ -4,19 +4,21 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.progress import Track, silent
 from anomalyclip.runs import SETTINGS, RunFolder
+from anomalyclip.settings import chosen
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.journal import best_epoch, read_journal
 from anomalyclip.training.plots import draw_losses
-from anomalyclip.training.session import Session, SessionOptions, open_session
+from anomalyclip.training.session import Session, open_session
+from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.tracking import TensorBoard
-from anomalyclip.training.trainer import Trainer, TrainingSettings
+from anomalyclip.training.trainer import Trainer
 
 OnRecord = Callable[[Mapping[str, Any]], None]
 
@@ -57,6 +59,7 @@ class TrainingRun:
 def train(
     data: str | os.PathLike[str],
     spec: DetectorSpec | None = None,
+    settings: TrainingSettings | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -77,6 +80,8 @@ def train(
         Folder of the data set.
     spec : DetectorSpec, optional
         Backbone, image size, layers, DPAM layers, device and precision.
+    settings : TrainingSettings, optional
+        What to learn from and how. None: the published defaults.
     output : path, optional
         The run's folder. None: a new one, ``runs/train-1``, ``-2``, ...
     resume : bool
@@ -92,8 +97,8 @@ def train(
     track : Track
         Told how far the encoding is.
     **choices
-        Fields of `SessionOptions` (dataset, phase, init_prompts, val_fraction, cache, ...) and `TrainingSettings`
-        (epochs, batch_size, learning_rate, local_weight, seed).
+        Single fields of `TrainingSettings` (epochs, batch_size, learning_rate, phase, init_prompts, val_fraction,
+        cache, ...); they go before `settings`.
 
     Returns
     -------
@@ -116,9 +121,9 @@ def train(
     (True, 2, 'prompts.safetensors')
     """
     folder = RunFolder("train", output, resume=resume, results=SETTINGS)
-    options, settings = _choices(data, spec or DetectorSpec(), choices)
+    settings = chosen(TrainingSettings, settings, choices)
     told = on_error or _raise
-    session = open_session(options, settings, on_error=told)
+    session = open_session(Path(data), spec or DetectorSpec(), settings, on_error=told)
     for remark in remarks(session):
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     if session.encode(on_error=told, stop=stop, track=track):
@@ -128,25 +133,6 @@ def train(
 
 def _raise(path: Path, error: InputError) -> None:
     raise error
-
-
-def _choices(
-    data: str | os.PathLike[str], spec: DetectorSpec, choices: Mapping[str, Any]
-) -> tuple[SessionOptions, TrainingSettings]:
-    """Return choices by name as what they belong to."""
-    of_session, of_settings = (
-        {one.name for one in fields(kind)} for kind in (SessionOptions, TrainingSettings)
-    )
-    of_session -= {"root", "spec"}
-    if unknown := [name for name in choices if name not in of_session | of_settings]:
-        raise AnomalyCLIPError(
-            f"{', '.join(unknown)}: no option of training; expected some of "
-            f"{', '.join(sorted(of_session | of_settings))}"
-        )
-    paths = {name: Path(choices[name]) for name in ("cache", "val_root") if choices.get(name) is not None}
-    options = {name: value for name, value in choices.items() if name in of_session} | paths
-    settings = {name: value for name, value in choices.items() if name in of_settings}
-    return SessionOptions(Path(data), spec, **options), TrainingSettings(**settings)
 
 
 def remarks(session: Session) -> list[str]:

@@ -4,7 +4,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,60 +28,12 @@ from anomalyclip.training.batches import Batch, TrainingData, split_layers
 from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.learning import batch_loss
 from anomalyclip.training.samples import OnUnreadable, TrainingImage, identify, order_fingerprint, split
+from anomalyclip.training.settings import SPEC_OPTIONS, Learning, TrainingSettings
 from anomalyclip.training.start import start_prompts
-from anomalyclip.training.trainer import Trainer, TrainingSettings
+from anomalyclip.training.trainer import Trainer
 from anomalyclip.training.validation import Validation
 
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """What to learn from and with; None means the default of the backbone or of the published training.
-
-    Attributes
-    ----------
-    root : Path
-        The data set's folder.
-    spec : DetectorSpec
-        Backbone, image size, layers, DPAM layers, device and precision; nothing else of it is looked at.
-    dataset : str, optional
-        Its key in the catalogue; None recognises the layout.
-    phase : str
-        The split to learn from; "test", as published, is the one with anomalies and masks.
-    init_prompts : str or path, optional
-        Prompts to start from; None draws them by seed, with `prompt_length`, `prompt_depth` and `deep_length`.
-    prompt_length, prompt_depth, deep_length : int, optional
-        Learned vectors per prompt (12), text blocks that see learned tokens (9, or all there are), learned tokens in
-        each of these blocks (4).
-    cache : Path, optional
-        Folder of all features; None: ``features`` in the user's cache folder.
-    feature_dtype : {"float16", "float32"}
-        Of the kept features.
-    val_fraction : float, optional
-        Share of the images to hold out.
-    val_root : Path, optional
-        Folder of another data set to evaluate on; `val_dataset` is its key.
-    """
-
-    root: Path
-    spec: DetectorSpec = field(default_factory=DetectorSpec)
-    dataset: str | None = None
-    phase: str = "test"
-    init_prompts: str | None = None
-    prompt_length: int | None = None
-    prompt_depth: int | None = None
-    deep_length: int | None = None
-    cache: Path | None = None
-    feature_dtype: str = "float16"
-    val_fraction: float | None = None
-    val_root: Path | None = None
-    val_dataset: str | None = None
-
-    def __post_init__(self) -> None:
-        used = ("backbone", "image_size", "layers", "dpam_layers", "device", "precision")
-        if needless := [name for name in self.spec.changed() if name not in used]:
-            raise AnomalyCLIPError(
-                f"{', '.join(needless)}: not for training; leave it out (training takes {', '.join(used)})"
-            )
+_LEARNING = tuple(one.name for one in fields(Learning))
 
 
 @dataclass(frozen=True)
@@ -104,7 +56,7 @@ class Session:
 
     Attributes
     ----------
-    options, settings
+    root, spec, settings
         As given.
     name : str
         Of the data set: its key, or its folder's name.
@@ -118,7 +70,8 @@ class Session:
         What the user should know.
     """
 
-    options: SessionOptions
+    root: Path
+    spec: DetectorSpec
     settings: TrainingSettings
     name: str
     clip: CLIP
@@ -218,7 +171,7 @@ class Session:
             "held_out": order_fingerprint(self.held_out),
             "start": self.start.digest(),
             "features": asdict(self.store.key),
-            **asdict(self.settings),
+            **{name: getattr(self.settings, name) for name in _LEARNING},
         }
 
     def _describe(self, folder: Path) -> None:
@@ -228,9 +181,10 @@ class Session:
         path = folder / "config.yaml"
         if path.exists():
             return
-        options = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.options).items()}
-        options["spec"] = self.options.spec.located().to_dict() | self._sizes()
-        settings = asdict(self.settings) | {"betas": list(self.settings.betas)}
+        chosen = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
+        settings = {name: chosen.pop(name) for name in _LEARNING} | {"betas": list(self.settings.betas)}
+        spec = self.spec.located().to_dict() | self._sizes()
+        options = {"root": str(self.root), "spec": spec, **chosen}
         facts = {
             "data": self.name,
             "images": len(self.images),
@@ -257,7 +211,7 @@ class Session:
         return {
             TRAINED_ON: self.name,
             TRAINED_ON_CONTENT: content_fingerprint(image.digest for image in self.images),
-            "phase": self.options.phase,
+            "phase": self.settings.phase,
             "images": str(len(self.images)),
             "backbone_fingerprint": key.weights,
             "image_size": str(key.image_size),
@@ -308,12 +262,17 @@ class Session:
         return taken
 
 
-def open_session(options: SessionOptions, settings: TrainingSettings, *, on_error: OnUnreadable) -> Session:
+def open_session(
+    root: Path, spec: DetectorSpec, settings: TrainingSettings, *, on_error: OnUnreadable
+) -> Session:
     """Load the backbone, list the images and find out which features are there.
 
     Parameters
     ----------
-    options : SessionOptions
+    root : Path
+        Folder of the data set.
+    spec : DetectorSpec
+        Backbone, image size, layers, DPAM layers, device and precision; anything else is refused.
     settings : TrainingSettings
     on_error : callable
         Called with an image that cannot be read and the error.
@@ -321,59 +280,60 @@ def open_session(options: SessionOptions, settings: TrainingSettings, *, on_erro
     Raises
     ------
     AnomalyCLIPError
-        Something of the options cannot be used.
+        An option cannot be used.
 
     Warns
     -----
     AnomalyCLIPWarning
         Kept features are found damaged, now or later; they are then made again.
     """
-    samples = load_samples(options.root, options.dataset, options.phase)
-    spec = options.spec
+    if needless := [name for name in spec.changed() if name not in SPEC_OPTIONS]:
+        raise AnomalyCLIPError(
+            f"{', '.join(needless)}: not for training; leave it out (training takes {', '.join(SPEC_OPTIONS)})"
+        )
+    samples = load_samples(root, settings.dataset, settings.phase)
     backbone = load_backbone(spec.backbone)
-    start = _start(options, backbone.clip, resolve_backbone(spec.backbone), settings.seed)
+    start = _start(settings, backbone.clip, resolve_backbone(spec.backbone))
     scorer = assemble(backbone.clip, start, spec, weights_sha256=backbone.fingerprint)
     store = FeatureStore(
-        options.cache or cache_folder() / "features",
+        settings.cache or cache_folder() / "features",
         scorer,
         weights=backbone.fingerprint(),
-        dtype=options.feature_dtype,
+        dtype=settings.feature_dtype,
         on_damage=lambda message: warnings.warn(message, AnomalyCLIPWarning, stacklevel=2),
     )
     images = identify(samples, on_error=on_error)
-    session = Session(options, settings, samples.name, backbone.clip, scorer, start, store, images)
+    session = Session(root, spec, settings, samples.name, backbone.clip, scorer, start, store, images)
     _hold_out(session, on_error)
     return session
 
 
-def _start(options: SessionOptions, clip: CLIP, backbone: Path, seed: int) -> Prompts:
+def _start(settings: TrainingSettings, clip: CLIP, backbone: Path) -> Prompts:
     shape = {
-        "length": options.prompt_length,
-        "depth": options.prompt_depth,
-        "deep_length": options.deep_length,
+        "length": settings.prompt_length,
+        "depth": settings.prompt_depth,
+        "deep_length": settings.deep_length,
     }
     given = {name: value for name, value in shape.items() if value is not None}
-    if options.init_prompts is None:
-        return start_prompts(clip, backbone, seed=seed, **given)
+    if settings.init_prompts is None:
+        return start_prompts(clip, backbone, seed=settings.seed, **given)
     if given:
         raise AnomalyCLIPError(
-            f"prompts to start from ({options.init_prompts}) have their own length and depth: leave out "
+            f"prompts to start from ({settings.init_prompts}) have their own length and depth: leave out "
             "--prompt-length, --prompt-depth and --deep-length"
         )
-    return load_prompts(resolve_prompts(options.init_prompts))
+    return load_prompts(resolve_prompts(settings.init_prompts))
 
 
 def _hold_out(session: Session, on_error: OnUnreadable) -> None:
-    options = session.options
-    if options.val_root is not None:
-        if options.val_fraction is not None:
+    settings = session.settings
+    if settings.val_root is not None:
+        if settings.val_fraction is not None:
             raise AnomalyCLIPError("--val-fraction and --val-root exclude each other: give one of them")
-        samples = load_samples(options.val_root, options.val_dataset, options.phase)
+        samples = load_samples(settings.val_root, settings.val_dataset, settings.phase)
         session.held_out = identify(samples, on_error=on_error)
         info = session._info()
         warning = same_data(info, name=samples.name, digests=[image.digest for image in session.held_out])
         session.remarks += [warning] if warning else []
-    elif options.val_fraction is not None:
-        session.images, session.held_out = split(
-            session.images, options.val_fraction, seed=session.settings.seed
-        )
+    elif settings.val_fraction is not None:
+        session.images, session.held_out = split(session.images, settings.val_fraction, seed=settings.seed)

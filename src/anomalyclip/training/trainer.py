@@ -3,11 +3,9 @@
 Everything random is drawn from (seed, epoch), so that the position alone says what comes next.
 """
 
-import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +20,19 @@ from anomalyclip.prompts import PromptLearner, Prompts
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.journal import FILE_NAME, Journal
 from anomalyclip.training.learning import Losses, PromptOptimizer
+from anomalyclip.training.settings import Learning
 from anomalyclip.training.validation import Validation, quality
 
 STATE = "checkpoints/state.pt"
 """Where a run goes on from, in its folder."""
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How prompts are learned; the defaults are the published ones.
-
-    Attributes
-    ----------
-    epochs, batch_size : int
-        Passes over the images, and images a step; the last step of an epoch takes what is left.
-    learning_rate : float
-        Of Adam, constant.
-    betas : tuple of float
-        Of Adam.
-    local_weight : float
-        Lambda, the weight of the pixels' loss.
-    seed : int
-        Decides the order of the images.
-    """
-
-    epochs: int = 15
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.5, 0.999)
-    local_weight: float = 4.0
-    seed: int = 111
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise AnomalyCLIPError(f"{name.replace('_', ' ')} {getattr(self, name)}: expected 1 or more")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise AnomalyCLIPError(
-                f"learning rate {self.learning_rate}: expected a number above 0, such as 0.001"
-            )
-        if not (math.isfinite(self.local_weight) and self.local_weight >= 0):
-            raise AnomalyCLIPError(
-                f"local weight {self.local_weight}: expected 0 or more; the published one is 4"
-            )
-        if self.seed < 0:
-            raise AnomalyCLIPError(f"seed {self.seed}: expected 0 or more")
-
-
-def epoch_groups(count: int, settings: TrainingSettings, epoch: int) -> list[NDArray[np.int64]]:
+def epoch_groups(count: int, settings: Learning, epoch: int) -> list[NDArray[np.int64]]:
     """Return the shuffled indices of an epoch's batches.
 
     Examples
     --------
-    >>> [len(group) for group in epoch_groups(17, TrainingSettings(), 1)]
+    >>> [len(group) for group in epoch_groups(17, Learning(), 1)]
     [8, 8, 1]
     """
     order = np.random.default_rng([settings.seed, epoch]).permutation(count)
@@ -92,7 +50,7 @@ class Trainer:
         What to start from.
     data : TrainingData
         What to learn from.
-    settings : TrainingSettings
+    settings : Learning
         How.
     folder : Path
         The run folder. It gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``prompts.safetensors`` and
@@ -110,7 +68,7 @@ class Trainer:
         clip: CLIP,
         start: Prompts,
         data: TrainingData,
-        settings: TrainingSettings,
+        settings: Learning,
         folder: Path,
         *,
         info: Mapping[str, str],

@@ -1,0 +1,120 @@
+"""`TrainingSettings`: what to learn from and how; the defaults are the published ones."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.settings import Settings, option
+
+_LEARNING, _PROMPTS, _FEATURES, _VALIDATION = "Learning", "Prompts", "Features", "Validation"
+
+SPEC_OPTIONS = ("backbone", "image_size", "layers", "dpam_layers", "device", "precision")
+"""The fields of a `DetectorSpec` that training takes."""
+
+
+@dataclass(frozen=True)
+class Learning(Settings):
+    """How prompts are learned from features: all that decides it beside the features and the start.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+        Passes over the images, and images per step; the last step of an epoch takes what is left.
+    learning_rate : float
+        Of Adam, constant.
+    local_weight : float
+        Lambda, the weight of the pixels' loss.
+    seed : int
+        Decides the order of the images, and the prompts to start from.
+    betas : tuple of float
+        Of Adam.
+    """
+
+    epochs: int = option(15, "Passes over the images.", group=_LEARNING, minimum=1)
+    batch_size: int = option(8, "Images per step.", group=_LEARNING, minimum=1)
+    learning_rate: float = option(1e-3, "Of Adam.", group=_LEARNING)
+    local_weight: float = option(4.0, "Weight of the pixels' loss (lambda).", group=_LEARNING)
+    seed: int = option(111, "Of the prompts to start from and the order of images.", group=_LEARNING)
+    betas: tuple[float, float] = (0.5, 0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise AnomalyCLIPError(
+                f"learning rate {self.learning_rate}: expected a number above 0, such as 0.001"
+            )
+        if not (math.isfinite(self.local_weight) and self.local_weight >= 0):
+            raise AnomalyCLIPError(
+                f"local weight {self.local_weight}: expected 0 or more; the published one is 4"
+            )
+        if self.seed < 0:
+            raise AnomalyCLIPError(f"seed {self.seed}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Learning):
+    """What to learn from and how; None means the default of the backbone or of the published training.
+
+    Attributes
+    ----------
+    dataset : str, optional
+        Key of the data set in the catalogue; None recognises the layout.
+    phase : str
+        The split to learn from; "test", as published, is the one with anomalies and masks.
+    init_prompts : str or path, optional
+        Prompts to start from; None draws them by seed, with `prompt_length`, `prompt_depth` and `deep_length`.
+    prompt_length, prompt_depth, deep_length : int, optional
+        Learned vectors per prompt (12), text blocks that see learned tokens (9, or all there are), learned tokens in
+        each of these blocks (4).
+    cache : path, optional
+        Folder of all features; None: ``features`` in the user's cache folder.
+    feature_dtype : {"float16", "float32"}
+        Of the kept features.
+    val_fraction : float, optional
+        Share of the images to hold out.
+    val_root : path, optional
+        Folder of another data set to evaluate on; `val_dataset` is its key.
+
+    The rest is that of `Learning`.
+
+    Examples
+    --------
+    >>> TrainingSettings(epochs=2, cache="features").cache
+    PosixPath('features')
+    """
+
+    dataset: str | None = option(None, "Its key (see `anomalyclip datasets`). Default: by its layout.")
+    phase: str = option(
+        "test", "Split to learn from, train or test; test, as published, has the anomalies and masks."
+    )
+    init_prompts: str | None = option(None, "Prompts to start from: a name or a file.", group=_PROMPTS)
+    prompt_length: int | None = option(None, "Learned vectors per prompt. Default: 12.", group=_PROMPTS)
+    prompt_depth: int | None = option(
+        None, "Text blocks that see learned tokens. Default: 9, or all that the backbone has.", group=_PROMPTS
+    )
+    deep_length: int | None = option(
+        None, "Learned tokens in each of these blocks. Default: 4.", group=_PROMPTS
+    )
+    cache: Path | None = option(
+        None,
+        "Folder of the features of all runs. Default: features in the user's cache folder.",
+        group=_FEATURES,
+        file_okay=False,
+    )
+    feature_dtype: str = option(
+        "float16",
+        "Of the kept features.",
+        group=_FEATURES,
+        flag="--feature-type",
+        choices=("float16", "float32"),
+    )
+    val_fraction: float | None = option(
+        None,
+        "Share of the images to hold out, between 0 and 1; not with --val-root. Default: none.",
+        group=_VALIDATION,
+    )
+    val_root: Path | None = option(
+        None, "Folder of another data set to evaluate on.", group=_VALIDATION, file_okay=False
+    )
+    val_dataset: str | None = option(None, "Key of that data set.", group=_VALIDATION)
