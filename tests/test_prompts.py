@@ -191,7 +191,7 @@ def test_a_backbone_of_the_papers_shape_gets_the_published_prompts(monkeypatch, 
     with torch.device("meta"):
         clip = CLIP(ARCHITECTURES["ViT-L-14-336"])
         other = CLIP(ARCHITECTURES["ViT-B-32"])
-    with pytest.raises(AnomalyCLIPError, match="prompts 'mvtec' cannot be had"):
+    with pytest.raises(AnomalyCLIPError, match="prompts 'mvtec' could not be downloaded"):
         load_prompts_for(clip, tmp_path)
     with pytest.raises(AnomalyCLIPError, match="no prompts are known for the backbone"):
         load_prompts_for(other, tmp_path)

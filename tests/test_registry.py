@@ -149,7 +149,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(files: Files, tm
 
     files.requests.clear()
     missing = RemoteFile(f"{files.url}/none.pt", wanted.digest[:-1] + "x")
-    with pytest.raises(DownloadError, match=rf"{files.url}/none\.pt: the server answers HTTP 404 Not Found"):
+    with pytest.raises(DownloadError, match=rf"{files.url}/none\.pt: the server answered HTTP 404 Not Found"):
         fetch(missing, tmp_path)
     assert files.gets == [None]
 
@@ -304,7 +304,7 @@ def test_when_nothing_can_be_reached_the_message_says_what_to_do(tmp_path: Path)
     environment = {"HF_ENDPOINT": nowhere, "HF_HOME": str(tmp_path / "hf")}
 
     message = run(FETCH, *arguments, **environment).stderr
-    assert "backbone 'tiny' cannot be had" in message
+    assert "backbone 'tiny' could not be downloaded" in message
     assert f"{nowhere}/{REPOSITORY} (open_clip_model.safetensors): no connection" in message
     assert f"{nowhere}/ViT.pt: no connection" in message
     assert f"curl -L -O {nowhere}/ViT.pt" in message
@@ -321,9 +321,9 @@ def test_hub_content_that_is_not_what_the_hub_states_is_removed(files: Files, tm
     files.etag = "0" * 64
     arguments = (REPOSITORY, f"{files.url}/none.pt", "sha256:00", str(tmp_path / "cache"))
     got = run(FETCH, *arguments, HF_ENDPOINT=files.url, HF_HOME=str(tmp_path / "hf"))
-    assert "damaged on its way (expected sha256:0000" in got.stderr
+    assert "damaged during the download (expected sha256:0000" in got.stderr
     assert hashlib.sha256(b"other content").hexdigest() in got.stderr
-    assert "none.pt: the server answers HTTP 404" in got.stderr
+    assert "none.pt: the server answered HTTP 404" in got.stderr
     assert not list((tmp_path / "hf").rglob("open_clip_model.safetensors"))
 
 
@@ -357,7 +357,7 @@ def test_prompts_are_downloaded_once(files: Files, tmp_path: Path) -> None:
 
 def test_prompts_that_cannot_be_reached_say_what_to_do(tmp_path: Path) -> None:
     url = f"{closed_port()}/epoch_15.pth"
-    with pytest.raises(DownloadError, match=r"prompts 'visa' cannot be had") as refused:
+    with pytest.raises(DownloadError, match=r"prompts 'visa' could not be downloaded") as refused:
         fetch_prompts("visa", RemoteFile(url, "git:00"), tmp_path)
     assert f"curl -L -O {url}" in str(refused.value)
     assert "--prompts epoch_15.pth" in str(refused.value)

@@ -33,7 +33,7 @@ def test_tokens_are_start_text_end_and_zeros(tmp_path: Path) -> None:
 def test_a_text_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(vocabulary(tmp_path, ["x"]), context_length=4)
     assert tokenizer(["x x"]).tolist() == [[2, 1, 1, 3]]
-    with pytest.raises(AnomalyCLIPError, match=r"'x x x' has 5 tokens .* at most 4 fit"):
+    with pytest.raises(AnomalyCLIPError, match=r"'x x x' has 5 tokens, .* at most 4 are allowed"):
         tokenizer(["x x x"])
 
 

@@ -1,4 +1,4 @@
-"""Names and paths to a frozen CLIP, and to what identifies it."""
+"""Load a frozen CLIP by name or path, together with the hash that identifies it."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Backbone:
     clip : CLIP
         The model.
     fingerprint : callable
-        Gives `anomalyclip.clip.weights.fingerprint` of its weights, without holding them.
+        Returns `anomalyclip.clip.weights.fingerprint` of its weights, without keeping them in memory.
     """
 
     clip: CLIP
@@ -33,14 +33,14 @@ def load_backbone(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> Backbo
     Raises
     ------
     AnomalyCLIPError
-        The weights cannot be had or read.
+        The weights cannot be downloaded or read.
     """
     source = resolve_backbone(backbone)
-    fingerprint = of_file(source)  # before it is read: of what is read, or an error
+    fingerprint = of_file(source)  # taken before reading: if the file changes meanwhile, that is an error
     weights = read_weights(source)
     return Backbone(CLIP.frozen(weights.config, weights.state_dict), fingerprint)
 
 
 def load_clip(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> CLIP:
-    """Return the model of `load_backbone` alone."""
+    """Return only the model of `load_backbone`."""
     return load_backbone(backbone).clip

@@ -1,4 +1,4 @@
-"""Downloads of single files over HTTP: cached, resumed, checked against a published digest."""
+"""Download single files over HTTP: cached, resumable, checked against a published digest."""
 
 import contextlib
 import http.client
@@ -21,25 +21,25 @@ TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and those that there will be (None if the server does not say)."""
+"""Called with the number of bytes so far and in total (None if the server does not say)."""
 
 
 class DownloadError(AnomalyCLIPError):
-    """A file could not be had from where it is published; the message says which, from where, and why."""
+    """A file could not be downloaded; the message says which one, from where, and why."""
 
 
 class _Interrupted(Exception):
-    """The connection broke, or the server asked to come back later: worth another attempt."""
+    """The connection broke, or the server asked to try again later: worth another attempt."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the web and what its content must be.
+    """A file on the web and the digest of its content.
 
     Parameters
     ----------
     url : str
-        Where it is; the last part of the path is its name in the cache.
+        Its address; the last part of the path is used for its name in the cache.
     digest : str
         ``sha256:<64 hex digits>``, or ``git:<40 hex digits>`` for a git blob id.
     """
@@ -49,12 +49,12 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """File name in the cache: the first digits of the digest keep files of equal names apart."""
+        """File name in the cache; it starts with digits of the digest, so that equal names do not collide."""
         return f"{self.digest.partition(':')[2][:12]}-{self.url.rsplit('/', 1)[-1]}"
 
 
 def cache_folder() -> Path:
-    """Folder of what is downloaded or converted.
+    """Folder for downloaded and converted files.
 
     ``ANOMALYCLIP_CACHE``, else ``anomalyclip`` in ``XDG_CACHE_HOME``, else ``~/.cache/anomalyclip``.
 
@@ -74,26 +74,26 @@ def _is_right(path: Path, remote: RemoteFile) -> bool:
 
 
 def cached(remote: RemoteFile, folder: Path) -> Path | None:
-    """Return the file if the cache holds it whole, without touching the network.
+    """Return the file if the cache has a complete copy; never uses the network.
 
     Parameters
     ----------
     remote : RemoteFile
-        What is wanted.
+        The file to look for.
     folder : Path
         The cache.
 
     Returns
     -------
     Path or None
-        The checked file; None when it is not there or its digest is another.
+        The checked file; None if it is missing or its digest is wrong.
     """
     path = folder / remote.name
     return path if _is_right(path, remote) else None
 
 
 def trusted() -> ssl.SSLContext:
-    """Return the system's certificate authorities, or certifi's where Python has none (that of python.org on macOS)."""
+    """Return the system's certificate authorities, or certifi's if Python has none (python.org's build on macOS)."""
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
     if paths.cafile is None and paths.capath is None:
@@ -104,17 +104,17 @@ def trusted() -> ssl.SSLContext:
 
 
 def unreachable(url: str) -> str | None:
-    """Say why no connection to a server can be made.
+    """Return why a server cannot be reached.
 
     Parameters
     ----------
     url : str
-        Any address on the server; what it answers does not matter.
+        Any address on the server; its answer does not matter.
 
     Returns
     -------
     str or None
-        The reason, None when the server answers.
+        The reason; None if the server answers.
     """
     try:
         request = urllib.request.Request(url, method="HEAD")
@@ -136,24 +136,24 @@ def fetch(
     pause: float = 1.0,
     progress: Progress | None = None,
 ) -> Path:
-    """Return a local copy of a remote file, downloading what is missing of it.
+    """Return a local copy of a remote file; only the missing part is downloaded.
 
-    Bytes arrive in ``<name>.part``, which later calls continue (HTTP ``Range``); only a file whose digest is
-    right gets its name. A lock keeps processes that want the same file apart: the second waits, and finds it
-    done.
+    The download goes to ``<name>.part``, which later calls continue (HTTP ``Range``). The file gets its final name
+    only if its digest is right. A lock prevents two processes from downloading the same file: the second one waits
+    and then uses the result.
 
     Parameters
     ----------
     remote : RemoteFile
         What to fetch.
     folder : Path
-        The cache; made when missing.
+        The cache; created if missing.
     attempts : int
-        Connections to make in a row when they break half way.
+        Number of connections to try if they break midway.
     pause : float
         Seconds before the second attempt; each further pause is twice as long.
     progress : callable, optional
-        Told of progress; by default a bar on standard error if that is a terminal.
+        Receives the progress. Default: a bar on standard error if that is a terminal.
 
     Returns
     -------
@@ -163,8 +163,8 @@ def fetch(
     Raises
     ------
     DownloadError
-        If the server cannot be reached, refuses, keeps breaking off, or sends other content; or if the cache
-        cannot be written.
+        If the server cannot be reached, refuses, keeps breaking the connection or sends different content, or if
+        the cache cannot be written.
     """
     if path := cached(remote, folder):
         return path
@@ -182,13 +182,13 @@ def fetch(
                 part.unlink()
                 raise DownloadError(
                     f"{remote.url}: the download is not the published file (expected {remote.digest}, "
-                    f"got {got}); it was removed. Try again; if it stays so, a proxy may be in the way."
+                    f"got {got}); it was removed. Try again; if this happens again, a proxy may be changing it."
                 )
             part.replace(path)
     except OSError as error:
         raise DownloadError(
             f"{remote.url}: cannot be stored in {folder} ({error}); "
-            "set ANOMALYCLIP_CACHE to a folder that can be written"
+            "set ANOMALYCLIP_CACHE to a folder that is writable"
         ) from error
     return path
 
@@ -201,26 +201,24 @@ def _download(url: str, part: Path, attempts: int, pause: float, report: Progres
             if attempt == attempts:
                 raise DownloadError(
                     f"{url}: the connection broke {attempts} times ({error}); {_size(part)} bytes are kept "
-                    f"in {part}, and the next try continues there"
+                    f"in {part}; try again to continue from there"
                 ) from error
             time.sleep(pause * 2 ** (attempt - 1))
 
 
 def _continue(url: str, part: Path, report: Progress) -> None:
-    """Ask for what `part` lacks, and append it."""
+    """Request the bytes that `part` does not have yet, and append them."""
     start = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT, context=trusted())
     except urllib.error.HTTPError as error:
         error.close()
-        if (
-            error.code == 416
-        ):  # nothing after `start`: all of it is there, or what is there is wrong; the digest tells
+        if error.code == 416:  # no bytes after `start`: the file is complete or wrong; the digest will tell
             return
         if error.code == 429 or error.code >= 500:
             raise _Interrupted(f"HTTP {error.code} {error.reason}") from error
-        raise DownloadError(f"{url}: the server answers HTTP {error.code} {error.reason}") from error
+        raise DownloadError(f"{url}: the server answered HTTP {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise DownloadError(f"{url}: no connection ({error.reason})") from error
     except (OSError, http.client.HTTPException) as error:
@@ -229,7 +227,7 @@ def _continue(url: str, part: Path, report: Progress) -> None:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(
             f"bytes {start}-"
         )
-        if not resumed:  # the server does not do ranges: from the beginning
+        if not resumed:  # the server does not support ranges: start from the beginning
             start = 0
         with part.open("ab" if resumed else "wb") as file:
             _copy(response, file, start, report)
@@ -250,7 +248,7 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], start: int, repor
         file.write(chunk)
         done += len(chunk)
         report(done, total)
-    if total is not None and done < total:  # a closed connection reads like the end of the file
+    if total is not None and done < total:  # a closed connection looks like the end of the file
         raise _Interrupted(f"closed after {done} of {total} bytes")
 
 
@@ -260,7 +258,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _bar(name: str) -> Iterator[Progress]:
-    """Progress bar on standard error; nothing when that is not a terminal."""
+    """Show a progress bar on standard error if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""Fingerprints of weight files, remembered: a gigabyte is hashed once, not at every start."""
+"""Cached fingerprints of weight files: a gigabyte is hashed once, not at every start."""
 
 import json
 import os
@@ -15,17 +15,17 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
 
 REMEMBERED_FROM = 64_000_000
-"""Bytes from which a fingerprint is remembered; smaller files are hashed in a moment."""
+"""Files of at least this many bytes have their fingerprint cached; smaller ones are hashed quickly."""
 
 _SETTLED = 2.0
-"""Seconds that a file must have been left alone: within the clock's tick it could change and keep its time."""
+"""A file must be unchanged for this many seconds: within one tick of the clock it could change but keep its time."""
 
 
 def of_file(source: Path) -> Callable[[], str]:
-    """Return what gives the fingerprint of a weight file, of the content that it has now.
+    """Return a function that computes the fingerprint of a weight file's present content.
 
-    It is hashed when it is first asked for, and remembered in the cache folder by path, size, inode and times of all
-    files that it consists of.
+    The content is hashed on the first call. The result is cached in the cache folder under the path, size, inode and
+    times of all files that belong to the weights.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def of_file(source: Path) -> Callable[[], str]:
     Returns
     -------
     callable
-        Gives 64 hex digits (`anomalyclip.clip.weights.fingerprint`), or raises `AnomalyCLIPError` if the files were
-        changed in between.
+        Returns 64 hex digits (`anomalyclip.clip.weights.fingerprint`), or raises `AnomalyCLIPError` if the files have
+        changed since.
     """
     seen = _state(source)
 
@@ -44,10 +44,12 @@ def of_file(source: Path) -> Callable[[], str]:
         _refuse_other(source, seen)
         if known := _remembered(source, seen):
             return known
-        lasting = _is_lasting(seen)  # judged before reading, which takes long enough to settle
+        lasting = _is_lasting(
+            seen
+        )  # checked before reading, since reading takes long enough to pass the check
         weights = read_weights(source)
         found = fingerprint(weights.config, weights.state_dict)
-        _refuse_other(source, seen)  # than what was hashed just now
+        _refuse_other(source, seen)  # changed while it was hashed
         if lasting:
             _remember(source, {"files": seen, "sha256": found})
         return found
@@ -56,7 +58,7 @@ def of_file(source: Path) -> Callable[[], str]:
 
 
 def _state(source: Path) -> list[Any]:
-    """Return what changes when one of the files does, or when one comes or goes."""
+    """Return a value that changes if any of the files changes, is added or is removed."""
     status = [(file, file.stat()) for file in weight_files(source) if file.is_file()]
     return [[os.path.abspath(file), s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for file, s in status]
 
@@ -80,7 +82,7 @@ def _remembered(source: Path, seen: list[Any]) -> str | None:
 
 
 def _is_lasting(seen: list[Any]) -> bool:
-    """Tell whether files are large enough to remember, and old enough that no change of theirs would look the same."""
+    """Tell whether files are large enough to cache, and old enough that any change to them would be noticed."""
     newest = max(moment for *_, modified, changed in seen for moment in (modified, changed))
     settled = time.time_ns() - newest > _SETTLED * 1e9
     return bool(settled and sum(size for _, size, *_ in seen) >= REMEMBERED_FROM)
@@ -90,5 +92,5 @@ def _remember(source: Path, note: dict[str, Any]) -> None:
     try:
         with replacing(_note(source)) as temporary:
             temporary.write_text(json.dumps(note))
-    except OSError:  # a cache that cannot be written to costs time, nothing else
+    except OSError:  # a cache that cannot be written only costs time
         return

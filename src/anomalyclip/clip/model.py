@@ -1,6 +1,6 @@
 """The frozen CLIP with DPAM's local path: vision transformer, text transformer with deep tokens.
 
-Module names are those of OpenAI's weights, so that a state dict loads without renaming. Shapes in comments:
+Module names match OpenAI's weights, so a state dict loads without renaming. Shapes in comments:
 B images or texts, N tokens, D width, H heads, E embedding. Blocks are counted from 1, as in the paper.
 """
 
@@ -17,14 +17,14 @@ from anomalyclip.errors import AnomalyCLIPError
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Architecture of a CLIP model; every number can be read off its tensors.
+    """Architecture of a CLIP model.
 
     Parameters
     ----------
     embed_dim : int
         Width of the space that images and texts share.
     image_size : int
-        Side in pixels of the images that the positional table was made for.
+        Side in pixels of the images that the positional table is for.
     patch_size : int
         Side of a patch in pixels.
     vision_width, vision_layers, vision_heads : int
@@ -55,23 +55,23 @@ class CLIPConfig:
 
 @dataclass(frozen=True)
 class LocalPath:
-    """Which final blocks carry a second, local path, and what attends to what in it (DPAM).
+    """Which final blocks have a second, local path, and what attends to what in it (DPAM).
 
-    The local path starts from the tokens that enter its first block. Each block adds to it the attention of the
-    *original* path's projections, ``sum over pairs of softmax(X X^T / sqrt(d)) V``, and no MLP.
+    The local path starts from the tokens that enter its first block. Each block adds the attention of the *original*
+    path's projections to it, ``sum over pairs of softmax(X X^T / sqrt(d)) V``. It has no MLP.
 
     Parameters
     ----------
     blocks : int
-        How many final blocks carry it: 19 in AnomalyCLIP, 6 in CLIP Surgery; 0 is plain CLIP.
+        Number of final blocks that have it: 19 in AnomalyCLIP, 6 in CLIP Surgery; 0 is plain CLIP.
     attends : str
-        Projections that attend to themselves, of ``q``, ``k`` and ``v``, each at most once: ``v`` is V-V attention
+        Projections that attend to themselves: ``q``, ``k`` and ``v``, each at most once. ``v`` is V-V attention
         (AnomalyCLIP, CLIP Surgery), ``qkv`` is Q-Q + K-K + V-V (Crane), whose rows sum to 3.
 
     Raises
     ------
     AnomalyCLIPError
-        `attends` names something else, or nothing.
+        `attends` is empty or has other letters.
     """
 
     blocks: int
@@ -89,7 +89,7 @@ PLAIN = LocalPath(0)
 
 
 class Tokens(NamedTuple):
-    """What the blocks made of the tokens that entered the first one, before any projection.
+    """Tokens after the blocks of the vision transformer, before any projection.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class Tokens(NamedTuple):
     plain : dict of int to Tensor
         Block number to (B, n, D) float, the original path's tokens after that block.
     local : dict of int to Tensor
-        Block number to (B, n, D) float, the local path's tokens; before its first block, the original path's.
+        Block number to (B, n, D) float, the local path's tokens; for blocks before its first one, the original path's.
     """
 
     cls: Tensor
@@ -107,14 +107,15 @@ class Tokens(NamedTuple):
 
 
 class ImageFeatures(NamedTuple):
-    """What the vision transformer says of a batch of images, before normalisation.
+    """Features of a batch of images, before normalisation.
 
     Attributes
     ----------
     image : Tensor
         (B, E) float, the CLS token of the original path, without the final norm.
     patches : dict of int to Tensor
-        Block number to (B, 1 + N, E) float, CLS first, of the local path (of the plain stream for blocks before it).
+        Block number to (B, 1 + N, E) float, CLS first, from the local path (for blocks before it, from the original
+        path).
     """
 
     image: Tensor
@@ -122,7 +123,7 @@ class ImageFeatures(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose projections are apart, so that Q-K and V-V attention can share them."""
+    """Multi-head self-attention with separate projections, so that Q-K and V-V attention can share them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -132,13 +133,13 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, each (B, H, N, D / H), of tokens (B, N, D)."""
+        """Return queries, keys and values, each (B, H, N, D / H), for tokens (B, N, D)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # B N 3D
         q, k, v = qkv.view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x B H N D/H
         return q, k, v
 
     def project_cls(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the query of the first token alone, and the keys and values of all."""
+        """Return the query of the first token only, and the keys and values of all tokens."""
         width = x.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
         q = F.linear(x[:, :1], weight[:width], bias[:width])  # B 1 D
@@ -147,11 +148,11 @@ class Attention(nn.Module):
         return q.view(q.shape[0], 1, self.heads, -1).transpose(1, 2), k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-        """Return the attended and projected tokens (B, N, D); the N x N matrix is never held in memory."""
+        """Return the attended and projected tokens (B, N, D), without storing the N x N matrix."""
         return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))  # B H N D/H -> B N D
 
     def attend_each(self, selves: Sequence[Tensor], v: Tensor) -> Tensor:
-        """Return the sum of what each projection (B, H, N, D / H) attending to itself takes from the values."""
+        """Return the sum, over projections (B, H, N, D / H), of the values that each gathers by attending to itself."""
         x = F.scaled_dot_product_attention(selves[0], selves[0], v)  # B H N D/H
         for other in selves[1:]:
             x = x + F.scaled_dot_product_attention(other, other, v)
@@ -172,11 +173,11 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, D) of tokens (B, N, D)."""
+        """Map tokens (B, N, D) to tokens (B, N, D)."""
         shape = x.shape
         x = x.flatten(0, -2)  # BN D
-        # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: with the factors inside the matrix products, the activation is one
-        # pass over memory instead of three (a tenth of the encoder's time on a CPU).
+        # x sigmoid(1.702 x) = silu(1.702 x) / 1.702. With the factors inside the matrix products, the activation needs
+        # one pass over memory instead of three, which saves a tenth of the encoder's time on a CPU.
         scale = 1.702 if self.quick_gelu else 1.0
         x = torch.addmm(scale * self.c_fc.bias, x, self.c_fc.weight.T, alpha=scale)  # BN 4D
         x = F.silu(x, inplace=not x.requires_grad) if self.quick_gelu else F.gelu(x)
@@ -185,7 +186,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, as one path (CLIP) or two (DPAM)."""
+    """A pre-norm transformer block, run as one path (CLIP) or two (DPAM)."""
 
     def __init__(self, width: int, heads: int, *, quick_gelu: bool) -> None:
         super().__init__()
@@ -195,15 +196,15 @@ class Block(nn.Module):
         self.mlp = MLP(width, quick_gelu=quick_gelu)
 
     def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
-        """Return the plain CLIP block's tokens (B, N, D)."""
+        """Run the plain CLIP block and return its tokens (B, N, D)."""
         x = x + self.attn.attend(*self.attn.project(self.ln_1(x)), causal=causal)
         x = x + self.mlp(self.ln_2(x))
         return x
 
     def dual(self, x: Tensor, local: Tensor, *, attends: str, cls_only: bool) -> tuple[Tensor, Tensor]:
-        """Run the original and the local path; with `cls_only` the original one for the first token alone (B, 1, D).
+        """Run both paths; with `cls_only` the original path is computed for the first token only (B, 1, D).
 
-        The queries of the other tokens are not computed then, unless the local path attends with them.
+        In that case the queries of the other tokens are not computed unless the local path attends with them.
         """
         project = self.attn.project_cls if cls_only and "q" not in attends else self.attn.project
         q, k, v = project(self.ln_1(x))
@@ -215,7 +216,7 @@ class Block(nn.Module):
         return x, local
 
     def cls_only(self, x: Tensor) -> Tensor:
-        """Return the plain block's first token alone (B, 1, D)."""
+        """Run the plain block for its first token only (B, 1, D)."""
         x = x[:, :1] + self.attn.attend(*self.attn.project_cls(self.ln_1(x)))
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -230,7 +231,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's image tower, whose last blocks may carry DPAM's local path beside the original one."""
+    """CLIP's image tower; its last blocks can have DPAM's local path in addition to the original one."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -254,13 +255,13 @@ class VisionTransformer(nn.Module):
         pixels : Tensor
             (B, 3, h * P, w * P) float, normalised; P is the patch size.
         positions : Tensor, optional
-            (1 + h * w, D), from `positions`, for a caller that keeps it; None computes it.
+            (1 + h * w, D), the result of `positions` if the caller has it already. None computes it.
 
         Returns
         -------
         Tensor
-            (B, 1 + h * w, D) float, positions added and `ln_pre` applied. Both act on each token alone, so that any
-            subset of these rows can be given to `run`.
+            (B, 1 + h * w, D) float, with positions added and `ln_pre` applied. Both act on each token separately, so
+            any subset of these rows can be passed to `run`.
         """
         x = self.conv1(pixels)  # B D h w
         if positions is None:
@@ -279,17 +280,17 @@ class VisionTransformer(nn.Module):
         Parameters
         ----------
         tokens : Tensor
-            (B, n, D) float: all that `embed` returned, or any subset of its rows with CLS first.
+            (B, n, D) float: the result of `embed`, or any subset of its rows with CLS first.
         plain, local : sequence of int
-            Blocks, counted from 1, after which the tokens of the original and of the local path are kept.
+            Blocks, counted from 1, after which the tokens of the original and of the local path are returned.
         path : LocalPath
-            The local path; by default there is none.
+            The local path; none by default.
 
         Returns
         -------
         Tokens
-            What nobody asked for is not computed: in the last block the original path of CLS alone, unless `plain`
-            has that block.
+            Only what is needed is computed: in the last block, the original path is run for CLS only, unless `plain`
+            contains that block.
         """
         x, second, depth = tokens, None, len(self.transformer.resblocks)
         kept = Tokens(x, {}, {})
@@ -309,14 +310,14 @@ class VisionTransformer(nn.Module):
         return kept._replace(cls=x[:, 0])
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
-        """Return tokens (..., D) in the space that images and texts share, (..., E), with or without `ln_post`."""
+        """Project tokens (..., D) to the space that images and texts share, (..., E), with or without `ln_post`."""
         projected: Tensor = (self.ln_post(tokens) if norm else tokens) @ self.proj
         return projected
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Return the positional table (1 + h * w, D) for a grid of patches; the model's own is never changed.
+        """Return the positional table (1 + h * w, D) for a grid of patches; the model's table is not changed.
 
-        A table for another grid is resized bilinearly, without antialiasing, as in AnomalyCLIP and CLIP Surgery.
+        For another grid the table is resized bilinearly, without antialiasing, as in AnomalyCLIP and CLIP Surgery.
         """
         table = self.positional_embedding
         side = int((len(table) - 1) ** 0.5)
@@ -328,7 +329,7 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """CLIP with the changes that AnomalyCLIP makes to how it is run; its weights are CLIP's own.
+    """CLIP, run with AnomalyCLIP's changes; the weights are those of CLIP.
 
     Parameters
     ----------
@@ -361,7 +362,7 @@ class CLIP(nn.Module):
     def frozen(cls, config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> "CLIP":
         """Return the model with these weights in float32, frozen and in evaluation mode.
 
-        Tensors that are float32 already are used as they are (they may be memory-mapped); others are converted.
+        Tensors that are already float32 are used without a copy (they may be memory-mapped); others are converted.
         """
         with torch.device("meta"):
             model = cls(config)
@@ -379,7 +380,7 @@ class CLIP(nn.Module):
         layers : sequence of int
             The blocks, counted from 1, after which patch features are read.
         dpam_layers : int
-            How many final blocks carry the local path.
+            Number of final blocks with the local path.
 
         Returns
         -------
@@ -391,17 +392,17 @@ class CLIP(nn.Module):
         return ImageFeatures(visual.project(tokens.cls, norm=False), patches)
 
     def encode_text(self, embeddings: Tensor, end: Tensor, *, deep_tokens: Sequence[Tensor] = ()) -> Tensor:
-        """Encode texts given as token embeddings, which learned prompts are.
+        """Encode texts that are given as token embeddings, as learned prompts are.
 
-        Attention is causal, so nothing after a text's end token changes its feature: the texts may be cut after the
-        longest one's end token.
+        Attention is causal, so nothing after a text's end token changes its feature. The texts may therefore be cut
+        after the longest one's end token.
 
         Parameters
         ----------
         embeddings : Tensor
             (B, N, D) float token embeddings, start token first, without positions; N at most the context length.
         end : Tensor
-            (B,) int64, position of each text's end token, where the feature is read.
+            (B,) int64, position of each text's end token, from which the feature is read.
         deep_tokens : sequence of Tensor
             The i-th, (n, D), overwrites the n tokens after the start token before block i + 2.
 
@@ -421,9 +422,9 @@ class CLIP(nn.Module):
 
 
 def overwrite(x: Tensor, tokens: Tensor) -> Tensor:
-    """Return texts (B, N, D) with the tokens (n, D) in place of those after the start token.
+    """Return texts (B, N, D) in which the tokens (n, D) replace those after the start token.
 
-    The published model rounds the tokens to half precision here, which changes the fourth digit of its features.
+    Like the published model, this rounds the tokens to half precision, which changes the fourth digit of the features.
     """
     rounded = tokens.expand(len(x), -1, -1).half().to(x.dtype)  # B n D
     return torch.cat([x[:, :1], rounded, x[:, 1 + rounded.shape[1] :]], dim=1)

@@ -1,4 +1,4 @@
-"""Names of backbones and prompts: where each is published, and what its content must be."""
+"""Names of backbones and prompts: where each is published, and the digest of its content."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from anomalyclip.files import file_digest
 from anomalyclip.spec import DEFAULT_BACKBONE
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-"""What is embedded in the package."""
+"""Folder of the files that are included in the package."""
 
 _HUB_FILE = "open_clip_model.safetensors"
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -27,7 +27,7 @@ _ANOMALYCLIP = "https://raw.githubusercontent.com/zqhang/AnomalyCLIP/45ed4dd35c0
 
 @dataclass(frozen=True)
 class Backbone:
-    """A published CLIP: one set of weights at two places.
+    """A published CLIP: one set of weights, available from two places.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ class LearnedPrompts:
     source : RemoteFile or Path
         The checkpoint.
     backbone : str
-        Name of the backbone for which they were learned; they mean nothing to another one.
+        Name of the backbone they were learned for; they do not work with any other.
     trained_on : str, optional
-        The data set, where the checkpoint itself does not say it.
+        The data set, if the checkpoint itself does not say it.
     """
 
     source: RemoteFile | Path
@@ -64,7 +64,7 @@ def _openai(hub: str, sha256: str, name: str) -> Backbone:
     return Backbone(hub, RemoteFile(f"{_OPENAI}/{sha256}/{name}.pt", f"sha256:{sha256}"))
 
 
-# The digests are part of OpenAI's addresses (openai/CLIP, clip/clip.py).
+# OpenAI's addresses contain the digests (openai/CLIP, clip/clip.py).
 BACKBONES: dict[str, Backbone | Path] = {
     DEFAULT_BACKBONE: _openai(
         "timm/vit_large_patch14_clip_336.openai",
@@ -88,9 +88,9 @@ BACKBONES: dict[str, Backbone | Path] = {
     ),
     "micro": ASSETS / "micro",
 }
-"""Known backbones; a `Path` is embedded in the package."""
+"""Known backbones; a `Path` is included in the package."""
 
-# Named by what they were trained on; the names of the published folders read the wrong way round.
+# Named after what they were trained on; the names of the published folders suggest the opposite.
 PROMPTS: dict[str, LearnedPrompts] = {
     "visa": LearnedPrompts(
         RemoteFile(
@@ -109,7 +109,7 @@ PROMPTS: dict[str, LearnedPrompts] = {
     ),
     "micro": LearnedPrompts(ASSETS / "micro" / "prompts.safetensors", "micro"),
 }
-"""Known prompts; a `Path` is embedded in the package."""
+"""Known prompts; a `Path` is included in the package."""
 
 
 def resolve_backbone(name_or_path: str | PathLike[str]) -> Path:
@@ -118,12 +118,12 @@ def resolve_backbone(name_or_path: str | PathLike[str]) -> Path:
     Parameters
     ----------
     name_or_path : str or path
-        A name in `BACKBONES`, or a file or folder of weights. A name wins over a path of the same spelling.
+        A name in `BACKBONES`, or a file or folder of weights. A name takes precedence over a path spelled the same.
 
     Returns
     -------
     Path
-        What `anomalyclip.clip.weights.read_weights` reads.
+        A file or folder for `anomalyclip.clip.weights.read_weights`.
 
     Raises
     ------
@@ -154,9 +154,9 @@ def resolve_prompts(
     Parameters
     ----------
     name_or_path : str or path
-        A name in `PROMPTS`, or a file. A name wins over a path of the same spelling.
+        A name in `PROMPTS`, or a file. A name takes precedence over a path spelled the same.
     backbone : str or path, optional
-        The backbone that they are for. If it is a name too, it must be the one for which they were learned.
+        The backbone to use them with. If both are names, it must be the backbone they were learned for.
 
     Returns
     -------
@@ -174,16 +174,16 @@ def resolve_prompts(
     >>> resolve_prompts("visa", backbone="ViT-B-32")
     Traceback (most recent call last):
     ...
-    anomalyclip.errors.AnomalyCLIPError: prompts 'visa' were learned for the backbone ViT-L-14-336 and mean
-    nothing to ViT-B-32; use --backbone ViT-L-14-336, or learn prompts for ViT-B-32 with `anomalyclip train`
+    anomalyclip.errors.AnomalyCLIPError: prompts 'visa' were learned for the backbone ViT-L-14-336 and do not work
+    with ViT-B-32; use --backbone ViT-L-14-336, or learn prompts for ViT-B-32 with `anomalyclip train`
     """
     entry = PROMPTS.get(fspath(name_or_path))
     if entry is None:
         return _existing("prompts", name_or_path, PROMPTS)
     if backbone is not None and fspath(backbone) in BACKBONES and fspath(backbone) != entry.backbone:
         raise AnomalyCLIPError(
-            f"prompts {fspath(name_or_path)!r} were learned for the backbone {entry.backbone} and mean nothing "
-            f"to {fspath(backbone)}; use --backbone {entry.backbone}, or learn prompts for {fspath(backbone)} with "
+            f"prompts {fspath(name_or_path)!r} were learned for the backbone {entry.backbone} and do not work "
+            f"with {fspath(backbone)}; use --backbone {entry.backbone}, or learn prompts for {fspath(backbone)} with "
             "`anomalyclip train`"
         )
     if isinstance(entry.source, Path):
@@ -194,16 +194,16 @@ def resolve_prompts(
 def fetch_backbone(name: str, entry: Backbone, folder: Path) -> Path:
     """Return a published backbone: from the caches, else from the hub, else from OpenAI.
 
-    Nothing that is cached touches the network. ``HF_HUB_OFFLINE`` forbids every download, OpenAI's too.
+    A cached backbone needs no network. ``HF_HUB_OFFLINE`` forbids all downloads, including those from OpenAI.
 
     Parameters
     ----------
     name : str
-        What to call it in messages.
+        Its name in messages.
     entry : Backbone
         Where it is published.
     folder : Path
-        Cache of OpenAI's archive and of its conversion to safetensors; the hub has its own (``HF_HOME``).
+        Cache for OpenAI's archive and its conversion to safetensors; the hub has its own cache (``HF_HOME``).
 
     Returns
     -------
@@ -213,7 +213,7 @@ def fetch_backbone(name: str, entry: Backbone, folder: Path) -> Path:
     Raises
     ------
     DownloadError
-        If it is neither cached nor to be had; the message says how to get it by hand.
+        If it is not cached and cannot be downloaded; the message says how to download it manually.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -237,17 +237,17 @@ def fetch_backbone(name: str, entry: Backbone, folder: Path) -> Path:
             failures.append(str(openai_error))
     raise DownloadError(
         _by_hand(f"backbone {name!r}", failures, entry.archive.url, "--backbone")
-        + "\nTo try the program without any download: --backbone micro"
+        + "\nTo try anomalyclip without any download: --backbone micro"
     )
 
 
 def fetch_prompts(name: str, source: RemoteFile, folder: Path) -> Path:
-    """Return published prompts: from the cache, else from where they are published.
+    """Return published prompts from the cache, or download them.
 
     Parameters
     ----------
     name : str
-        What to call them in messages.
+        Their name in messages.
     source : RemoteFile
         Where they are published.
     folder : Path
@@ -261,7 +261,7 @@ def fetch_prompts(name: str, source: RemoteFile, folder: Path) -> Path:
     Raises
     ------
     DownloadError
-        If they are neither cached nor to be had; the message says how to get them by hand.
+        If they are not cached and cannot be downloaded; the message says how to download them manually.
     """
     from huggingface_hub import constants
 
@@ -279,23 +279,25 @@ def _by_hand(what: str, failures: list[str], url: str, option: str) -> str:
     name = url.rsplit("/", 1)[-1]
     tried = "".join(f"\n  - {failure}" for failure in failures)
     return (
-        f"{what} cannot be had:{tried}\n"
-        f"To get it by hand, on any machine with a connection: curl -L -O {url}\n"
+        f"{what} could not be downloaded:{tried}\n"
+        f"To download it manually, on any machine with a connection: curl -L -O {url}\n"
         f"then: {option} {name}"
     )
 
 
 def _from_hub(repository: str) -> Path:
-    """Download the weights from the hub, and check them against the SHA-256 that the hub states."""
+    """Download the weights from the hub, and check them against the hub's SHA-256."""
     from huggingface_hub import constants, hf_hub_download
 
     where = f"{constants.ENDPOINT}/{repository} ({_HUB_FILE})"
-    # The hub's client spends 23 s on retries when there is no network; this finds out at once.
+    # Without a network the hub's client retries for 23 s; this check fails at once.
     if reason := unreachable(constants.ENDPOINT):
         raise DownloadError(f"{where}: no connection ({reason})")
     try:
         path = Path(hf_hub_download(repository, _HUB_FILE))
-    except Exception as error:  # whatever the client raises (it differs by version), the other source is next
+    except (
+        Exception
+    ) as error:  # what the client raises depends on its version; the other source is tried next
         raise DownloadError(f"{where}: {str(error).strip().splitlines()[0]}") from error
     blob = path.resolve()  # the hub's cache names a large file by its SHA-256
     if (
@@ -305,27 +307,30 @@ def _from_hub(repository: str) -> Path:
         path.unlink()
         blob.unlink()
         raise DownloadError(
-            f"{where}: damaged on its way (expected sha256:{blob.name}, got {got}); it was removed"
+            f"{where}: damaged during the download (expected sha256:{blob.name}, got {got}); it was removed"
         )
     return path
 
 
 def _converted(archive: RemoteFile, folder: Path) -> Path | None:
-    """Return the safetensors form of an archive if it is there and whole."""
+    """Return the safetensors form of an archive if it exists and is complete."""
     path = _converted_path(archive, folder)
     if not path.is_file():
         return None
     from anomalyclip.clip.weights import read_weights  # imports torch
 
     try:
-        read_weights(path)  # memory-mapped: checks header, size, names and shapes, and reads no content
+        read_weights(path)  # memory-mapped: checks header, size, names and shapes without reading the content
     except AnomalyCLIPError:
         return None
     return path
 
 
 def _convert(path: Path, archive: RemoteFile, folder: Path) -> Path:
-    """Write the safetensors form of an archive, for later starts to map; a read-only cache does without."""
+    """Write the safetensors form of an archive, which later starts can memory-map, and return it.
+
+    If the cache cannot be written, the archive itself is returned.
+    """
     from anomalyclip.clip.weights import read_weights, save_weights
 
     weights = read_weights(path)
@@ -356,6 +361,6 @@ def _existing(
 def _embedded(path: Path) -> Path:
     if not path.exists():
         raise AnomalyCLIPError(
-            f"{path}: missing from this installation of anomalyclip; install the package again"
+            f"{path}: missing from this installation of anomalyclip; reinstall the package"
         )
     return path

@@ -1,4 +1,4 @@
-"""Texts to token ids, and the ids of the few words that prompts are made of."""
+"""Convert texts to token ids, and look up the ids of the few words in prompts."""
 
 import os
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class PromptTokens:
     Parameters
     ----------
     start, placeholder, damaged, object, period, end : int
-        Ids in the backbone's vocabulary. The text is padded with 0, and its feature is read where the id is
-        largest: at `end`.
+        Ids in the backbone's vocabulary. The text is padded with 0. Its feature is read at the largest id, which is
+        `end`.
     """
 
     start: int
@@ -34,18 +34,18 @@ class PromptTokens:
 
 
 CLIP_TOKENS = PromptTokens(start=49406, placeholder=343, damaged=13568, object=14115, period=269, end=49407)
-"""In the vocabulary of every published CLIP, so that learned prompts need no vocabulary file."""
+"""The ids in the vocabulary of every published CLIP, so learned prompts need no vocabulary file."""
 
 
 class Tokenizer:
-    """A vocabulary in the form of the ``tokenizers`` library, used the way CLIP does.
+    """A vocabulary file of the ``tokenizers`` library, used as CLIP does.
 
     Parameters
     ----------
     file : str or Path
         ``tokenizer.json``; it must have the tokens ``<|startoftext|>`` and ``<|endoftext|>``.
     context_length : int
-        Length of every row that comes out.
+        Length of every row of token ids.
 
     Raises
     ------
@@ -82,7 +82,7 @@ class Tokenizer:
         Raises
         ------
         AnomalyCLIPError
-            If a text has more tokens than fit.
+            If a text has too many tokens.
         """
         import torch
 
@@ -91,14 +91,14 @@ class Tokenizer:
             tokens = [self._start, *self._encode(text), self._end]
             if len(tokens) > self.context_length:
                 raise AnomalyCLIPError(
-                    f"the text {text!r} has {len(tokens)} tokens with start and end; "
-                    f"at most {self.context_length} fit"
+                    f"the text {text!r} has {len(tokens)} tokens, including start and end; "
+                    f"at most {self.context_length} are allowed"
                 )
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 
     def prompt_tokens(self) -> PromptTokens:
-        """Look up the words of prompts in this vocabulary.
+        """Look up the words in prompts in this vocabulary.
 
         Returns
         -------
@@ -125,11 +125,13 @@ class Tokenizer:
     def _word(self, word: str) -> int:
         ids = self._encode(word)
         if len(ids) != 1:
-            raise AnomalyCLIPError(f"{self.file}: {word!r} is {len(ids)} tokens; prompts need it to be one")
+            raise AnomalyCLIPError(
+                f"{self.file}: {word!r} is {len(ids)} tokens; prompts need it to be one token"
+            )
         return ids[0]
 
     def _id(self, token: str) -> int:
         value = self._vocabulary.token_to_id(token)
         if value is None:
-            raise AnomalyCLIPError(f"{self.file}: has no token {token}; it is not a vocabulary of a CLIP")
+            raise AnomalyCLIPError(f"{self.file}: has no token {token}; expected the vocabulary of a CLIP")
         return int(value)

@@ -1,4 +1,4 @@
-"""Reads the tensors of a TorchScript archive without running, or even compiling, the code in it."""
+"""Read the tensors of a TorchScript archive without running or compiling the code in it."""
 
 import pickle
 import zipfile
@@ -21,35 +21,35 @@ _DTYPES = {
 
 
 def read_torchscript(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
-    """Return every tensor that a module and its children hold.
+    """Return all tensors of a module and its children.
 
-    The archive is a pickle (``data.pkl``) of nested objects, whose classes are in ``code/``, and one record
-    of bytes for each storage (``data/<key>``). Here each class is an empty one, and the pickle may call
-    nothing but what makes tensors and lists.
+    The archive has a pickle (``data.pkl``) of nested objects, whose classes are in ``code/``, and one record
+    of bytes for each storage (``data/<key>``). Here each class is replaced by an empty one, and the pickle may only
+    call functions that make tensors and lists.
 
     Parameters
     ----------
     archive : ZipFile
-        What ``torch.jit.save`` wrote.
+        A file written by ``torch.jit.save``.
     root : str
-        The folder in it, with a slash at its end.
+        The folder in it, with a trailing slash.
 
     Returns
     -------
     dict of str to Tensor
-        By dotted names, as in the module's state dict.
+        Dotted names, as in the module's state dict, to tensors.
 
     Raises
     ------
     pickle.UnpicklingError
-        If the pickle refers to anything but tensors. A damaged archive can raise anything else.
+        If the pickle refers to anything but tensors. A damaged archive can raise any other exception.
     """
     with archive.open(f"{root}data.pkl") as stream:
         return dict(_tensors_of(_Reader(stream, archive, root).load(), ""))
 
 
 class _Module:
-    """Stands for every class of the archive: attributes, no behaviour."""
+    """Replaces every class in the archive: attributes, no behaviour."""
 
 
 class _Reader(pickle.Unpickler):
@@ -60,7 +60,7 @@ class _Reader(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Resolve the few names that a module of tensors needs."""
+        """Resolve only the few names that a module of tensors needs."""
         if module.split(".")[0] == "__torch__":
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -73,7 +73,7 @@ class _Reader(pickle.Unpickler):
             return _untagged
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list  # of numbers
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, as no CLIP of OpenAI does")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no CLIP of OpenAI does")
 
     def persistent_load(self, reference: Any) -> Tensor:
         """Return a storage as a flat tensor."""

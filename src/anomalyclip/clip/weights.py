@@ -1,4 +1,4 @@
-"""Reads every published form of CLIP weights, and the architecture off the tensors."""
+"""Read CLIP weights in every published form, and infer the architecture from the tensors."""
 
 import hashlib
 import json
@@ -35,9 +35,11 @@ _FOLDER_FILES = (  # in order of preference
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-_HEAD_WIDTH = 64  # of every CLIP of OpenAI (openai/CLIP, clip/model.py); tensors do not show it
+_HEAD_WIDTH = (
+    64  # in all of OpenAI's models (openai/CLIP, clip/model.py); cannot be inferred from the tensors
+)
 _METADATA_KEY = "anomalyclip.config"
-# Numbers that some forms store beside the weights; nothing is computed with them.
+# Values that some forms store with the weights; they are not used.
 _IGNORED = re.compile(r"(input_resolution|context_length|vocab_size|attn_mask|.*\.position_ids)")
 
 
@@ -50,10 +52,10 @@ class Weights:
     config : CLIPConfig
         The architecture.
     state_dict : dict of str to Tensor
-        Under OpenAI's names, in the file's own floating-point type; mapped into memory where the form allows
-        it, so that nothing is read before it is used. Not to be written to.
+        Under OpenAI's names, in the file's floating-point type. Memory-mapped if the file's form allows it, so that
+        nothing is read before it is used. Do not modify them.
     source : Path
-        The file or folder from which they came.
+        The file or folder they were read from.
     """
 
     config: CLIPConfig
@@ -63,7 +65,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What tensors do not show."""
+    """Settings that cannot be inferred from the tensors."""
 
     vision_heads: int | None = None
     text_heads: int | None = None
@@ -72,22 +74,22 @@ class _Settings:
 
 
 class _Unusable(Exception):
-    """Why a file is refused, without its name."""
+    """Says why a file is refused, without its name."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """Read CLIP weights in any published form.
 
-    No code of a file is ever run: TorchScript archives are read for their tensors alone, pickles with
+    Code in a file is never run: only the tensors of TorchScript archives are read, and pickles are read with
     ``weights_only=True``.
 
     Parameters
     ----------
     path : str or path
-        OpenAI's TorchScript archive; a state dict of PyTorch, also under ``"state_dict"`` and with
-        ``module.`` before its names; safetensors of open_clip, of transformers (``config.json`` beside it),
-        or of `save_weights`; or a folder that holds one of them. An ``open_clip_config.json`` or
-        ``config.json`` that belongs to the file is obeyed.
+        OpenAI's TorchScript archive; a PyTorch state dict, also under ``"state_dict"`` and with ``module.`` before its
+        names; safetensors written by open_clip, transformers (with ``config.json`` in the same folder) or
+        `save_weights`; or a folder that contains one of them. An ``open_clip_config.json`` or ``config.json`` that
+        belongs to the file is used.
 
     Returns
     -------
@@ -98,7 +100,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     Raises
     ------
     AnomalyCLIPError
-        If it is not a CLIP with a vision transformer, incomplete, or damaged.
+        If it is not a CLIP with a vision transformer, or is incomplete or damaged.
 
     Examples
     --------
@@ -129,20 +131,20 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
 def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
     """Write weights as safetensors: one file, or a folder with ``config.json`` and ``model.safetensors``.
 
-    Each file appears whole or not at all.
+    An interrupted call leaves no partly written file.
 
     Parameters
     ----------
     weights : Weights
-        What to write.
+        The weights to write.
     path : str or path
-        A name that ends in ``.safetensors`` is a file, with the architecture in its header; any other is a
+        A name that ends in ``.safetensors`` is a file, with the architecture in its header; any other name is a
         folder.
 
     Returns
     -------
     Path
-        `path`; `read_weights` reads it.
+        `path`, which `read_weights` can read.
 
     Raises
     ------
@@ -154,7 +156,9 @@ def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in weights.state_dict.items()}
     try:
         if path.suffix == ".safetensors":
-            metadata = {_METADATA_KEY: json.dumps(config)}  # one entry: the order of several is random
+            metadata = {
+                _METADATA_KEY: json.dumps(config)
+            }  # a single entry, since several are written in random order
             _replace(path, lambda file: save_file(tensors, file, metadata))
         else:
             text = json.dumps(config, indent=2) + "\n"
@@ -166,15 +170,15 @@ def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
 
 
 def fingerprint(config: CLIPConfig, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over architecture, names, shapes and contents as float32: equal exactly if every feature is.
+    """SHA-256 of architecture, names, shapes and contents as float32; equal weights have equal fingerprints.
 
     Parameters
     ----------
     config : CLIPConfig
         The architecture.
     tensors : mapping of str to Tensor
-        All of the model, in any floating-point type: half precision is widened, as `CLIP.frozen` does. Where they came
-        from does not matter.
+        All of the model's tensors, in any floating-point type: half precision is converted to float32, as in
+        `CLIP.frozen`. The form of the file they came from does not matter.
 
     Returns
     -------
@@ -189,7 +193,7 @@ def fingerprint(config: CLIPConfig, tensors: Mapping[str, Tensor]) -> str:
 
 
 def weight_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return all files that `read_weights` would read of a file or folder: weights, shards, configurations."""
+    """Return all files that `read_weights` would read for a file or folder: weights, shards, configurations."""
     path = Path(path)
     file = _file_of(path) if path.is_dir() else path
     beside = [file.with_name(name) for name in ("open_clip_config.json", "config.json")]
@@ -198,7 +202,7 @@ def weight_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def tensor_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of an architecture.
+    """Return the name and shape of every tensor of an architecture.
 
     Parameters
     ----------
@@ -262,12 +266,12 @@ def _file_of(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise AnomalyCLIPError(
-        f"{folder}: a folder without {', '.join(_FOLDER_FILES[:-1])} or {_FOLDER_FILES[-1]}; {EXPECTED}"
+        f"{folder}: the folder has no {', '.join(_FOLDER_FILES[:-1])} or {_FOLDER_FILES[-1]}; {EXPECTED}"
     )
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under the file's own names, and a safetensors header's text; the content decides the form."""
+    """Return tensors under the file's names, and the metadata of a safetensors header; detects the form by content."""
     with file.open("rb") as stream:
         head = stream.read(9)
     if not head:
@@ -277,12 +281,12 @@ def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if zipfile.is_zipfile(file):
         return _read_zip(file), {}
     if head[:2] == b"PK":
-        raise _Unusable("is cut short (a zip archive without its end); copy or download it again")
+        raise _Unusable("is truncated (a zip archive without its end); copy or download it again")
     if head[8:] == b"{" or file.suffix == ".safetensors":
         return _read_safetensors(file)
     if head[:1] == b"\x80":  # a pickle
         return _read_pickle(file, memory_map=False), {}
-    raise _Unusable(f"is none of the known forms; {EXPECTED}")
+    raise _Unusable(f"is in an unknown format; {EXPECTED}")
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -290,7 +294,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(file, framework="pt") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}, archive.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise _Unusable(f"is not a whole safetensors file ({error}); copy or download it again") from error
+        raise _Unusable(f"is not a complete safetensors file ({error}); copy or download it again") from error
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -299,9 +303,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise _Unusable('has no "weight_map"; expected the index of a transformers model')
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
-        shard = index.parent / Path(str(name)).name  # never outside of the folder
+        shard = index.parent / Path(str(name)).name  # never outside the folder
         if not shard.is_file():
-            raise _Unusable(f"names {shard.name}, which is not beside it; download the whole folder")
+            raise _Unusable(
+                f"refers to {shard.name}, which is not in the same folder; download the whole folder"
+            )
         tensors |= _read_safetensors(shard)[0]
     return tensors
 
@@ -323,7 +329,7 @@ def _read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
         return read_torchscript(archive, root)
     except Exception as error:  # what a damaged pickle raises depends on the damage
         raise _Unusable(
-            f"is a damaged or foreign TorchScript archive ({error}); copy or download it again"
+            f"is a damaged TorchScript archive, or not one of CLIP ({error}); copy or download it again"
         ) from error
 
 
@@ -332,15 +338,15 @@ def _read_pickle(file: Path, *, memory_map: bool) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=memory_map)
     except pickle.UnpicklingError as error:
         raise _Unusable(
-            "is damaged, or holds Python objects other than tensors, which are not loaded since they can run "
-            "code; save the state dict alone: torch.save(model.state_dict(), FILE)"
+            "is damaged, or contains Python objects other than tensors, which are not loaded because they can run "
+            "code; save only the state dict: torch.save(model.state_dict(), FILE)"
         ) from error
     except Exception as error:  # what a damaged pickle raises depends on the damage
         raise _Unusable(f"is damaged ({type(error).__name__}); copy or download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise _Unusable(f"holds no state dict; {EXPECTED}")
+        raise _Unusable(f"contains no state dict; {EXPECTED}")
     return {
         str(name).removeprefix("module."): value
         for name, value in content.items()
@@ -348,11 +354,11 @@ def _read_pickle(file: Path, *, memory_map: bool) -> dict[str, Tensor]:
     }
 
 
-# --- what tensors do not show -------------------------------------------------------------------------------
+# --- settings beside the tensors ----------------------------------------------------------------------------
 
 
 def _read_settings(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> _Settings:
-    """From the header, or from the configuration that belongs to the file by its name."""
+    """Read the settings from the header, or from the configuration file that belongs to the file by name."""
     beside = file.with_name("open_clip_config.json" if file.name.startswith("open_clip_") else "config.json")
     try:
         if _METADATA_KEY in metadata:
@@ -360,7 +366,7 @@ def _read_settings(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
         if _is_transformers(tensors):
             if not beside.is_file():
                 raise _Unusable(
-                    "has transformers' names, and its config.json is not beside it; download the whole folder"
+                    "has transformers' names, but no config.json in the same folder; download the whole folder"
                 )
             return _transformers_settings(_read_json(beside))
         if file.name not in _FOLDER_FILES or not beside.is_file():
@@ -371,7 +377,7 @@ def _read_settings(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
         return _stated(content) if "embed_dim" in content else _Settings()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _Unusable(
-            f"its configuration {beside.name} cannot be understood ({type(error).__name__}: {error})"
+            f"its configuration {beside.name} is invalid ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -390,7 +396,7 @@ def _open_clip_settings(model: dict[str, Any]) -> _Settings:
 
 
 def _transformers_settings(content: dict[str, Any]) -> _Settings:
-    # What a configuration leaves out has transformers' default (CLIPVisionConfig, CLIPTextConfig).
+    # Missing values have transformers' defaults (CLIPVisionConfig, CLIPTextConfig).
     vision, text = content.get("vision_config") or {}, content.get("text_config") or {}
     activations = {tower.get("hidden_act", "quick_gelu") for tower in (vision, text)}
     if activations not in ({"quick_gelu"}, {"gelu"}):
@@ -425,7 +431,7 @@ _TRANSFORMERS_NAMES = [
     (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
     (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
     (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
-    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # their spelling
+    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # spelled like this in transformers
     (r"vision_model\.post_layernorm\.", "visual.ln_post."),
     (r"visual_projection\.weight", "visual.proj"),
     (r"text_model\.embeddings\.token_embedding\.", "token_embedding."),
@@ -478,7 +484,7 @@ def _config_of(tensors: dict[str, Tensor], settings: _Settings) -> CLIPConfig:
     grid = math.isqrt(max(positions - 1, 0))
     if grid**2 + 1 != positions:
         raise _Unusable(
-            f"visual.positional_embedding has {positions} rows; expected a square number of patches and CLS"
+            f"visual.positional_embedding has {positions} rows; expected a square number of patches plus one for CLS"
         )
     config = CLIPConfig(
         embed_dim=embed_dim,
@@ -510,13 +516,13 @@ def _layers(tensors: Iterable[str], tower: str) -> int:
 def _heads(tower: str, width: int, stated: int | None) -> int:
     if stated is None and width % _HEAD_WIDTH:
         raise _Unusable(
-            f"its {tower} width {width} is no multiple of {_HEAD_WIDTH}; "
-            "expected a configuration that states the heads"
+            f"its {tower} width {width} is not a multiple of {_HEAD_WIDTH}; "
+            "expected a configuration that gives the number of heads"
         )
     heads = stated or width // _HEAD_WIDTH
     if width % heads:
         raise _Unusable(
-            f"its {tower} width {width} does not divide into the {heads} heads of its configuration"
+            f"its {tower} width {width} is not divisible by the {heads} heads in its configuration"
         )
     return heads
 
@@ -524,9 +530,9 @@ def _heads(tower: str, width: int, stated: int | None) -> int:
 def _check(tensors: dict[str, Tensor], config: CLIPConfig) -> None:
     shapes = tensor_shapes(config)
     if missing := shapes.keys() - tensors.keys():
-        raise _Unusable(f"lacks {_some(missing)}; {EXPECTED}")
+        raise _Unusable(f"has no {_some(missing)}; {EXPECTED}")
     if unknown := tensors.keys() - shapes.keys():
-        raise _Unusable(f"has tensors that no CLIP of this kind has: {_some(unknown)}; {EXPECTED}")
+        raise _Unusable(f"has unexpected tensors: {_some(unknown)}; {EXPECTED}")
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise _Unusable(f"{name} has the shape {tuple(tensors[name].shape)}; expected {shape}")
@@ -540,7 +546,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, and give it its name when it is complete."""
+    """Let `write` fill a temporary file, and rename it to `path` once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
