@@ -89,7 +89,10 @@ def read_list_file(path: str | os.PathLike[str]) -> list[ImageFile]:
         content = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise AnomalyCLIPError(f"{path}: not a readable list of image paths ({error.strerror})") from None
-    images = list(read_list(content.split("\n")))
+    try:
+        images = list(read_list(content.split("\n")))
+    except AnomalyCLIPError as error:
+        raise AnomalyCLIPError(f"{path}: {error}") from None
     if not images:
         raise AnomalyCLIPError(f"{path}: the list is empty; expected one image path per line")
     return images

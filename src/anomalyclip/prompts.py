@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone, resolve_prompts
 from anomalyclip.errors import AnomalyCLIPError
@@ -304,7 +304,9 @@ def _read_safetensors(path: Path) -> Prompts:
 def _read_published(path: Path) -> Prompts:
     expected = '{"prompt_learner": {"ctx_pos", "ctx_neg", "tokenized_prompts_pos", ...}}'
     try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = load_checkpoint(path)
+    except AnomalyCLIPError:
+        raise
     except Exception as error:
         raise AnomalyCLIPError(
             f"{path}: not a readable checkpoint of tensors ({type(error).__name__}); expected {expected}"

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anomalyclip.clip.checkpoints import load_checkpoint, not_plain
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.torchscript import read_torchscript
 from anomalyclip.errors import AnomalyCLIPError
@@ -115,6 +116,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     file = _file_of(path) if path.is_dir() else path
     try:
         tensors, metadata = _read_tensors(file)
+        _check_plain(tensors)
         settings = _read_settings(file, tensors, metadata)
         if _is_transformers(tensors):
             tensors = _from_transformers(tensors)
@@ -335,7 +337,9 @@ def _read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path, *, memory_map: bool) -> dict[str, Tensor]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=memory_map)
+        content = load_checkpoint(file, memory_map=memory_map)
+    except AnomalyCLIPError:
+        raise
     except pickle.UnpicklingError as error:
         raise _Unusable(
             "is damaged, or contains Python objects other than tensors, which are not loaded because they can run "
@@ -525,6 +529,13 @@ def _heads(tower: str, width: int, stated: int | None) -> int:
             f"its {tower} width {width} is not divisible by the {heads} heads in its configuration"
         )
     return heads
+
+
+def _check_plain(tensors: dict[str, Tensor]) -> None:
+    """Refuse what is no array of numbers that is all there."""
+    for name, tensor in tensors.items():
+        if problem := not_plain(tensor):
+            raise _Unusable(f"{name} {problem}; save the weights as dense floating-point numbers")
 
 
 def _check(tensors: dict[str, Tensor], config: CLIPConfig) -> None:

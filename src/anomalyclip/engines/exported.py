@@ -99,8 +99,18 @@ class ExportedScorer:
                 f"pixels of {pixels.dtype} {pixels.shape}; {self.path} takes uint8 (B, {side}, {side}, 3)"
             )
         step = self._batch or len(pixels)
-        results = [self._run(pixels[i : i + step]) for i in range(0, len(pixels), step)]
-        scores, maps = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        try:
+            results = [self._run(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+            scores, maps = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        except Exception as error:  # the runtimes' exceptions have no common base
+            raise AnomalyCLIPError(
+                f"{self.path}: does not run on {self.device} ({first_line(error)}); export it again"
+            ) from None
+        if scores.shape != (len(pixels),) or maps.shape != (len(pixels), side, side):
+            raise AnomalyCLIPError(
+                f"{self.path}: gave scores {scores.shape} and maps {maps.shape} for {len(pixels)} images; export it "
+                "again"
+            )
         if not np.isfinite(scores.sum() + maps.sum()):  # the sum tells whether any number is not finite
             raise AnomalyCLIPError(
                 f"{self.path}: gave NaN or infinite scores on {self.device}: the file is damaged, or "

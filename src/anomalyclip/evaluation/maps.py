@@ -5,6 +5,7 @@ stopped run goes on at the image where it was.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -244,13 +245,16 @@ def _records(folder: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
     file = folder / "predictions.jsonl"
     if not file.is_file():
         return
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
-                float(record["pred_score"])
-                yield record.get("image_path"), {"files": {}, **record}
-            except (ValueError, KeyError, TypeError):
+                record = {"files": {}, **json.loads(line)}
+                if not (
+                    math.isfinite(record["pred_score"]) and isinstance(record["files"].get("map", ""), str)
+                ):
+                    raise ValueError
+                yield record.get("image_path"), record
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 raise AnomalyCLIPError(
                     f"{file}, line {number}: expected a line as `predict` writes it"
                 ) from None

@@ -261,7 +261,7 @@ class FeatureStore:
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
             checksum = np.fromfile(path, dtype="<u4", offset=self.record_bytes - _CHECKSUM)[0]
-        except (OSError, ValueError):
+        except Exception:  # what a damaged header raises depends on the damage
             return None
         if (
             stored.shape != self._stored_shape

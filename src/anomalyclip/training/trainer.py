@@ -3,7 +3,6 @@
 Everything random is drawn from (seed, epoch), so that the position alone says what comes next.
 """
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
@@ -114,13 +114,13 @@ class Trainer:
         if not path.is_file():
             return False
         try:
-            state = torch.load(path, map_location=self.data.store.scorer.device, weights_only=True)
+            state = load_checkpoint(path, device=self.data.store.scorer.device)
             self.learner.load_state_dict(state["learner"])
             self.optimizer.adam.load_state_dict(state["optimizer"])
             self.epoch, self.step, self._sums = state["epoch"], state["steps"], list(state["sums"])
             self._best, self._journal_bytes = state["best"], state["journal_bytes"]
             torch.set_num_threads(state["threads"])
-        except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # what a damaged checkpoint raises depends on the damage
             raise AnomalyCLIPError(
                 f"{path}: cannot be resumed from ({type(error).__name__}); begin anew in another folder, the features "
                 "are kept"

@@ -1,0 +1,328 @@
+"""Real files of every kind that is read: each function writes its cases into a folder, one folder per case."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anomalyclip import DetectorSpec, Threshold, export
+from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.engines.card import ModelCard
+from anomalyclip.evaluation.results import Case, ClassResult, ImageResult
+from anomalyclip.prediction import Prediction
+from anomalyclip.prompts import Prompts
+from anomalyclip.runs import begin
+from anomalyclip.training.start import prompt_ids, prompt_tokens
+from anomalyclip.writers import PredictionWriter
+from tests import clip_forms
+from tests.conftest import GOLDEN, TINY
+
+SMALL = CLIPConfig(32, 56, 14, 64, 2, 1, 64, 3, 1, 77, 49408)
+"""The golden CLIP with two vision blocks and three text blocks."""
+
+
+@cache
+def small_state() -> dict[str, torch.Tensor]:
+    with np.load(GOLDEN / "tiny_clip.npz") as arrays:
+        state = {name: torch.from_numpy(arrays[name]) for name in arrays}
+    kept = {"visual.transformer": SMALL.vision_layers, "transformer": SMALL.text_layers}
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not any(
+            name.startswith(f"{tower}.resblocks.{n}.") for tower, m in kept.items() for n in range(m, 24)
+        )
+    }
+
+
+@cache
+def small_clip() -> CLIP:
+    return CLIP.frozen(SMALL, small_state())
+
+
+@cache
+def small_prompts() -> Prompts:
+    ids = prompt_ids(prompt_tokens(small_clip(), "none"), length=4, context_length=TINY.context_length)
+    drawn = Prompts.initial(
+        ids, width=64, length=4, depth=3, deep_length=2, generator=torch.Generator().manual_seed(0)
+    )
+    return Prompts(drawn.normal, drawn.abnormal, drawn.deep_tokens, ids, {"trained_on": "nuts", "seed": "0"})
+
+
+def small_spec(folder: Path) -> DetectorSpec:
+    """Write the small backbone and its prompts, and return what loads them."""
+    torch.save(small_state(), folder / "small.pt")
+    small_prompts().save(folder / "prompts.safetensors")
+    return DetectorSpec(
+        folder / "small.pt", prompts=folder / "prompts.safetensors", image_size=56, layers=[1, 2]
+    )
+
+
+def case(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    return folder / name
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (24, 18)) -> Image.Image:
+    """A picture with some structure, in any of Pillow's modes."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    rgb = np.stack([x * 9 % 256, y * 11 % 256, (x * y) % 256], axis=-1).astype(np.uint8)
+    image = Image.fromarray(rgb)
+    if mode in ("I", "F", "I;16"):
+        gray = x.astype(np.float64) * 1000 + y
+        dtype = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+        return Image.fromarray((gray / 65535 if mode == "F" else gray).astype(dtype))
+    if mode == "La":
+        return image.convert("LA").convert("La")
+    return image.convert(mode)
+
+
+def images(folder: Path) -> None:
+    """Every format that is documented, in the modes that it has."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved = {
+        "rgb.png": ("RGB", {}),
+        "gray.png": ("L", {}),
+        "alpha.png": ("RGBA", {}),
+        "gray_alpha.png": ("LA", {}),
+        "palette.png": ("P", {"transparency": 3}),
+        "bilevel.png": ("1", {}),
+        "deep.png": ("I;16", {}),
+        "rgb.jpg": ("RGB", {"exif": exif}),
+        "gray.jpeg": ("L", {"progressive": True}),
+        "cmyk.jpe": ("CMYK", {}),
+        "rgb.bmp": ("RGB", {}),
+        "palette.bmp": ("P", {}),
+        "bilevel.bmp": ("1", {}),
+        "raw.tif": ("RGB", {}),
+        "lzw.tif": ("RGBA", {"compression": "tiff_lzw"}),
+        "deflate.tiff": ("L", {"compression": "tiff_adobe_deflate"}),
+        "packbits.tif": ("CMYK", {"compression": "packbits"}),
+        "jpeg.tif": ("RGB", {"compression": "jpeg"}),
+        "group4.tif": ("1", {"compression": "group4"}),
+        "deep.tif": ("I;16", {}),
+        "float.tif": ("F", {}),
+        "int.tif": ("I", {}),
+        "lab.tif": ("LAB", {}),
+        "gray_alpha.tif": ("LA", {}),
+        "pages.tif": ("RGB", {"save_all": True, "append_images": [picture(size=(9, 9))]}),
+        "lossy.webp": ("RGB", {}),
+        "lossless.webp": ("RGBA", {"lossless": True}),
+        "moving.webp": ("RGB", {"save_all": True, "append_images": [picture("L")]}),
+        "still.gif": ("P", {"transparency": 2}),
+        "moving.gif": ("RGB", {"save_all": True, "append_images": [picture("L")], "disposal": 2}),
+        "rgb.ppm": ("RGB", {}),
+        "gray.pgm": ("L", {}),
+        "deep.pgm": ("I;16", {}),
+    }
+    for name, (mode, options) in saved.items():
+        picture(mode).save(case(folder, name.replace(".", "_")) / name, **options)
+
+
+def masks(folder: Path) -> None:
+    for name, mode in (
+        ("mask.png", "L"),
+        ("bilevel.png", "1"),
+        ("deep.png", "I;16"),
+        ("mask.tif", "F"),
+        ("mask.bmp", "P"),
+    ):
+        picture(mode).save(case(folder, name.replace(".", "_")) / name)
+
+
+def thresholds(folder: Path) -> None:
+    info = {
+        "method": "quantile",
+        "false_alarm_rate": 0.1,
+        "images": 20,
+        "interval": [0.01, 0.3],
+        "spec": {"sigma": 4.0},
+    }
+    Threshold(score=0.6, pixel=0.4, info=info).to_file(case(folder, "full") / "threshold.json")
+    Threshold(score=0.6).to_file(case(folder, "score") / "threshold.json")
+
+
+def metas(folder: Path) -> None:
+    here = case(folder, "nuts")
+    entries = []
+    for name, anomaly in (("good", 0), ("spot", 1)):
+        picture("L", (4, 4)).save(here / f"{name}.png")
+        entries.append(
+            {
+                "img_path": f"{name}.png",
+                "mask_path": "spot.png" if anomaly else "",
+                "cls_name": "nut",
+                "specie_name": name,
+                "anomaly": anomaly,
+            }
+        )
+    (here / "meta.json").write_text(json.dumps({"train": {"nut": entries[:1]}, "test": {"nut": entries}}))
+
+
+def tables(folder: Path) -> None:
+    """VisA's list of images."""
+    here = case(folder, "visa")
+    (here / "split_csv").mkdir()
+    rows = ["object,split,label,image,mask"]
+    for kind, mask in (("normal", ""), ("anomaly", "candle/mask.png")):
+        (here / "candle").mkdir(exist_ok=True)
+        picture("L", (4, 4)).save(here / "candle" / f"{kind}.png")
+        rows.append(f"candle,test,{kind},candle/{kind}.png,{mask}")
+    picture("L", (4, 4)).save(here / "candle" / "mask.png")
+    (here / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+
+
+def prompts(folder: Path) -> None:
+    """Learned prompts in both forms, and the published one as PyTorch wrote it before 1.6."""
+    small_prompts().save(case(folder, "own") / "prompts.safetensors")
+    small_prompts().save_published(case(folder, "published") / "prompts.pth", small_clip())
+    content = torch.load(folder / "published" / "prompts.pth", weights_only=True)
+    torch.save(content, case(folder, "old") / "prompts.pth", _use_new_zipfile_serialization=False)
+
+
+def weight_files(folder: Path) -> None:
+    state = clip_forms.tiny()
+    for form in (
+        clip_forms.archive,
+        clip_forms.state_dict,
+        clip_forms.old_state_dict,
+        clip_forms.training_checkpoint,
+        clip_forms.open_clip_file,
+        clip_forms.own_file,
+    ):
+        form(state, case(folder, form.__name__))
+
+
+def weight_folders(folder: Path) -> None:
+    state = clip_forms.tiny()
+    for form in (
+        clip_forms.open_clip_folder,
+        clip_forms.transformers_folder,
+        clip_forms.sharded_transformers_folder,
+        clip_forms.transformers_bin_folder,
+    ):
+        form(state, case(folder, form.__name__))
+    here = case(folder, "own_folder")
+    made = clip_forms.own_folder(state, here)
+    for file in made.iterdir():
+        file.rename(here / file.name)
+    made.rmdir()
+
+
+def cards(folder: Path) -> None:
+    limits = {"score": 0.5, "pixel": 0.4, "info": {"images": 20}}
+    card = ModelCard(
+        image_size=56,
+        precision="fp32",
+        identity={"method": "anomalyclip", "sigma": 4.0, "layers": [1, 2]},
+        title="small, prompts nuts",
+        facts={"backbone": "small.pt", "trained_on": "nuts"},
+        training={"trained_on": "nuts"},
+        tile=56,
+        overlap=0.25,
+        threshold=limits,
+        made_with={"anomalyclip": "0.1.0"},
+    )
+    (case(folder, "present") / "card.json").write_text(card.to_json())
+    first = {
+        "version": 1,
+        "image_size": 56,
+        "precision": "fp32",
+        "threshold": limits,
+        "labels": ["normal", "anomalous"],
+        "made_with": {},
+        "settings": {"sigma": 4.0},
+        "backbone": {"name": "small", "sha256": "00"},
+        "prompts": {"name": "nuts", "trained_on": "nuts"},
+        "text_features": "00",
+    }
+    (case(folder, "first") / "card.json").write_text(json.dumps(first))
+
+
+def onnx_files(folder: Path) -> None:
+    source = case(folder, "source")
+    export(small_spec(source), case(folder, "onnx") / "model.onnx", threshold=0.5)
+    shutil.rmtree(source)
+
+
+def openvino_files(folder: Path) -> None:
+    source = case(folder, "source")
+    export(small_spec(source), case(folder, "openvino") / "model.xml", format="openvino", threshold=0.5)
+    shutil.rmtree(source)
+
+
+def maps(folder: Path) -> None:
+    values = np.linspace(0, 1, 56 * 42, dtype=np.float32).reshape(56, 42)
+    for dtype in ("float32", "float16", "uint8"):
+        np.save(case(folder, dtype) / "map.npy", values.astype(dtype))
+
+
+def runs(folder: Path) -> None:
+    """A folder of `predict`: its settings and its lines, two images done."""
+    here = case(folder, "predict")
+    begin(
+        here,
+        "predict",
+        {"sigma": 4.0, "layers": [1, 2], "threshold": {"score": 0.5}},
+        resume=False,
+        about={"a": 1},
+    )
+    with PredictionWriter(here, save=["map"]) as writer:
+        for prediction in predictions():
+            writer.write(prediction)
+
+
+def predictions() -> Iterator[Prediction]:
+    values = np.zeros((8, 8), np.float32)
+    values[2:4, 2:4] = 0.75
+    for name in ("a.png", "line 1/b.png"):
+        yield Prediction(
+            pred_score=0.5, anomaly_map=values, image_size=(16, 16), image_path=name
+        ).with_threshold(0.5)
+
+
+def results(folder: Path) -> None:
+    rows = tuple(ImageResult(f"{n}.png", "spot", bool(n % 2), n / 4, True) for n in range(4))
+    shown = (Case("clearest defect", "3.png", 0.75, {"image": "cases/3.png"}),)
+    one = ClassResult(
+        "nut", rows, {"5.png": "damaged"}, {"image_auroc": 0.5, "pixel_ap": None}, {"image_f1": 0.4},
+        {"image_roc": ([0.0, 1.0], [0.0, 1.0])}, shown, {"encode": 1.0, "metrics": 0.1},
+    )  # fmt: skip
+    one.save(case(folder, "class") / "nut.json")
+
+
+def specs(folder: Path) -> None:
+    spec = DetectorSpec("micro", image_size=112, layers=[3, 6], sigma=2.0, tile=112)
+    (case(folder, "micro") / "spec.json").write_text(spec.to_json())
+    exported = DetectorSpec(model="model.onnx", provider=["cpu"], threads=1)
+    (case(folder, "model") / "spec.json").write_text(exported.to_json())
+
+
+def lists(folder: Path) -> None:
+    (case(folder, "list") / "images.txt").write_text("a.png\nparts/b c.png\n\n")
+
+
+def checkpoints(folder: Path) -> None:
+    """The state of a run of two steps, after the first epoch."""
+    from tests.fuzz.trained import trained
+
+    shutil.copytree(trained() / "checkpoints", case(folder, "state") / "checkpoints")
+
+
+def features(folder: Path) -> None:
+    from tests.fuzz.trained import trained
+
+    found = next(iter(sorted((trained() / "features").rglob("*.npy"))))
+    shutil.copyfile(found, case(folder, "features") / "features.npy")
+
+
+def tokenizers(folder: Path) -> None:
+    from anomalyclip.clip.registry import ASSETS
+
+    shutil.copyfile(ASSETS / "micro" / "tokenizer.json", case(folder, "micro") / "tokenizer.json")

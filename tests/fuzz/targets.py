@@ -1,0 +1,178 @@
+"""Who reads foreign files. A reader that is not listed here is not tested: add one line to `TARGETS`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anomalyclip import Detector, DetectorSpec, Threshold
+from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.tokenizer import Tokenizer
+from anomalyclip.clip.weights import fingerprint, read_weights
+from anomalyclip.data.listing import load_samples
+from anomalyclip.engines.card import ModelCard
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.evaluation.maps import FolderSource, read_map
+from anomalyclip.evaluation.results import ClassResult, DatasetResult, to_json
+from anomalyclip.images import read_mask
+from anomalyclip.inputs import read_list_file
+from anomalyclip.prompts import load_prompts
+from anomalyclip.readers import frames, open_image, size_of
+from anomalyclip.runs import RunFolder
+from anomalyclip.scorer import Description
+from anomalyclip.visualize import overlay
+from anomalyclip.writers import PredictionWriter
+from tests.fuzz import corpus
+from tests.fuzz.target import Target
+from tests.fuzz.trained import trained, trainer_in, with_features
+
+
+class Gray:
+    """Calls dark pixels anomalous: a method that costs nothing."""
+
+    image_size = 28
+
+    def __call__(self, pixels: Any) -> tuple[Any, Any]:
+        maps = 1 - pixels.mean(axis=3, dtype=np.float32) / 255
+        return maps.max(axis=(1, 2)), maps
+
+    def identity(self) -> dict[str, Any]:
+        return {"method": "gray"}
+
+    def describe(self) -> Description:
+        return Description("gray")
+
+
+def score_image(path: Path) -> None:
+    """As `predict --save map heatmap mask --threshold 0.5` would."""
+    detector = Detector(Gray(), threshold=Threshold(score=0.5, pixel=0.5))
+    for frame in frames(path):
+        prediction = detector.predict(frame.image)
+        overlay(frame.image, prediction)
+        json.dumps(prediction.to_dict(), allow_nan=False)
+        assert prediction.mask_at() is not None
+        assert open_image(str(frame.id)).size == prediction.image_size
+    assert size_of(path)
+
+
+def use_mask(path: Path) -> None:
+    read_mask(path)
+    assert read_mask(path, 56).shape == (56, 56)
+
+
+def use_threshold(path: Path) -> None:
+    threshold = Threshold.from_file(path)
+    threshold.to_file(path.with_name("again.json"))
+    assert Threshold.from_file(path.with_name("again.json")) == threshold
+
+
+def list_samples(folder: Path) -> None:
+    for phase in ("test", "train"):
+        samples = load_samples(folder, phase=phase)
+        assert all((samples.root / sample.image).is_file() for sample in samples)
+
+
+def use_prompts(path: Path) -> None:
+    prompts = load_prompts(path)
+    try:
+        prompts.text_features(corpus.small_clip())
+    except AnomalyCLIPError as error:  # about the backbone: it was chosen with the file
+        raise AnomalyCLIPError(f"{path}: {error}") from error
+    json.dumps(dict(prompts.info), allow_nan=False)
+    assert prompts.digest()
+
+
+def use_weights(path: Path) -> None:
+    weights = read_weights(path)
+    clip = CLIP.frozen(weights.config, weights.state_dict)
+    assert fingerprint(weights.config, weights.state_dict)
+    with torch.inference_mode():
+        clip.encode_text(clip.token_embedding(torch.zeros(1, 4, dtype=torch.int64)), torch.tensor([3]))
+
+
+def use_card(path: Path) -> None:
+    card = ModelCard.from_json(path.read_text(errors="replace"), name=path)
+    assert card.labels
+    assert (card.limits, card.tiling) is not None
+    card.to_json()
+
+
+def score_exported(path: Path) -> None:
+    detector = DetectorSpec(model=path, threads=1).load()
+    prediction = detector.predict(np.zeros((20, 30, 3), np.uint8))
+    json.dumps({**detector.identity(), **prediction.to_dict()}, allow_nan=False)
+    assert detector.describe().title
+
+
+def resume_settings(folder: Path) -> None:
+    settings = {"sigma": 4.0, "layers": [1, 2], "threshold": {"score": 0.5}}
+    with RunFolder("predict", folder, resume=True, results="predictions.jsonl").begin(settings):
+        pass
+
+
+def resume_predictions(folder: Path) -> None:
+    """Three ways to come upon a run's lines: its maps are evaluated, it goes on, it is overwritten."""
+    try:
+        FolderSource(folder)
+        with PredictionWriter(folder, save=["map"], resume=True) as writer:
+            for prediction in corpus.predictions():
+                if prediction.image_path not in writer.done:
+                    writer.write(prediction)
+    finally:
+        PredictionWriter(folder, overwrite=True).close()
+
+
+def resume_results(path: Path) -> None:
+    result = DatasetResult("nuts", "nuts", (ClassResult.load(path),))
+    json.dumps(to_json(result), allow_nan=False)
+
+
+def resume_training(folder: Path) -> None:
+    run = trainer_in(folder, trained() / "features")
+    assert run.resume()
+    run.run()
+
+
+def use_features(path: Path) -> None:
+    data = with_features(trained() / "features", path)
+    for batch in data.batches([[0, 1]]):
+        assert batch.images.isfinite().all()
+
+
+def read_spec(path: Path) -> None:
+    spec = DetectorSpec.from_json(path.read_text(errors="replace"))
+    assert DetectorSpec.from_json(spec.to_json()) == spec
+
+
+def use_tokenizer(path: Path) -> None:
+    tokenizer = Tokenizer(path, context_length=16)
+    tokenizer(["a flawless object"])
+    tokenizer.prompt_tokens()
+
+
+WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
+
+TARGETS = [
+    Target("image", 2700, corpus.images, score_image, error=InputError, memory=400),
+    Target("mask", 400, corpus.masks, use_mask, error=InputError, memory=400),
+    Target("threshold", 700, corpus.thresholds, use_threshold),
+    Target("meta", 800, corpus.metas, list_samples, ".", ("meta.json",)),
+    Target("table", 300, corpus.tables, list_samples, ".", ("split_csv/1cls.csv",)),
+    Target("prompts", 1100, corpus.prompts, use_prompts),
+    Target("weights", 700, corpus.weight_files, use_weights, damaged=WEIGHTS, memory=400),
+    Target("weights-folder", 500, corpus.weight_folders, use_weights, ".", WEIGHTS, memory=400),
+    Target("card", 600, corpus.cards, use_card),
+    Target("onnx", 100, corpus.onnx_files, score_exported, memory=500),
+    Target("openvino", 100, corpus.openvino_files, score_exported, "*.xml", memory=500),
+    Target("map", 500, corpus.maps, read_map, error=InputError),
+    Target("settings", 300, corpus.runs, resume_settings, ".", ("settings.json",)),
+    Target("predictions", 300, corpus.runs, resume_predictions, ".", ("predictions.jsonl",)),
+    Target("result", 200, corpus.results, resume_results),
+    Target("spec", 300, corpus.specs, read_spec, named=False),
+    Target("list", 100, corpus.lists, read_list_file),
+    Target("checkpoint", 150, corpus.checkpoints, resume_training, "."),
+    Target("features", 50, corpus.features, use_features),
+    Target("tokenizer", 100, corpus.tokenizers, use_tokenizer),
+]
