@@ -9,7 +9,8 @@ from anomalyclip.data.identity import content_digest
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.samples import TrainingImage
-from anomalyclip.training.trainer import Trainer, TrainingSettings
+from anomalyclip.training.settings import TrainingSettings
+from anomalyclip.training.trainer import Trainer
 from tests.conftest import GOLDEN, torch_scorer
 from tests.fuzz.corpus import small_clip, small_prompts
 
