@@ -244,7 +244,7 @@ def test_where_nothing_can_be_written_nothing_is_scored(cli, model, root, tmp_pa
     good = root / "nut" / "test" / "good"
     file = next(good.iterdir())
     done = cli("calibrate", good, *model, "--output", file / "threshold.json")
-    assert (done.code, "where a folder belongs there is a file" in done.err) == (2, True)
+    assert (done.code, "a file is in the place of one of its folders" in done.err) == (2, True)
     (tmp_path / "threshold.json").write_text("of a thousand images")
     done = cli("calibrate", good, *model, "--output", tmp_path / "threshold.json")
     assert (done.code, "exists: give --overwrite to replace it" in done.err) == (2, True)

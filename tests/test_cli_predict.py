@@ -79,7 +79,7 @@ def test_a_broken_image_is_named_the_rest_is_scored_and_the_exit_code_is_one(
     assert done.code == 1
     assert len(lines(tmp_path / "out")) == 2
     assert done.err.count("error: ") == 1
-    assert "parts/b.png: not an image" in done.err
+    assert "parts/b.png: not a PNG, JPEG, BMP" in done.err
     assert "1 failed" in done.out
     assert "b.png" in (tmp_path / "out" / "errors.jsonl").read_text()
 
@@ -340,4 +340,4 @@ def test_a_name_cannot_steer_the_terminal(cli, model, photographs, tmp_path):
 def test_going_on_where_nothing_began_is_said(cli, model, photographs, tmp_path):
     done = cli("predict", photographs, *model, "--output", tmp_path / "mistyped", "--resume")
     assert done.code == 0
-    assert "mistyped holds no run to resume" in done.err
+    assert "mistyped has no run to resume" in done.err

@@ -198,10 +198,10 @@ def test_an_evaluation_is_not_overwritten_and_not_resumed_with_other_settings(cl
     assert cli(*run).code == 0
     again = cli(*run)
     assert again.code == 2
-    assert "has results already: give --resume or another --output" in again.err
+    assert "already has results: use --resume or another --output" in again.err
     other = cli(*run, "--resume", "--sigma", 2)
     assert other.code == 2
-    assert "began with other settings" in other.err
+    assert "was started with other settings" in other.err
     assert cli(*run, "--resume").code == 0
 
 

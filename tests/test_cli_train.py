@@ -153,7 +153,7 @@ def test_a_folder_with_a_run_is_not_overwritten(cli, arguments):
     before = Path("run/prompts.safetensors").read_bytes()
     done = cli(*arguments, "--epochs", 2, "--output", "run")
     assert done.code == 2
-    assert "run has results already: give --resume or another --output" in done.err
+    assert "run already has results: use --resume or another --output" in done.err
     assert Path("run/prompts.safetensors").read_bytes() == before
 
 

@@ -56,7 +56,7 @@ def test_a_name_with_brackets_that_exists_is_no_pattern(tree):
     [
         ("nowhere", "no such file or folder"),
         ("*.png", "nothing matches this pattern"),
-        ("empty", "no image in this folder"),
+        ("empty", "no images in this folder"),
     ],
 )
 def test_what_is_not_there_is_said(path, says, tree):
@@ -99,5 +99,5 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_not_an_empty_one(tree):
     assert next(images).name == "1.png"
     (tree / "a" / "deep" / "2.JPG").unlink()
     (tree / "a" / "deep").rmdir()  # gone between the listing of "a" and its own
-    with pytest.raises(AnomalyCLIPError, match="deep: this folder cannot be read"):
+    with pytest.raises(AnomalyCLIPError, match="deep: cannot read this folder"):
         list(images)

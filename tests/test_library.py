@@ -334,7 +334,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bytes(learn, tmp_path):
     half = learn("stopped", on_record=records.append, stop=lambda: len(records) >= 3)
     assert (half.finished, half.epoch, half.step) == (False, 1, 3)
     assert not half.prompts.exists()
-    with pytest.raises(AnomalyCLIPError, match="stopped has results already"):
+    with pytest.raises(AnomalyCLIPError, match="stopped already has results"):
         learn("stopped")
     rest = []
     done = learn("stopped", resume=True, on_record=rest.append)

@@ -26,7 +26,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(tmp_path):
     with pytest.raises(AnomalyCLIPError) as refused:
         begin(tmp_path, "test", other, resume=True)
     said = "scoring.sigma: 4.0 then, 2.0 now; data 1.sha256: abababab... then, cdcdcdcd... now"
-    assert f"began with other settings ({said})" in str(refused.value)
+    assert f"was started with other settings ({said})" in str(refused.value)
     begin(tmp_path, "test", other, resume=False)
     assert begin(tmp_path, "test", other, resume=True)
 
@@ -40,7 +40,7 @@ def test_two_commands_never_share_a_folder(tmp_path):
 
 def test_a_file_of_that_name_that_is_not_ours_is_not_written_over(tmp_path):
     (tmp_path / "settings.json").write_text('{"editor.fontSize": 12}')
-    with pytest.raises(AnomalyCLIPError, match="is not of an anomalyclip run and would be lost"):
+    with pytest.raises(AnomalyCLIPError, match="was not written by anomalyclip and would be overwritten"):
         begin(tmp_path, "predict", {}, resume=False)
     assert (tmp_path / "settings.json").read_text() == '{"editor.fontSize": 12}'
 
@@ -61,7 +61,10 @@ def test_a_second_process_stays_out_of_a_run_until_the_first_is_gone_even_if_it_
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert first.stdout.readline() == "in\n"
-    with pytest.raises(AnomalyCLIPError, match="run: another process works in this folder"), alone(folder):
+    with (
+        pytest.raises(AnomalyCLIPError, match="run: another process is working in this folder"),
+        alone(folder),
+    ):
         pass
     first.kill()
     first.communicate()
@@ -105,13 +108,13 @@ def done(tmp_path):
 
 def test_results_are_neither_overwritten_nor_gone_on_with_unasked(done):
     before = {path.name: path.read_bytes() for path in done.iterdir()}
-    with pytest.raises(AnomalyCLIPError, match="done has results already.*--resume.*--overwrite.*--output"):
+    with pytest.raises(AnomalyCLIPError, match="done already has results.*--resume.*--overwrite.*--output"):
         RunFolder("predict", done, overwrite=False, results=LINES)
     assert {path.name: path.read_bytes() for path in done.iterdir()} == before
 
 
 def test_overwriting_is_not_offered_where_there_is_none(done):
-    with pytest.raises(AnomalyCLIPError, match="done has results already.*--resume.*--output") as refused:
+    with pytest.raises(AnomalyCLIPError, match="done already has results.*--resume.*--output") as refused:
         RunFolder("predict", done, results=LINES)
     assert "--overwrite" not in str(refused.value)
 
@@ -126,7 +129,7 @@ def test_the_commands_that_cannot_overwrite_do_not_offer_it(command, cli, tmp_pa
 
 def test_the_results_that_count_may_be_below_the_folder(tmp_path):
     (tmp_path / "set" / "classes").mkdir(parents=True)
-    with pytest.raises(AnomalyCLIPError, match="has results already"):
+    with pytest.raises(AnomalyCLIPError, match="already has results"):
         RunFolder("test", tmp_path, results="*/classes")
     RunFolder("test", tmp_path, results="classes")
 

@@ -175,5 +175,5 @@ def test_a_contact_sheet_takes_pictures_of_any_shape_and_long_names():
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(AnomalyCLIPError, match="at least one"):
         contact_sheet([])
-    with pytest.raises(AnomalyCLIPError, match="columns 0"):
+    with pytest.raises(AnomalyCLIPError, match="columns is 0"):
         contact_sheet([], columns=0)

@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_clear_error(tmp_path):
     ("options", "message"),
     [
         ({"save": ["maps"]}, "maps.*choose from map, heatmap, mask"),
-        ({"resume": True, "overwrite": True}, "exclude"),
+        ({"resume": True, "overwrite": True}, "cannot be combined"),
     ],
 )
 def test_unusable_options_are_named(tmp_path, options, message):
@@ -235,7 +235,7 @@ def test_unusable_options_are_named(tmp_path, options, message):
 
 def test_what_cannot_be_written_is_said(tmp_path):
     with PredictionWriter(tmp_path, save=["mask"]) as writer:
-        with pytest.raises(AnomalyCLIPError, match="masks need a threshold"):
+        with pytest.raises(AnomalyCLIPError, match="masks need a pixel threshold"):
             writer.write(predicted("a.png").with_threshold(None))
         with pytest.raises(AnomalyCLIPError, match="without image_path"):
             writer.write(Prediction(pred_score=0.5, anomaly_map=RAMP, image_size=(4, 4)))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what their content is recognised by."""
+"""Writing files completely or not at all, and digests of their content."""
 
 import errno
 import hashlib
@@ -15,9 +15,9 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes that name when the block ends without an error.
+    """Yield a temporary path next to `path`, which is renamed to `path` when the block ends without an error.
 
-    Missing parent folders are made. After an error nothing is left behind and a former file is untouched.
+    Missing parent folders are created. After an error the temporary file is deleted, and an existing file is unchanged.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an `OSError` (full disk, no permission, ...) of the block into one message that names `path`.
+    """Turn an `OSError` (full disk, no permission, ...) in the block into one error message that names `path`.
 
     Raises
     ------
@@ -65,21 +65,21 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EEXIST, errno.ENOTDIR):
             raise AnomalyCLIPError(
-                f"{path} cannot be written: where a folder belongs there is a file; choose another place"
+                f"{path} cannot be written: a file is in the place of one of its folders; choose another path"
             ) from error
         raise AnomalyCLIPError(
             f"{path} cannot be written: {error.strerror or error}. "
-            "Free some space, or choose a folder that can be written to."
+            "Free some disk space, or choose a folder that is writable."
         ) from error
 
 
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Make the folder of a file that will be written in the end, so that no work is done in vain.
+    """Check early that a result file can be written later, and create its folder.
 
     Raises
     ------
     AnomalyCLIPError
-        The file is there and is not to be overwritten, or nothing can be written beside it.
+        The file exists and `overwrite` is not set, or its folder is not writable.
     """
     path = Path(path)
     with writing(path):
@@ -125,7 +125,7 @@ _KINDS = {
 
 
 def file_digest(path: Path, kind: str) -> str:
-    """Digest of a file's content.
+    """Return the digest of a file's content.
 
     Parameters
     ----------

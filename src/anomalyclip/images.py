@@ -1,9 +1,9 @@
 """Encoded images to pixels and masks: colour modes, EXIF orientation, limits, and errors that name the file.
 
-An input is opened through `anomalyclip.readers`, which knows the kinds of files; what is here works on one image.
+Inputs are opened through `anomalyclip.readers`, which knows the kinds of files; the functions here work on one image.
 
-What the model sees is the published preprocessing: the image is squashed to S x S in its own colour mode (bicubic,
-antialiased), then converted to RGB, then normalised. One thing differs on purpose: EXIF orientation is applied.
+The preprocessing is the published one: the image is squashed to S x S in its own colour mode (bicubic, antialiased),
+then converted to RGB, then normalised. One thing differs on purpose: EXIF orientation is applied.
 """
 
 import io
@@ -21,20 +21,20 @@ from anomalyclip.errors import AnomalyCLIPError, InputError, reason
 from anomalyclip.files import require_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-"""The formats that are opened, told by a file's content. Pillow knows more, some of which start programs (EPS)."""
+"""Formats that are opened, recognised by content. Pillow knows more formats, and some of them start programs (EPS)."""
 
 _READ = "PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM"
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-"""Per-channel mean of CLIP's training images, RGB, of values in [0, 1] (openai/CLIP, ``clip.py``)."""
+"""Per-channel mean of CLIP's training images, RGB, for values in [0, 1] (openai/CLIP, ``clip.py``)."""
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-"""Per-channel standard deviation, likewise."""
+"""Per-channel standard deviation, from the same source."""
 
-# Pillow warns from its limit on and refuses from twice that on (179 megapixels); the refusal is the one that matters.
+# Pillow warns above its limit and refuses images above twice that limit (179 megapixels). The refusal is enough.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _ROWS = 256
-"""Rows of a deep grayscale image that are converted at once."""
+"""Number of rows of a deep grayscale image that are converted at once."""
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -47,15 +47,15 @@ _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
 def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image:
     """Decode an image completely, upright, in its own colour mode.
 
-    Deep grayscale (16-bit, 32-bit, float) becomes 8-bit by a range guessed from this image alone: the smallest of 8,
-    10, 12, 14 and 16 bits that holds its brightest pixel, or [0, 1] for floats within it.
+    Deep grayscale (16-bit, 32-bit, float) is scaled to 8 bits. Its range is guessed from this image alone: the smallest
+    of 8, 10, 12, 14 and 16 bits that holds its brightest pixel, or [0, 1] if all values are floats in [0, 1].
 
     Parameters
     ----------
     source : path-like or bytes
         A file, or the content of one: PNG, JPEG, BMP, TIFF (first page), WebP, GIF (first frame), PPM or PGM.
     name : str, optional
-        What errors call it. None: the path, or the number of bytes.
+        Name of the image in error messages. None: the path, or the number of bytes.
 
     Returns
     -------
@@ -65,8 +65,8 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     Raises
     ------
     InputError
-        The image is missing, empty, truncated, of another format, no regular file, or larger than Pillow's
-        decompression bomb limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels unless changed).
+        The file is missing, empty, truncated, not in one of these formats, not a regular file, or larger than Pillow's
+        decompression bomb limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels by default).
 
     Examples
     --------
@@ -90,7 +90,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises
     ------
     InputError
-        As `read_image`, but damage after the header is not seen.
+        As for `read_image`, but damage after the header is not noticed.
     """
     with _opened(path, path) as image:
         width, height = image.size
@@ -106,7 +106,7 @@ def _load(source: str | os.PathLike[str] | bytes, name: object) -> Image.Image:
 def _opened(source: str | os.PathLike[str] | bytes, name: object) -> Iterator[Image.Image]:
     with decoding(name):
         if (len(source) if isinstance(source, bytes) else require_regular(source)) == 0:
-            raise InputError(f"{name}: the file is empty; expected an image")
+            raise InputError(f"{name}: empty file; expected an image")
         content = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(content, formats=FORMATS) as image:
             yield image
@@ -114,7 +114,7 @@ def _opened(source: str | os.PathLike[str] | bytes, name: object) -> Iterator[Im
 
 @contextmanager
 def decoding(name: object) -> Iterator[None]:
-    """Turn whatever is raised while an image is decoded into one `InputError` that names it.
+    """Turn any exception raised while an image is decoded into one `InputError` that names the image.
 
     Examples
     --------
@@ -134,30 +134,26 @@ def decoding(name: object) -> Iterator[None]:
     except UnidentifiedImageError:
         raise InputError(f"{name}: not a {_READ} image") from None
     except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{name}: refused as too large: {error}; scale it down or cut it into parts"
-        ) from None
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        if (
-            isinstance(error, OSError) and error.errno
-        ):  # of the system: a name that is too long, a failing disk
+        raise InputError(f"{name}: image too large: {error}; scale it down or cut it into parts") from None
+    except Exception as error:  # on damaged files, decoders raise nearly any type of exception
+        if isinstance(error, OSError) and error.errno:  # a system error: name too long, failing disk
             raise InputError(f"{name}: cannot be read ({error.strerror})") from None
         raise InputError(f"{name}: damaged image: {reason(error)}") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an image loaded and turned as its EXIF orientation says: the image itself if it is upright."""
+    """Return an image loaded and with its EXIF orientation applied; an image that is upright is returned itself."""
     image.load()
-    # Pillow's own function copies an upright image, which may be a gigabyte.
+    # Pillow's own function would copy an upright image, and a copy may take a gigabyte.
     turned = image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     return turned.convert(_STRAIGHT[turned.mode]) if turned.mode in _STRAIGHT else turned
 
 
 def eight_bit(image: Image.Image, *, name: str) -> Image.Image:
-    """Return a deep grayscale image (mode I, I;16 or F) as mode L by its own range; see `read_image`."""
+    """Return a deep grayscale image (mode I, I;16 or F) as mode L, scaled by its own range; see `read_image`."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= 65535:  # nor is a NaN, which is both its array's minimum and maximum
+    if not 0 <= low <= high <= 65535:  # also catches NaN: if there is one, minimum and maximum are NaN
         raise InputError(
             f"{name}: gray values from {low:g} to {high:g}; expected finite values within [0, 65535]: rescale the image"
         )
@@ -166,9 +162,8 @@ def eight_bit(image: Image.Image, *, name: str) -> Image.Image:
     else:
         white = next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
     gray = np.empty(values.shape, np.uint8)
-    for start in range(
-        0, len(values), _ROWS
-    ):  # in float64 all at once, it would take sixteen times the result
+    # Converted all at once, the float64 values would take sixteen times the memory of the result.
+    for start in range(0, len(values), _ROWS):
         gray[start : start + _ROWS] = np.round(values[start : start + _ROWS] * (255 / white))
     return Image.fromarray(gray)
 
@@ -186,10 +181,10 @@ def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Imag
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
             raise InputError(
-                f"array of {image.dtype} with shape {image.shape}; expected uint8 RGB of shape (height, width, 3)"
+                f"array of {image.dtype} with shape {image.shape}; expected uint8 RGB with shape (height, width, 3)"
             )
         if image.size == 0:
-            raise InputError(f"array of shape {image.shape} holds no pixels")
+            raise InputError(f"array of shape {image.shape} has no pixels")
         return Image.fromarray(image)
     if not isinstance(image, str | os.PathLike):
         raise InputError(f"{type(image).__name__}: expected a path, a PIL image or an array")
@@ -197,7 +192,7 @@ def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Imag
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    """Return an image in memory as `read_image` returns a file: complete, upright, at most 8 bits a channel."""
+    """Return an image in memory as `read_image` returns a file: complete, upright, at most 8 bits per channel."""
     name = f"PIL image of {image.width} x {image.height}"
     with decoding(name):
         turned = upright(image)
@@ -205,7 +200,7 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Return an image as (S, S, 3) uint8 RGB, squashed, not cropped (the published order: resize, then RGB).
+    """Return an image as (S, S, 3) uint8 RGB, squashed, not cropped (in the published order: resize, then RGB).
 
     Examples
     --------
@@ -216,7 +211,7 @@ def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return uint8 RGB (..., S, S, 3) as the model's float32 (..., 3, S, S): [0, 1], minus mean, over deviation."""
+    """Return uint8 RGB (..., S, S, 3) as the model's float32 (..., 3, S, S): (pixels / 255 - mean) / deviation."""
     scaled = (pixels.astype(np.float32) / 255 - MEAN) / STD
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3), dtype=np.float32)
 
@@ -233,12 +228,12 @@ def to_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
 
 
 def read_mask(path: str | os.PathLike[str], size: int | None = None) -> NDArray[np.bool_]:
-    """Read a defect mask: every pixel above zero is defect.
+    """Read a defect mask: every pixel above zero is a defect.
 
     Parameters
     ----------
     path : path-like
-        A mask image; its gray value counts.
+        A mask image; colours are converted to gray.
     size : int, optional
         Side S to resize to by the published rule (bilinear, antialiased, at least half defect); None keeps the size.
 
@@ -250,11 +245,11 @@ def read_mask(path: str | os.PathLike[str], size: int | None = None) -> NDArray[
     Raises
     ------
     InputError
-        As `read_image`.
+        As for `read_image`.
     """
     with decoding(path):
         image = _load(path, path)
-        # Of deep grayscale the values count as they are: scaling to 8 bits would round small ones to zero.
+        # Deep grayscale is not scaled: scaling to 8 bits would round small values to zero.
         gray = np.asarray(image if image.mode in _DEEP_GRAY else image.convert("L")) > 0
         if size is None:
             return gray

@@ -1,4 +1,4 @@
-"""What a user points at (files, folders, patterns, lists) to image files and the names of their results."""
+"""Files, folders, patterns and lists to image files and the names of their results."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ from anomalyclip.readers import suffixes
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file and the relative path under which its results are kept."""
+    """An image file and the relative path that names its results."""
 
     path: str
     name: str
@@ -22,15 +22,15 @@ class ImageFile:
 def find_images(
     paths: Sequence[str | os.PathLike[str]], *, skipped: Counter[str] | None = None
 ) -> Iterator[ImageFile]:
-    """List images: files as they are, folders recursively, patterns (``parts/*.png``) that match something; each once.
+    """List the images in files, folders (searched recursively) and patterns (``parts/*.png``), each once.
 
-    Results are named by the path below what was pointed at: below the folder if it is one folder, else below the
-    folder that all of them have in common. Other files in folders are skipped; `skipped` counts them by ending.
+    Results are named by the path relative to the folder, if `paths` is one folder, and otherwise relative to the
+    folder that all paths have in common. Other files in folders are skipped; `skipped` counts them by file extension.
 
     Raises
     ------
     AnomalyCLIPError
-        A path does not exist, a pattern matches nothing, a folder holds no image, or one cannot be read.
+        A path does not exist, a pattern matches nothing, or a folder has no images or cannot be read.
 
     Examples
     --------
@@ -53,14 +53,14 @@ def find_images(
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
-    r"""Take image paths from lines, one per line, as they come; empty lines are skipped.
+    r"""Read image paths from lines, one per line, as the lines arrive; empty lines are skipped.
 
     Results are named by the path relative to the working folder.
 
     Raises
     ------
     AnomalyCLIPError
-        A line has a NUL: this is no list of paths, or none in UTF-8.
+        A line contains a NUL character, so this is not a list of paths in UTF-8.
 
     Examples
     --------
@@ -70,8 +70,8 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
     for line in lines:
         if "\0" in line:
             raise AnomalyCLIPError(
-                f"the list of images has {line[:40]!r}: expected UTF-8 text with one path per line (not UTF-16, not "
-                "separated by NUL, and no image itself)"
+                f"the list of images contains {line[:40]!r}: expected UTF-8 text with one path per line (not UTF-16, "
+                "not separated by NUL, and not an image)"
             )
         if path := line.rstrip("\r\n"):
             yield ImageFile(path, _relative(path, os.getcwd()))
@@ -83,12 +83,12 @@ def read_list_file(path: str | os.PathLike[str]) -> list[ImageFile]:
     Raises
     ------
     AnomalyCLIPError
-        It cannot be read, is no such list, or names no image.
+        The file cannot be read, is not such a list, or is empty.
     """
     try:
         content = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise AnomalyCLIPError(f"{path}: not a readable list of image paths ({error.strerror})") from None
+        raise AnomalyCLIPError(f"{path}: cannot read the list of image paths ({error.strerror})") from None
     try:
         images = list(read_list(content.split("\n")))
     except AnomalyCLIPError as error:
@@ -112,7 +112,7 @@ def _common_folder(roots: Sequence[Path]) -> str:
     folders = [os.path.abspath(root if root.is_dir() else root.parent) for root in roots]
     try:
         return os.path.commonpath(folders)
-    except ValueError:  # nothing, or several drives
+    except ValueError:  # no folders, or folders on several drives
         return os.getcwd()
 
 
@@ -140,14 +140,14 @@ def _relative(path: str, base: str) -> str:
 
 def _unreadable(error: OSError) -> None:
     raise AnomalyCLIPError(
-        f"{error.filename}: this folder cannot be read ({error.strerror}), and nothing in it would be scored"
+        f"{error.filename}: cannot read this folder ({error.strerror}), so its images cannot be scored"
     )
 
 
 def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
     """Yield the image files below a folder in a stable order.
 
-    Left out are hidden ones, the results of earlier runs, and folders to which a link leads back.
+    Hidden files, the results of earlier runs, and folders that a link has already led to are skipped.
     """
     found = False
     endings = tuple(suffixes())
@@ -164,5 +164,5 @@ def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
                 skipped[os.path.splitext(name)[1].lower() or name] += 1
     if not found:
         raise AnomalyCLIPError(
-            f"{root}: no image in this folder or below (looked for {' '.join(sorted(endings))})"
+            f"{root}: no images in this folder or its subfolders (looked for {' '.join(sorted(endings))})"
         )

@@ -1,4 +1,4 @@
-"""`predict`: scores many images into a folder, so that a run that is stopped can go on."""
+"""`predict`: scores many images into a folder; a run that was stopped can be resumed."""
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -30,13 +30,13 @@ class PredictionRun:
     Attributes
     ----------
     folder : Path
-        Where its results are (`anomalyclip.writers`).
+        The folder with its results (`anomalyclip.writers`).
     scored, skipped, failed, anomalous : int
-        Images scored now, done before, that could not be used, and called anomalous.
+        Images scored in this run, scored by an earlier run, that could not be used, and classified as anomalous.
     judged : bool
         Whether there was a threshold.
     top : list of dict
-        The lines of the most anomalous images scored now, the highest score first; at most 20.
+        The records of the most anomalous images scored in this run, highest score first; at most 20.
     """
 
     folder: Path
@@ -74,31 +74,31 @@ def predict(
     on_error: Callable[[str, InputError], None] | None = None,
     track: Track = silent,
 ) -> PredictionRun:
-    """Score images into a folder: a line of JSON per image, and maps, heat maps and masks as files.
+    """Score images into a folder: one JSON line per image, and maps, heat maps and masks as files.
 
-    Images that cannot be used are named in ``errors.jsonl``, and the rest is scored.
+    Images that cannot be used are listed in ``errors.jsonl``, and the rest are scored.
 
     Parameters
     ----------
     detector : Detector or DetectorSpec
-        With a threshold there are verdicts, masks and regions.
+        With a threshold, the results include verdicts, masks and regions.
     images : path, sequence of paths, or iterable of ImageFile
-        Files, folders (searched recursively) and patterns; or a listing as `anomalyclip.inputs` gives it, which may be
+        Files, folders (searched recursively) and patterns; or a listing from `anomalyclip.inputs`, which may be
         endless.
     output : path or RunFolder, optional
         The folder. None: a new one, ``runs/predict-1``, ``-2``, ...
     save : collection of {"map", "heatmap", "mask"}
-        What to keep of each image besides its line; mask needs a pixel threshold.
+        Files to save for each image in addition to its line; "mask" needs a pixel threshold.
     resume, overwrite : bool
-        Go on with the run in `output`, leaving out what is done, or start again there.
+        Resume the run in `output` and skip the images already scored, or start again there.
     batch_size : int
         Images per batch.
     draw : callable
-        (photograph, prediction) to heat map; see `PredictionWriter`.
+        (image, prediction) to heat map; see `PredictionWriter`.
     on_error : callable, optional
-        Also told of an image that cannot be used, and why.
+        Called with each image that cannot be used, and the error.
     track : Track
-        Told how far it is.
+        Reports progress.
 
     Returns
     -------
@@ -107,8 +107,8 @@ def predict(
     Raises
     ------
     AnomalyCLIPError
-        Nothing is there to score, the folder holds results that are neither to be resumed nor overwritten or began
-        with other settings, or it cannot be written to.
+        There is no image to score, or the folder cannot be written to, already holds results (without `resume` or
+        `overwrite`), or was started with other settings.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def predict(
     detector = as_detector(detector)
     threshold = detector.threshold
     if "mask" in save and (threshold is None or threshold.pixel is None):
-        raise AnomalyCLIPError("--save mask needs a pixel threshold, and there is none: give --threshold 0.5")
+        raise AnomalyCLIPError("--save mask needs a pixel threshold: set one, for example --threshold 0.5")
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
     made_of = None if detector.spec is None else {"spec": detector.spec.located().to_dict()}
     with (
@@ -146,7 +146,7 @@ def predict(
 def run_folder(
     output: str | os.PathLike[str] | None, *, resume: bool = False, overwrite: bool = False
 ) -> RunFolder:
-    """Return where a run leaves its results; None is a new folder, ``runs/predict-1``, ``-2``, ..."""
+    """Return the folder for a run's results; None is a new folder, ``runs/predict-1``, ``-2``, ..."""
     return RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
 
 
@@ -162,7 +162,7 @@ def _listed(
 
 @dataclass
 class _Work:
-    """A run that is going on."""
+    """A run in progress."""
 
     detector: Detector
     writer: PredictionWriter
@@ -189,7 +189,7 @@ class _Work:
             assert prediction.image_path is not None
             try:
                 record = self.writer.write(prediction, name=self._name(prediction.image_path))
-            except InputError as error:  # the photograph went away while it was scored
+            except InputError as error:  # the image file disappeared while it was scored
                 self.failed(prediction.image_path, error)
             else:
                 self.run.add(record)
@@ -205,7 +205,7 @@ class _Work:
             yield image.path
 
     def _name(self, id: str) -> str | None:
-        """Return under which name an image's results are kept; of several in a file, each has its number."""
+        """Return the name for an image's results; if a file holds several images, each name has its number."""
         if id in self.names:
             return self.names.pop(id)
         path, number = locate(id)
@@ -213,7 +213,7 @@ class _Work:
         return None if name is None else f"{name}#{number}"
 
     def failed(self, image: Source, error: InputError) -> None:
-        """Name an image that could not be used; the rest goes on."""
+        """Record an image that could not be used; the run continues with the others."""
         path = str(image)
         self.writer.write_error(path, error)
         self.run.failed += 1

@@ -1,4 +1,4 @@
-"""Run folders: they never overwrite each other, and a resumed run goes on with the settings it began with."""
+"""Run folders: they never overwrite each other, and a run can be resumed only with the settings it started with."""
 
 import json
 import os
@@ -17,28 +17,29 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """Where a run leaves its results: checked at once, locked and marked when it begins.
+    """The folder for a run's results. It is checked at once, and locked when the run starts.
 
     Parameters
     ----------
     command : str
-        Whose run it is.
+        The command that runs.
     output : path, optional
-        The folder. None: a new one, ``runs/<command>-1``, ``-2``, ..., made when the run begins.
+        The folder. None: a new one, ``runs/<command>-1``, ``-2``, ..., created when the run starts.
     resume, overwrite : bool
-        What to do with results that are there; without either they are refused. None: cannot be overwritten.
+        What to do with existing results; without either, a folder with results is refused. `overwrite` None: the
+        command cannot overwrite.
     results : str
-        What in the folder shows that there are results: a name or a pattern.
+        Name or pattern of a file or folder that shows that the folder holds results.
 
     Attributes
     ----------
     output : Path or None
-        The folder; of a new one, once it is made.
+        The folder; None until a new one is created.
 
     Raises
     ------
     AnomalyCLIPError
-        There is no folder to resume in, or one with results that are neither to be resumed nor overwritten.
+        There is no folder to resume, or the folder holds results and neither `resume` nor `overwrite` is set.
 
     Examples
     --------
@@ -48,7 +49,7 @@ class RunFolder:
     ...     _ = (here / "predictions.jsonl").write_text("{}")
     >>> RunFolder("predict", folder, overwrite=False, results="predictions.jsonl")
     Traceback (most recent call last):
-    anomalyclip.errors.AnomalyCLIPError: ... has results already: give --resume, --overwrite or another --output
+    anomalyclip.errors.AnomalyCLIPError: ... already has results: use --resume, --overwrite or another --output
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class RunFolder:
         self.command, self.resume, self.overwrite = command, resume, overwrite
         self.output = None if output is None else Path(output)
         if resume and overwrite:
-            raise AnomalyCLIPError("--resume and --overwrite exclude each other: give one of them")
+            raise AnomalyCLIPError("--resume and --overwrite cannot be combined: choose one of them")
         if self.output is None:
             if resume:
                 raise AnomalyCLIPError("--resume needs the folder of the run: give --output FOLDER")
@@ -71,20 +72,21 @@ class RunFolder:
         there = any(self.output.glob(results))
         if there and not (resume or overwrite):
             ways = "--resume or" if overwrite is None else "--resume, --overwrite or"
-            raise AnomalyCLIPError(f"{self.output} has results already: give {ways} another --output")
+            raise AnomalyCLIPError(f"{self.output} already has results: use {ways} another --output")
         if there and resume and not (self.output / SETTINGS).exists():
             raise AnomalyCLIPError(
-                f"{self.output} does not say how it began ({SETTINGS} is missing): start again in another folder"
+                f"{self.output} cannot be resumed: its settings are unknown ({SETTINGS} is missing); start again in "
+                "another folder"
             )
 
     @contextmanager
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """Give the folder, locked until the block ends; see `alone` and `begin`."""
+        """Yield the folder, locked until the block ends; see `alone` and `begin`."""
         self.output = folder = self.output or new_folder(self.command)
         with alone(folder):
             if not begin(folder, self.command, settings, resume=self.resume, about=about) and self.resume:
                 warnings.warn(
-                    f"{folder} holds no run to resume: this one starts at the beginning",
+                    f"{folder} has no run to resume: starting from the beginning",
                     AnomalyCLIPWarning,
                     stacklevel=3,
                 )
@@ -92,7 +94,7 @@ class RunFolder:
 
 
 def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
-    """Make and return the first of ``runs/<kind>-1``, ``runs/<kind>-2``, ... that does not exist.
+    """Create and return the first of ``runs/<kind>-1``, ``runs/<kind>-2``, ... that does not exist yet.
 
     Examples
     --------
@@ -110,7 +112,7 @@ def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
             number += 1
         except OSError as error:
             raise AnomalyCLIPError(
-                f"{folder}: cannot be made ({error.strerror}); give --output FOLDER"
+                f"{folder}: cannot be created ({error.strerror}); choose a folder with --output FOLDER"
             ) from None
         else:
             return folder
@@ -118,14 +120,14 @@ def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, which is made if it is missing, until the block ends.
+    """Lock a run's folder against other processes until the block ends; the folder is created if it is missing.
 
-    The system lets go of the lock when the process dies, however it dies.
+    The operating system releases the lock when the process ends, even if it is killed.
 
     Raises
     ------
     AnomalyCLIPError
-        Another process works in the folder.
+        Another process is working in the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -135,7 +137,7 @@ def alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise AnomalyCLIPError(
-            f"{folder}: another process works in this folder; wait until it ends, or choose another folder"
+            f"{folder}: another process is working in this folder; wait until it ends, or choose another folder"
         ) from None
     except OSError as error:
         raise AnomalyCLIPError(
@@ -155,31 +157,31 @@ def begin(
     resume: bool,
     about: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Write what changes the results into a run's folder; a run that is resumed must have begun with the same.
+    """Write a run's settings into its folder; a run that is resumed must have been started with the same settings.
 
     Parameters
     ----------
     folder : Path
-        Of the run.
+        The run's folder.
     command : str
-        Whose run it is: two commands in one folder would write over each other's files.
+        The command that runs: two commands in one folder would overwrite each other's files.
     settings : mapping
-        JSON-ready; what changes the results, and nothing else.
+        JSON-ready; everything that changes the results, and nothing else.
     resume : bool
-        Whether the run goes on.
+        Whether the run is resumed.
     about : mapping, optional
-        JSON-ready; written beside the settings and not compared.
+        JSON-ready; written with the settings, but not compared.
 
     Returns
     -------
     bool
-        Whether there was something to go on with.
+        Whether the folder already held a run.
 
     Raises
     ------
     AnomalyCLIPError
-        The folder is another command's or somebody else's, or the run began with other settings; the message says
-        which.
+        The folder belongs to another command or to another program, or the run was started with other settings; the
+        message says which.
     """
     path = folder / SETTINGS
     now = {"command": command, **json.loads(json.dumps(settings))}
@@ -188,7 +190,7 @@ def begin(
     before.pop("about", None)
     if "command" not in before:
         raise AnomalyCLIPError(
-            f"{path} is not of an anomalyclip run and would be lost: choose another folder"
+            f"{path} was not written by anomalyclip and would be overwritten: choose another folder"
         )
     if before["command"] != command:
         raise AnomalyCLIPError(
@@ -196,7 +198,8 @@ def begin(
         )
     if resume and (differ := differences(before, now)):
         raise AnomalyCLIPError(
-            f"{folder} began with other settings ({'; '.join(differ)}): resume with the same, or choose another folder"
+            f"{folder} was started with other settings ({'; '.join(differ)}): resume with the same settings, or choose "
+            "another folder"
         )
     with writing(path), replacing(path) as temporary:
         content = now if about is None else {**now, "about": dict(about)}
@@ -208,4 +211,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
-        raise AnomalyCLIPError(f"{path}: damaged; begin anew in another folder") from None
+        raise AnomalyCLIPError(f"{path}: damaged file; start again in another folder") from None

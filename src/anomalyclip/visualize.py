@@ -1,8 +1,8 @@
-"""Predictions as pictures: heat maps, overlays on the photograph, contact sheets.
+"""Predictions as pictures: heat maps, overlays on the image, contact sheets.
 
-Colours stand for the same map values in every picture (a fixed scale, [0, 1] unless told otherwise). The
-published code stretches each map to its own minimum and maximum, so that a flawless image glows as much as a
-broken one.
+A colour stands for the same map value in every picture: the scale is fixed, [0, 1] by default. The published
+code stretches each map to its own minimum and maximum, so that a flawless image looks as hot as a defective
+one.
 """
 
 import math
@@ -21,9 +21,9 @@ from anomalyclip.prediction import Prediction
 Color = tuple[int, int, int]
 Scale = tuple[float, float]
 
-# Nine equidistant control points each, interpolated; after matplotlib's inferno (Smith, van der Walt; CC0:
-# lightness rises evenly) and Google's turbo (Mikhailov; Apache-2.0: more distinct colours, but lightness
-# rises and falls).
+# Interpolated between nine equidistant control points, which follow matplotlib's inferno (Smith, van der Walt; CC0:
+# lightness rises evenly) and Google's turbo (Mikhailov; Apache-2.0: more distinct colours, but lightness rises
+# and falls).
 _COLORMAPS: dict[str, list[Color]] = {
     "inferno": [
         (0, 0, 4), (33, 12, 74), (87, 16, 110), (138, 34, 106), (188, 55, 84),
@@ -37,13 +37,13 @@ _COLORMAPS: dict[str, list[Color]] = {
 }  # fmt: skip
 COLORMAPS = tuple(_COLORMAPS)
 
-# The photograph stays as it is up to the first share of the scale and is covered fully (to `alpha`) from the
-# second.
+# Up to the first share of the scale the photograph is unchanged; from the second on, the colour has its full opacity
+# (`alpha`).
 _OPACITY_FROM, _OPACITY_TO = 0.1, 0.7
-# Line widths as shares of the picture's geometric mean side: 2 pixels at 600 x 430, alike at every size and
-# shape.
+# Line widths as shares of the geometric mean of width and height (2 pixels at 600 x 430), so that lines look the same
+# at every size and shape.
 _LINE, _CASING = 0.004, 0.0075  # the white line, and the dark one under it
-# Contours are computed on a canvas with this longer side, then scaled: smooth on small pictures, quick on
+# Contours are computed on a canvas whose longer side has this length, then scaled: smooth on small pictures, fast on
 # large ones.
 _CONTOUR_SIDE = 1024
 _STRIP = 256  # rows that are coloured at once: a map may have a hundred million pixels
@@ -52,7 +52,7 @@ _STRIP = 256  # rows that are coloured at once: a map may have a hundred million
 def heat_map(
     anomaly_map: NDArray[np.float32], *, colormap: str = "inferno", scale: Scale = (0.0, 1.0)
 ) -> Image.Image:
-    """Return an anomaly map in colours.
+    """Return an anomaly map as a colour image.
 
     Parameters
     ----------
@@ -61,19 +61,19 @@ def heat_map(
     colormap : {"inferno", "turbo", "gray"}
         From dark to light, a rainbow, or from black to white.
     scale : tuple of float
-        The map values of the first and the last colour: one choice for all images that are to be compared.
-        Values beyond it get the nearest end's colour. Narrow it where a model's values use a part of [0, 1]
-        only.
+        The map values of the first and the last colour. Use the same scale for all images that are compared.
+        Values outside it get the colour of the nearest end. Narrow it if a model's values use only a part of
+        [0, 1].
 
     Returns
     -------
     PIL.Image.Image
-        RGB, of the map's size.
+        RGB, with the map's size.
 
     Raises
     ------
     AnomalyCLIPError
-        If the colour map is unknown or the scale does not rise.
+        If the colour map is unknown or the scale is not increasing.
 
     Examples
     --------
@@ -94,33 +94,33 @@ def overlay(
     contour: bool = True,
     boxes: bool = False,
 ) -> Image.Image:
-    """Return the photograph with the anomaly map laid over it.
+    """Return the photograph with the anomaly map drawn over it.
 
-    The higher the map, the more of the photograph the colour covers; where the map is in the lowest tenth of
-    the scale, the photograph's pixels are unchanged.
+    The higher the map value, the more opaque the colour. Where the map is in the lowest tenth of the scale, the
+    photograph's pixels are unchanged.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        The predicted image, of any mode and at any size (a smaller copy draws faster).
+        The image that was scored, in any mode and at any size (a smaller copy is faster to draw).
     prediction : Prediction
-        What was predicted for it.
+        Its prediction.
     colormap, scale
-        As of `heat_map`.
+        As for `heat_map`.
     alpha : float
-        How much of the photograph the strongest colours cover, in [0, 1].
+        Opacity of the strongest colours, in [0, 1].
     contour, boxes : bool
-        Whether to outline the mask and to frame the regions; both need a pixel threshold.
+        Whether to outline the mask and to draw boxes around the regions; both need a pixel threshold.
 
     Returns
     -------
     PIL.Image.Image
-        RGB, of the image's size.
+        RGB, with the image's size.
 
     Raises
     ------
     AnomalyCLIPError
-        If the colour map is unknown, the scale does not rise, or alpha is outside [0, 1].
+        If the colour map is unknown, the scale is not increasing, or alpha is outside [0, 1].
 
     Examples
     --------
@@ -131,7 +131,7 @@ def overlay(
     """
     if not 0 <= alpha <= 1:
         raise AnomalyCLIPError(
-            f"alpha is {alpha}; it must be a number from 0 (photograph only) to 1 (colour only)."
+            f"alpha is {alpha}; expected a number from 0 (photograph only) to 1 (colour only)."
         )
     photograph = as_image(image)
     levels = _levels(prediction.map_at(photograph.size), scale)
@@ -167,17 +167,17 @@ def contact_sheet(
     Parameters
     ----------
     cells : iterable of (PIL.Image.Image, Prediction)
-        Images with what was predicted for them; taken one by one, so that a generator need not hold them all.
+        Images with their predictions. They are taken one by one, so a generator does not need to hold them all.
     columns : int, optional
-        Cells a row; by default as many as make the page about 4:3.
+        Cells per row; by default, the number that makes the page about 4:3.
     tile_size : int
         Longest side of one picture, in pixels, at least 64.
     beside : bool
-        Whether the bare photograph stands at the left of each overlay.
+        Whether to show the photograph without colours to the left of each overlay.
     title : str, optional
         Heading of the page.
     colormap, alpha, scale
-        As of `overlay`.
+        As for `overlay`.
 
     Returns
     -------
@@ -187,8 +187,8 @@ def contact_sheet(
     Raises
     ------
     AnomalyCLIPError
-        If there is no cell, `columns` is below 1 or `tile_size` below 64, or an option of `overlay` is
-        unusable.
+        If there is no cell, `columns` is below 1, `tile_size` is below 64, or an option of `overlay` is
+        invalid.
 
     Examples
     --------
@@ -199,7 +199,7 @@ def contact_sheet(
     """
     if tile_size < 64 or (columns is not None and columns < 1):
         raise AnomalyCLIPError(
-            f"tile_size is {tile_size} and columns {columns}; at least 64 and 1 are needed."
+            f"tile_size is {tile_size} and columns is {columns}; expected at least 64 and at least 1."
         )
     tiles = []
     for image, prediction in cells:
@@ -208,7 +208,7 @@ def contact_sheet(
         drawn = overlay(photograph, prediction, colormap=colormap, alpha=alpha, scale=scale)
         tiles.append(_Tile([photograph, drawn] if beside else [drawn], prediction))
     if not tiles:
-        raise AnomalyCLIPError("a contact sheet needs at least one prediction; none was given.")
+        raise AnomalyCLIPError("a contact sheet needs at least one prediction.")
     return _Page(tiles, columns, tile_size, title).draw(colormap, scale)
 
 
@@ -217,7 +217,7 @@ def _levels(anomaly_map: NDArray[np.float32], scale: Scale) -> Image.Image:
     low, high = scale
     if not low < high:
         raise AnomalyCLIPError(
-            f"the colour scale is {low} to {high}; its second value must be the greater one."
+            f"the colour scale is {low} to {high}; its second value must be greater than its first."
         )
     levels = np.empty(anomaly_map.shape, np.uint8)
     for top in range(0, len(levels), _STRIP):
@@ -228,7 +228,7 @@ def _levels(anomaly_map: NDArray[np.float32], scale: Scale) -> Image.Image:
 
 def _colored(levels: Image.Image, colormap: str) -> Image.Image:
     if colormap not in _COLORMAPS:
-        raise AnomalyCLIPError(f"there is no colour map {colormap!r}; choose one of {', '.join(COLORMAPS)}.")
+        raise AnomalyCLIPError(f"unknown colour map {colormap!r}; choose one of {', '.join(COLORMAPS)}.")
     points = np.array(_COLORMAPS[colormap])
     positions = np.linspace(0, len(points) - 1, 256)
     channels = [np.interp(positions, range(len(points)), channel).round().astype(int) for channel in points.T]
@@ -238,27 +238,27 @@ def _colored(levels: Image.Image, colormap: str) -> Image.Image:
 def _photograph(image: Image.Image) -> Image.Image:
     """Return the image upright, as 8-bit RGB."""
     image = as_image(image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # no needless copy: it may be a gigabyte
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy may take a gigabyte
 
 
 def _fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Return `size` scaled, with its proportions, to a longer side of `longest`."""
+    """Return `size` scaled so that its longer side is `longest`, with the same proportions."""
     width, height = (max(1, round(length * longest / max(size))) for length in size)
     return width, height
 
 
 def _draw_contour(picture: Image.Image, prediction: Prediction) -> None:
-    """Outline the mask, white on a dark casing that sets it off from any background."""
+    """Outline the mask in white on a wider dark line, so that it is visible on any background."""
     mask = prediction.mask_at(_fitted(picture.size, _CONTOUR_SIDE))
     if mask is None or mask.all() or not mask.any():
         return
-    from scipy import ndimage  # here, for it takes longer to import than all the rest
+    from scipy import ndimage  # imported here because it takes longer than all other imports together
 
     # Distance of a pixel's centre from the nearest edge between inside and outside.
     distance = (
         np.where(mask, ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)) - 0.5
     )
-    # At least one pixel of the picture, or else lines on small pictures fade away when they are scaled down.
+    # At least one pixel of the picture: otherwise lines on small pictures fade when they are scaled down.
     finest = _CONTOUR_SIDE / max(picture.size)
     for width, color, opacity in ((_CASING, "black", 0.55), (_LINE, "white", 1.0)):
         coverage = np.clip(max(width * math.sqrt(mask.size), finest) / 2 + 0.5 - distance, 0, 1)
@@ -289,14 +289,14 @@ _NORMAL: Color = (24, 110, 58)
 
 @dataclass(frozen=True)
 class _Tile:
-    """The pictures of one cell and what its caption tells."""
+    """The pictures of one cell and the prediction for its caption."""
 
     pictures: list[Image.Image]
     prediction: Prediction
 
 
 class _Page:
-    """Layout of a contact sheet: equal cells that hold the largest picture; lengths follow the tile size."""
+    """Layout of a contact sheet: equal cells that fit the largest picture; all lengths depend on the tile size."""
 
     def __init__(self, tiles: list[_Tile], columns: int | None, tile_size: int, title: str | None) -> None:
         self.tiles, self.title = tiles, title
@@ -362,12 +362,12 @@ class _Page:
 
 
 def _name(prediction: Prediction) -> str:
-    """Return the folder and file name: in most data sets the file name alone is a number."""
+    """Return folder and file name: in most data sets the file name alone is just a number."""
     return "" if prediction.image_path is None else "/".join(Path(prediction.image_path).parts[-2:])
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """Return the text, with its middle left out as far as needed to fit `width` pixels."""
+    """Return the text, with as much of its middle left out as needed to fit `width` pixels."""
     kept, shown = len(text), text
     while kept > 2 and font.getlength(shown) > width:
         kept -= 1

@@ -1,11 +1,11 @@
-"""Where predictions are kept: one line of JSON an image, and maps, heat maps and masks as files.
+"""Saves predictions: one JSON line per image, and maps, heat maps and masks as files.
 
 ```
-OUTPUT/predictions.jsonl      one object an image, in the order of the images
+OUTPUT/predictions.jsonl      one JSON object per image, in the order of the images
 OUTPUT/errors.jsonl           image_path and error of each image that could not be scored, if there are any
-OUTPUT/maps/NAME.npy          the anomaly map, float32 (S, S), or (height, width) of an image cut into tiles
-OUTPUT/heatmaps/NAME.png      the photograph with the map laid over it, at its own size
-OUTPUT/masks/NAME.png         0 and 255, at the photograph's size
+OUTPUT/maps/NAME.npy          the anomaly map, float32 (S, S), or (height, width) if the image was cut into tiles
+OUTPUT/heatmaps/NAME.png      the image with the map drawn over it, at the image's size
+OUTPUT/masks/NAME.png         0 and 255, at the image's size
 ```
 
 NAME is the image's relative path with its extension: `a.png` and `a.jpg` become `a.png.npy` and `a.jpg.npy`.
@@ -29,31 +29,31 @@ from anomalyclip.readers import open_image
 from anomalyclip.visualize import overlay
 
 PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
-"""Names of the files with one line an image: that was scored, that could not be."""
+"""Names of the two files with one line per image: images that were scored, and images that could not be scored."""
 
 _FOLDERS = {"map": ("maps", ".npy"), "heatmap": ("heatmaps", ".png"), "mask": ("masks", ".png")}
 SAVEABLE = tuple(_FOLDERS)
 
 
 class PredictionWriter:
-    """Writes predictions into a folder, one by one, so that a run that is killed can be taken up again.
+    """Writes predictions into a folder, one by one, so that a run that was killed can be resumed.
 
-    A line enters `predictions.jsonl` once the image's files are complete. Images that failed are not among
-    `done`: a resumed run tries them again, and their results then follow at the end.
+    A line is added to `predictions.jsonl` once the image's files are complete. Images that failed are not in
+    `done`: a resumed run tries them again and appends their results at the end.
 
     Parameters
     ----------
     output_dir : str or path
-        Folder to write to; made if missing.
+        Folder to write to; created if missing.
     save : collection of {"map", "heatmap", "mask"}
         Which files to write for each image; "mask" needs predictions with a pixel threshold.
     resume : bool
-        Whether to go on after the predictions that are there. What a kill tore off is dropped.
+        Continue after the existing predictions. An incomplete last line is removed.
     overwrite : bool
-        Whether to start anew where predictions are there; the files that their lines name are deleted.
+        Replace existing predictions; the files that their lines name are deleted.
     draw : callable, optional
-        (image, prediction) -> PIL.Image.Image, for "heatmap"; default `anomalyclip.visualize.overlay`. Colour
-        map and the like: `functools.partial(overlay, colormap="turbo")`.
+        (image, prediction) -> PIL.Image.Image, for "heatmap"; default `anomalyclip.visualize.overlay`. To set
+        its options: `functools.partial(overlay, colormap="turbo")`.
 
     Attributes
     ----------
@@ -63,9 +63,9 @@ class PredictionWriter:
     Raises
     ------
     AnomalyCLIPError
-        If `save` names something else, predictions are there and neither `resume` nor `overwrite` is set,
-        they were written without a file that is now wanted, they are damaged, or the folder cannot be written
-        to.
+        If `save` holds an unknown name, the folder already holds predictions and neither `resume` nor
+        `overwrite` is set, the existing predictions are damaged or lack a kind of file in `save`, or the folder
+        cannot be written to.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class PredictionWriter:
         if unknown:
             raise AnomalyCLIPError(f"cannot save {sorted(unknown)}; choose from {', '.join(SAVEABLE)}.")
         if resume and overwrite:
-            raise AnomalyCLIPError("resume and overwrite exclude each other; choose one.")
+            raise AnomalyCLIPError("resume and overwrite cannot be combined; choose one.")
         self.output_dir = Path(output_dir)
         self.save = tuple(kind for kind in SAVEABLE if kind in save)
         self.draw = draw
@@ -113,10 +113,9 @@ class PredictionWriter:
                 self._take_up()
             elif overwrite:
                 self._clear()
-            # Unbuffered: a line is with the operating system, safe from a kill of this process, once it is
-            # written.
+            # Unbuffered: once a line is written, the operating system has it, even if this process is killed.
             self._file = io.FileIO(self._predictions, "w" if overwrite else "a")
-            # What failed is tried again, so that earlier errors say nothing any more.
+            # Failed images are tried again, so earlier errors no longer apply.
             self._errors.unlink(missing_ok=True)
 
     def __enter__(self) -> "PredictionWriter":
@@ -141,27 +140,27 @@ class PredictionWriter:
         prediction : Prediction
             With its `image_path`.
         name : str, optional
-            Path below the folders, usually the image's path relative to the folder that was asked for;
-            default: its `image_path`. It never leads out of the output folder: a root is dropped, `..`
-            becomes `_`. A name that another image has taken gets a number (`a.png`, `a.png~2`).
+            Path of its files within `maps/` and so on, usually the image's path relative to the input folder;
+            default: its `image_path`. It never leaves the output folder: a root is removed, and `..` becomes
+            `_`. A name that another image already has gets a number (`a.png`, `a.png~2`).
         image : PIL.Image.Image, optional
-            The photograph, for "heatmap"; default: `anomalyclip.readers.open_image` of its `image_path`.
+            The image, for "heatmap"; default: `anomalyclip.readers.open_image` of its `image_path`.
 
         Returns
         -------
         dict
-            What the line holds: `Prediction.to_dict()` and "files", from kind to path relative to the output
-            folder.
+            The content of the line: `Prediction.to_dict()` and "files", from kind to path relative to the
+            output folder.
 
         Raises
         ------
         AnomalyCLIPError
-            If a file cannot be written, or "mask" is wanted of a prediction without a pixel threshold.
+            If a file cannot be written, or "mask" is to be saved and the prediction has no pixel threshold.
         InputError
-            If the photograph cannot be read or drawn on; its files are deleted then.
+            If the image cannot be read or drawn on. Files already written for it are then deleted.
         """
         if prediction.image_path is None:
-            raise AnomalyCLIPError("a prediction without image_path cannot be written; give it one.")
+            raise AnomalyCLIPError("a prediction without image_path cannot be written; set its image_path.")
         name = self._free_name(name or prediction.image_path)
         files: dict[str, str] = {}
         try:
@@ -197,7 +196,7 @@ class PredictionWriter:
             _write_line(file, {"image_path": os.fspath(image_path), "error": str(error)})
 
     def _clear(self) -> None:
-        """Delete the files that the former lines name, so that none is taken for one of this run."""
+        """Delete the files of the earlier run, so that none can be mistaken for one of this run."""
         if not self._predictions.is_file():
             return
         with self._predictions.open("rb") as lines:
@@ -210,7 +209,7 @@ class PredictionWriter:
                     (self.output_dir / safe_name(file)).unlink(missing_ok=True)
 
     def _take_up(self) -> None:
-        """Cut off a torn last line, and learn from the others what is done and which names are taken."""
+        """Remove an incomplete last line; read from the others which images are done and which names are in use."""
         content = self._predictions.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
@@ -220,17 +219,17 @@ class PredictionWriter:
                 self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise AnomalyCLIPError(
-                    f"{self._predictions}, line {number} is damaged ({error}); delete it, or start anew."
+                    f"{self._predictions}, line {number} is damaged ({error}); delete it, or start again."
                 ) from error
             missing = [kind for kind in self.save if kind not in files]
             if missing:
                 raise AnomalyCLIPError(
                     f"{self._predictions} was written without {', '.join(missing)} files; "
-                    "resume with what was saved then, or start anew."
+                    "resume with the same files to save, or start again."
                 )
             self.done.add(path)
         os.truncate(self._predictions, len(whole))
-        for folder, _ in _FOLDERS.values():  # what a kill left half-written
+        for folder, _ in _FOLDERS.values():  # incomplete files of a run that was killed
             for stray in (self.output_dir / folder).rglob(".*.tmp"):
                 stray.unlink()
 
@@ -250,14 +249,14 @@ class PredictionWriter:
         elif kind == "mask":
             mask = prediction.mask_at()
             if mask is None:
-                raise AnomalyCLIPError("masks need a threshold; set one, or do not save masks.")
+                raise AnomalyCLIPError("masks need a pixel threshold; set one, or do not save masks.")
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(file, "png")
         elif image is not None:
             self.draw(image, prediction).save(file, "png")
 
 
 def safe_name(path: str | os.PathLike[str]) -> str:
-    """Return `path` as a relative path with forward slashes that does not lead upwards.
+    """Return `path` as a relative path with forward slashes that stays inside its folder.
 
     Examples
     --------
@@ -270,7 +269,7 @@ def safe_name(path: str | os.PathLike[str]) -> str:
 
 
 def _key(name: str) -> str:
-    """Return what must differ between two names: some file systems do not tell A.png from a.png."""
+    """Return the key by which names are compared: some file systems treat A.png and a.png as the same file."""
     return name.casefold()
 
 
@@ -280,7 +279,7 @@ def _inner_name(kind: str, file: str) -> str:
 
 
 def _write_line(file: io.RawIOBase, record: dict[str, Any]) -> None:
-    """Write all of a line; an unbuffered file may take a part, and then says why at the next try."""
+    """Write a whole line: an unbuffered file may write only a part, and raises the error at the next write."""
     rest = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
     while rest:
         rest = rest[file.write(rest) :]

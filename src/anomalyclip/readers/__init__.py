@@ -1,7 +1,7 @@
-"""What a user hands over (paths, bytes, open files, images, arrays) to images: the only way in which inputs are opened.
+"""Paths, bytes, open files, PIL images and arrays to images. All inputs are opened here.
 
-A path may hold many images. Each has an id, by which it can be opened again without going back to where it came from.
-The kind of a file is told by its ending; what no reader claims is taken for a photograph.
+A file may hold many images. Each has an id, and the id alone is enough to open the image again.
+The kind of a file is recognised by its extension; a file that no other reader handles is read as a photograph.
 """
 
 import os
@@ -39,18 +39,18 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.ui
 image, or an (H, W, 3) or (H, W) uint8 array."""
 
 READERS: list[Reader] = [PhotographReader()]
-"""In the order of their registration; the first is for every ending that no other claims."""
+"""In the order of their registration; the first reads all files that no other reader handles."""
 
 _NUMBERED = re.compile(r"(.+)#([1-9][0-9]{0,9})", re.DOTALL)
 
 
 def register(reader: Reader) -> None:
-    """Add a reader; endings that it shares with earlier readers are its own from now on.
+    """Add a reader; for file extensions that it shares with earlier readers, it replaces them.
 
     Raises
     ------
     AnomalyCLIPError
-        An ending has no dot or is not in lower case, so that no file would ever match it.
+        A file extension has no dot or is not in lower case, so that no file could match it.
 
     Examples
     --------
@@ -58,20 +58,20 @@ def register(reader: Reader) -> None:
     ...     suffixes = frozenset({".PNG"})
     >>> register(Shouting())
     Traceback (most recent call last):
-    anomalyclip.errors.AnomalyCLIPError: Shouting: '.PNG' is no file name ending; expected lower case and a dot: '.png'
+    anomalyclip.errors.AnomalyCLIPError: Shouting: invalid file extension '.PNG'; expected lower case and a dot: '.png'
     """
     for suffix in sorted(reader.suffixes):
         expected = "." + suffix.lower().lstrip(".")
         if suffix != expected:
             raise AnomalyCLIPError(
-                f"{type(reader).__name__}: {suffix!r} is no file name ending; expected lower case and a dot: "
+                f"{type(reader).__name__}: invalid file extension {suffix!r}; expected lower case and a dot: "
                 f"{expected!r}"
             )
     READERS.append(reader)
 
 
 def suffixes() -> frozenset[str]:
-    """Return the file name endings (lower case) that are taken for images when a folder is listed.
+    """Return the file extensions (lower case) that count as images when a folder is listed.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def suffixes() -> frozenset[str]:
 
 
 def reader_for(path: str) -> Reader:
-    """Return the reader of a file by its ending; the longest one decides (".nii.gz" before ".gz"), then the latest.
+    """Return the reader for a file's extension: the longest match (".nii.gz" before ".gz"), then the latest reader.
 
     Examples
     --------
@@ -100,9 +100,9 @@ def reader_for(path: str) -> Reader:
 
 
 def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:
-    """Return the file that an id belongs to and the number of the image in it; None where the id is a path.
+    """Return the file that an id belongs to and the number of the image in it; None if the id is a path.
 
-    A file that exists under the whole name is always meant itself.
+    If a file with the whole id as its name exists, the id is that file's path.
 
     Examples
     --------
@@ -123,12 +123,12 @@ def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:
 
 
 def frames(source: Source) -> Iterator[Frame]:
-    """Give the images of a source in their order, each decoded only when it is asked for.
+    """Yield the images of a source in order; each is decoded only when it is requested.
 
     Parameters
     ----------
     source : path, bytes, open binary file, PIL image or uint8 array
-        See `Source`. An open file is read from its beginning. The id of one image in a file gives that image alone.
+        See `Source`. An open file is read from its beginning. The id of one image in a file yields only that image.
 
     Yields
     ------
@@ -137,7 +137,7 @@ def frames(source: Source) -> Iterator[Frame]:
     Raises
     ------
     InputError
-        The source cannot be used; raised when the image that fails is asked for.
+        The source cannot be used; raised when the image that fails is requested.
 
     Examples
     --------
@@ -156,17 +156,17 @@ def frames(source: Source) -> Iterator[Frame]:
 
 
 def open_image(id: str | os.PathLike[str]) -> Image.Image:
-    """Open one image again: that of a prediction's `image_path`, for instance.
+    """Open one image by its id, for instance the `image_path` of a prediction.
 
     Parameters
     ----------
     id : path-like
-        The id of a `Frame`, or a path; of a file that holds several images, the path alone gives the first.
+        The id of a `Frame`, or a path. The path of a file with several images opens the first.
 
     Returns
     -------
     PIL.Image.Image
-        The same as in the `Frame`: loaded, upright, at most 8 bits a channel.
+        The same as in the `Frame`: loaded, upright, at most 8 bits per channel.
 
     Raises
     ------
@@ -187,12 +187,12 @@ def open_image(id: str | os.PathLike[str]) -> Image.Image:
 
 
 def size_of(id: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) of one image, from the header of its file where the format allows.
+    """Return (width, height) of one image, from the header of its file if the format allows it.
 
     Raises
     ------
     InputError
-        As `open_image`; damage after the header may not be seen.
+        As for `open_image`, but damage after the header may not be noticed.
 
     Examples
     --------
@@ -210,9 +210,9 @@ def size_of(id: str | os.PathLike[str]) -> tuple[int, int]:
 def _all_frames(path: str) -> Iterator[Frame]:
     images = reader_for(path).frames(path)
     try:
-        yield next(images)  # under no name: it is let go before the next one is decoded
+        yield next(images)  # not kept in a variable, so that it is freed before the next one is decoded
     except StopIteration:
-        raise InputError(f"{path}: holds no image") from None
+        raise InputError(f"{path}: no images in this file") from None
     yield from images
 
 
@@ -231,14 +231,14 @@ def _in_memory(source: bytes | BinaryIO | Image.Image | NDArray[np.uint8]) -> Im
 
 def _from_file(file: BinaryIO) -> Image.Image:
     name = getattr(file, "name", None)
-    if not isinstance(name, str):  # in memory, or opened by its number
+    if not isinstance(name, str):  # in memory, or opened by its file descriptor
         name = type(file).__name__
     try:
-        with suppress(AttributeError, UnsupportedOperation):  # a pipe is read from where it stands
+        with suppress(AttributeError, UnsupportedOperation):  # a pipe is read from its current position
             file.seek(0)
         content = file.read()
         if not isinstance(content, bytes):
-            raise TypeError(f"it gives {type(content).__name__}")
-    except Exception as error:  # a file object may be anybody's own
+            raise TypeError(f"read() returned {type(content).__name__}, not bytes")
+    except Exception as error:  # users may pass file objects of their own
         raise InputError(f"{name}: cannot be read ({error}); expected a file open in binary mode") from None
     return read_image(content, name=name)

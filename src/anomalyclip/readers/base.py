@@ -1,4 +1,4 @@
-"""What a reader is: it opens one kind of file and gives the images in it, one by one."""
+"""The base class of readers: a reader opens one kind of file and yields the images in it, one by one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Frame:
     Attributes
     ----------
     id : str or None
-        What a prediction carries as its `image_path`, and what `anomalyclip.readers.open_image` opens again: the path
-        as it was given where the file holds one image, ``PATH#K`` where it holds several (pages, slices, video
-        frames; K counts from 1). None for an image that was handed over in memory.
+        The `image_path` of the image's prediction, which `anomalyclip.readers.open_image` can open again: the path as
+        it was given if the file holds one image, ``PATH#K`` if it holds several (pages, slices, video frames; K
+        counts from 1). None for an image in memory.
     image : PIL.Image.Image
-        Loaded, upright, at most 8 bits a channel, in any colour mode.
+        Loaded, upright, at most 8 bits per channel, in any colour mode.
     """
 
     id: str | None
@@ -31,21 +31,21 @@ class Frame:
 class Reader(Protocol):
     r"""Opens one kind of file.
 
-    A new kind is one subclass with `suffixes` and `frames`, registered by `anomalyclip.readers.register`. `open` and
-    `size` have defaults that go through `frames`; a reader replaces them where its format has a shorter way.
+    A new kind of file needs one subclass with `suffixes` and `frames`, registered by `anomalyclip.readers.register`.
+    `open` and `size` have default implementations that use `frames`; override them if the format allows a faster way.
 
-    A reader need not translate what its decoder raises: whatever is no `AnomalyCLIPError` already becomes an
-    `InputError` that names the file.
+    A reader does not need to convert the exceptions of its decoder: any exception that is not an `AnomalyCLIPError`
+    becomes an `InputError` that names the file.
 
     Attributes
     ----------
     suffixes : frozenset of str
-        File name endings, in lower case and with their dot, that are taken for images when a folder is listed.
+        File extensions, in lower case and with their dot, that count as images when a folder is listed.
 
     Examples
     --------
     >>> class Flags(Reader):
-    ...     "A file of colour names, one line an image."
+    ...     "A file of colour names: each line is an image."
     ...     suffixes = frozenset({".flags"})
     ...
     ...     def frames(self, path):
@@ -64,7 +64,7 @@ class Reader(Protocol):
     suffixes: frozenset[str]
 
     def frames(self, path: str) -> Iterator[Frame]:
-        """Give the images of a file in their order, each decoded only when it is asked for."""
+        """Yield the images of a file in order; each is decoded only when it is requested."""
         ...
 
     def open(self, path: str, number: int = 1) -> Image.Image:
@@ -81,5 +81,5 @@ class Reader(Protocol):
         return frame.image
 
     def size(self, path: str, number: int = 1) -> tuple[int, int]:
-        """Return (width, height) of one image of a file, counted from 1, as `open` would give it."""
+        """Return (width, height) of one image of a file, counted from 1, as `open` would return it."""
         return self.open(path, number).size

@@ -1,4 +1,4 @@
-"""Photographs: whatever Pillow reads, one image a file."""
+"""Photographs: all formats that Pillow reads, one image per file."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from anomalyclip.readers.base import Frame, Reader
 
 
 class PhotographReader(Reader):
-    """Reads PNG, JPEG and the like; of an animation or a file with pages, the first image.
+    """Reads PNG, JPEG and similar formats; for an animation or a file with pages, the first image.
 
     Examples
     --------
@@ -25,7 +25,7 @@ class PhotographReader(Reader):
     )
 
     def frames(self, path: str) -> Iterator[Frame]:
-        """Give the one image of a file."""
+        """Yield the one image of a file."""
         yield Frame(path, read_image(path))
 
     def size(self, path: str, number: int = 1) -> tuple[int, int]:
