@@ -193,7 +193,7 @@ def test_what_is_typed_arrives_in_the_spec(cli, monkeypatch):
         (["--device", "auto", "--model", "m.onnx"], ["--device", "--provider"]),
         (["--threads", 2], ["--threads", "--model"]),
         (["--overlap", 0.25], ["--overlap", "--tile"]),
-        (["--image-score", "mean"], ["mean", "text, max, top1"]),
+        (["--image-score", "median"], ["median", "text, max, top1"]),
         (["--tile", 3], ["tile", "16"]),
     ],
 )
@@ -212,9 +212,10 @@ def test_no_option_of_a_model_goes_with_maps_that_are_there_already(name, cli, t
     needed = {"provider": ["--model", "m"], "threads": ["--model", "m"], "overlap": ["--tile", 64]}.get(
         name, []
     )
-    value = {"compiled": [], "threads": [1], "sigma": [2], "overlap": [0.5], "image_score": ["max"]}.get(
-        name, [64]
-    )
+    value = {"compiled": [], "threads": [1], "sigma": [2], "overlap": [0.5], "image_score": ["max"]}
+    value |= {"ln_post": [], "feature_surgery": [], "window_rule": ["normal"], "activation": ["gelu"]}
+    value |= {"normal": ["good", "--abnormal", "bad"], "abnormal": ["bad", "--normal", "good"]}
+    value = value.get(name, [64])
     done = cli("test", tmp_path, "--from-maps", tmp_path, spelled(name), *value, *needed)
     assert (done.code, done.err.count("error: ")) == (2, 1)
     assert spelled(name) in done.err

@@ -27,7 +27,8 @@ def test_bf16_stays_near_and_computes_similarities_in_float32(tiny_clip, paper_c
     pixels = probe_pixels(70)
     with torch.inference_mode():
         features = rough.features(pixels)
-        assert features.image.dtype == torch.bfloat16  # the tower did compute in it
+        error = (features.cls - exact.features(pixels).cls).norm() / features.cls.norm()
+        assert 1e-3 < error < 0.1  # the tower did compute in it
         scores, grids = rough.core.compare(features)
         assert (scores.dtype, grids.dtype) == (torch.float32, torch.float32)
         # A similarity in bfloat16 has steps of 1/256 near 1, and its softmax few values; these are as fine as float32.

@@ -223,7 +223,7 @@ def test_a_data_set_that_was_trained_on_is_recognised_by_name_through_a_link(
 @pytest.mark.parametrize("command", ["test", "calibrate", "predict"])
 def test_the_default_sigma_of_every_command_is_the_specs(command, cli, model, root, tmp_path):
     """Its figures too: they are those of --sigma 4, and of no other."""
-    assert DetectorSpec().sigma == 4.0
+    assert DetectorSpec().sigma is None
     found = {}
     for name, options in (("default", []), ("4", ["--sigma", 4]), ("1", ["--sigma", 1])):
         out = tmp_path / name

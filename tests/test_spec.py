@@ -24,6 +24,18 @@ OTHER_VALUES = {
     "dpam_layers": 2,
     "sigma": 2.5,
     "image_score": "top1",
+    "trained": "layers.safetensors",
+    "ln_post": True,
+    "local_attention": "qkv",
+    "feature_surgery": True,
+    "windows": (2, 3),
+    "window_stride": 2,
+    "window_rule": "normal",
+    "activation": "gelu",
+    "normal": ("flawless {}", "a good one"),
+    "abnormal": ("cracked {}",),
+    "templates": "april-gan",
+    "class_name": "screw",
     "device": "cuda:1",
     "precision": "bf16",
     "compiled": True,
@@ -36,6 +48,7 @@ OTHER_VALUES = {
 """Of every field a value that is not its default."""
 
 NEEDED_WITH = {"provider": {"model": "m.onnx"}, "threads": {"model": "m.onnx"}, "overlap": {"tile": 256}}
+NEEDED_WITH |= {"normal": {"abnormal": ("bad",)}, "abnormal": {"normal": ("good",)}}
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +94,18 @@ def test_a_spec_does_not_change():
         DetectorSpec().sigma = 2.0
 
 
-@pytest.mark.parametrize("name", ["backbone", "prompts", "model"])
+@pytest.mark.parametrize("name", ["backbone", "prompts", "trained", "templates", "model"])
 def test_a_path_becomes_text(name):
     spec = DetectorSpec(**{name: Path("folder") / "file"})
     assert getattr(spec, name) == os.path.join("folder", "file")
     assert spec == DetectorSpec(**{name: os.path.join("folder", "file")})
 
 
-@pytest.mark.parametrize(("name", "extra"), [("layers", {}), ("provider", {"model": "m.onnx"})])
+@pytest.mark.parametrize(
+    ("name", "extra"), [("layers", {}), ("windows", {}), ("provider", {"model": "m.onnx"})]
+)
 def test_a_list_becomes_a_tuple_and_an_empty_one_is_the_default(name, extra):
-    values = {"layers": [3, 6], "provider": ["cuda", "cpu"]}[name]
+    values = {"layers": [3, 6], "windows": [2, 3], "provider": ["cuda", "cpu"]}[name]
     assert getattr(DetectorSpec(**{name: values}, **extra), name) == tuple(values)
     assert getattr(DetectorSpec(**{name: iter(values)}, **extra), name) == tuple(values)
     assert getattr(DetectorSpec(**{name: []}, **extra), name) is None
@@ -122,9 +137,19 @@ def test_the_tiling_is_that_of_tile_and_overlap():
         ({"layers": [True]}, "layers"),
         ({"dpam_layers": 1.5}, "dpam layers 1.5"),
         ({"sigma": "4"}, "sigma '4'"),
-        ({"sigma": None}, "sigma None"),
         ({"sigma": True}, "sigma True"),
-        ({"image_score": "mean"}, "'mean'.*text, max, top1"),
+        ({"image_score": "median"}, "'median'.*text, max, top1"),
+        ({"window_rule": "mean"}, "window rule 'mean'.*abnormal, normal"),
+        ({"activation": "relu"}, "activation 'relu'.*quick-gelu, gelu"),
+        ({"ln_post": 1}, "ln post 1"),
+        ({"feature_surgery": "no"}, "feature surgery 'no'"),
+        ({"windows": [0]}, "windows"),
+        ({"window_stride": 0}, "window stride 0"),
+        ({"normal": "flawless", "abnormal": ["bad"]}, "normal 'flawless'.*list of texts"),
+        ({"normal": ["flawless"]}, "both sides.*--abnormal"),
+        ({"abnormal": ["cracked"]}, "both sides.*--normal"),
+        ({"normal": ["good", " "], "abnormal": ["bad"]}, "normal: a text is empty"),
+        ({"class_name": ""}, "class name: a text is empty"),
         ({"image_score": 1}, "image score 1"),
         ({"device": 0}, "device 0"),
         ({"precision": None}, "precision None"),
@@ -155,7 +180,7 @@ def test_what_makes_no_sense_is_one_clear_error(options, says):
 @pytest.mark.parametrize("name", FIXED_BY_MODEL)
 def test_what_an_exported_file_has_decided_cannot_be_given_with_one(name):
     with pytest.raises(AnomalyCLIPError, match=f"{name} .*m.onnx"):
-        DetectorSpec(model="m.onnx", **{name: OTHER_VALUES[name]})
+        DetectorSpec(model="m.onnx", **NEEDED_WITH.get(name, {}), **{name: OTHER_VALUES[name]})
 
 
 def test_what_runs_a_file_and_how_images_are_cut_can_be_given_with_one():

@@ -26,6 +26,7 @@ from recipes.micro.data import resized_mask
 
 from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.tokenizer import Tokenizer
+from anomalyclip.clip_core import default_image_size
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import Sample
 from anomalyclip.data.synthetic import (
@@ -41,7 +42,7 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
 from anomalyclip.files import replacing
 from anomalyclip.images import read_mask, squash
-from anomalyclip.methods.anomalyclip import assemble, default_image_size
+from anomalyclip.methods.anomalyclip import assemble
 from anomalyclip.metrics import auroc, average_precision
 from anomalyclip.prompts import load_prompts
 from anomalyclip.readers import open_image

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.model import CLIP
+from anomalyclip.clip_core import default_dpam_layers, default_image_size
 from anomalyclip.images import normalise, squash
-from anomalyclip.methods.anomalyclip import default_dpam_layers, default_image_size
 from anomalyclip.prompts import PromptLearner, Prompts
 from anomalyclip.training.batches import Batch
 from anomalyclip.training.learning import Losses, PromptOptimizer

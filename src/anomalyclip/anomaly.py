@@ -15,7 +15,12 @@ TEMPERATURE = 0.07
 """Divides every cosine before the softmax (the published ``/ 0.07``)."""
 
 
-def probabilities(features: Tensor, text_features: Tensor) -> Tensor:
+def similarities(features: Tensor, text_features: Tensor) -> Tensor:
+    """Return the cosines (..., T) float32 of features (..., E) with texts (T, E), which are normalised already."""
+    return F.normalize(features.float(), dim=-1) @ text_features.float().T
+
+
+def probabilities(features: Tensor, text_features: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
     """Return how normal and how anomalous features are: softmax of their cosines with the two texts over 0.07.
 
     Parameters
@@ -24,6 +29,8 @@ def probabilities(features: Tensor, text_features: Tensor) -> Tensor:
         (..., E) float, of images or patches; normalised here.
     text_features : Tensor
         (2, E) float, normalised; normal, then abnormal.
+    temperature : float
+        What divides the cosines; CLIP's own is 0.01.
 
     Returns
     -------
@@ -36,11 +43,45 @@ def probabilities(features: Tensor, text_features: Tensor) -> Tensor:
     >>> probabilities(torch.tensor([[3.0, 3.0], [0.0, 5.0]]), texts)[:, 1].round(decimals=3)
     tensor([0.5000, 1.0000])
     """
-    cosines = F.normalize(features.float(), dim=-1) @ text_features.float().T
-    return (cosines / TEMPERATURE).softmax(dim=-1)
+    return (similarities(features, text_features) / temperature).softmax(dim=-1)
 
 
-def patch_probabilities(patches: Mapping[int, Tensor], text_features: Tensor) -> Tensor:
+def feature_surgery(cosines: Tensor, of_image: Tensor) -> Tensor:
+    """Return CLIP Surgery's similarities: what all texts have in common is taken away.
+
+    Every text is weighed by how well it fits the image, ``w = softmax(2 cos(image, text))`` over its mean; then the
+    mean over the texts is subtracted. With two texts the result is ``(w_a cos_a - w_n cos_n) / 2`` and its negative.
+
+    Parameters
+    ----------
+    cosines : Tensor
+        (B, N, T) float32, of patches with texts.
+    of_image : Tensor
+        (B, T) float32, of the images with texts.
+
+    Returns
+    -------
+    Tensor
+        (B, N, T) float32.
+
+    References
+    ----------
+    Li et al., "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks", 2023. The published
+    code ignores its temperature argument; 2 is what it uses.
+
+    Examples
+    --------
+    >>> feature_surgery(torch.tensor([[[0.2, 0.4]]]), torch.tensor([[0.3, 0.3]]))
+    tensor([[[-0.1000,  0.1000]]])
+    """
+    weights = (2 * of_image).softmax(dim=-1)  # B T
+    weighed = cosines * (weights * weights.shape[-1])[:, None]  # B N T: the mean of a softmax is 1 / T
+    return weighed - weighed.mean(dim=-1, keepdim=True)
+
+
+def patch_probabilities(
+    patches: Mapping[int, Tensor], text_features: Tensor, *, surgery_by: Tensor | None = None
+) -> Tensor:
     """Return how anomalous each patch is, the mean over feature layers.
 
     The published map is (P_abnormal + 1 - P_normal) / 2, which is P_abnormal, *summed* over layers; the mean keeps it
@@ -52,19 +93,26 @@ def patch_probabilities(patches: Mapping[int, Tensor], text_features: Tensor) ->
         Block number to (B, 1 + N, E) features, CLS first.
     text_features : Tensor
         (2, E) float, normalised.
+    surgery_by : Tensor, optional
+        (B, E) float, image features: the cosines are then weighed by `feature_surgery`.
 
     Returns
     -------
     Tensor
         (B, g, g) float32 within [0, 1].
     """
-    layers = [probabilities(features[:, 1:], text_features)[..., 1] for features in patches.values()]
-    mean = torch.stack(layers).mean(dim=0)  # B N
+    layers = [similarities(features[:, 1:], text_features) for features in patches.values()]  # B N 2
+    if surgery_by is not None:
+        of_image = similarities(surgery_by, text_features)
+        layers = [feature_surgery(cosines, of_image) for cosines in layers]
+    mean = torch.stack([(cosines / TEMPERATURE).softmax(dim=-1)[..., 1] for cosines in layers]).mean(
+        dim=0
+    )  # B N
     side = math.isqrt(mean.shape[1])
     return mean.view(-1, side, side)
 
 
-def image_score(text: Tensor, maps: Tensor, rule: str) -> Tensor:
+def image_score(text: Tensor, maps: Tensor, rule: str, *, grids: Tensor | None = None) -> Tensor:
     """Return the score of each image from what the texts say of it and from its map.
 
     Parameters
@@ -75,7 +123,11 @@ def image_score(text: Tensor, maps: Tensor, rule: str) -> Tensor:
         (B, S, S) float32 within [0, 1], smoothed.
     rule : str
         A key of `anomalyclip.spec.IMAGE_SCORES`. ``text``: the probability alone, as published. ``max``: its mean with
-        the map's maximum (AdaptCLIP's rule). ``top1``: its mean with the mean of the map's highest 1 %.
+        the map's maximum (AdaptCLIP's rule). ``top1``: its mean with the mean of the map's highest 1 %. ``mean``: its
+        mean with the mean of the map. ``mrad``: 0.7 of it and 0.3 of the mean of the map's highest 1 % (MRAD's rule).
+        ``faprompt``: its mean with the maximum over patches, before the map is smoothed (FAPrompt's rule).
+    grids : Tensor, optional
+        (B, g, g) float32 within [0, 1], the patches from which the maps were made; ``faprompt`` needs them.
 
     Returns
     -------
@@ -90,7 +142,12 @@ def image_score(text: Tensor, maps: Tensor, rule: str) -> Tensor:
     """
     if rule == "text":
         return text
-    return (text + highest(maps, 0.01 if rule == "top1" else 0.0)) / 2
+    if rule == "mrad":
+        return 0.7 * text + 0.3 * highest(maps, 0.01)
+    if rule == "faprompt":
+        assert grids is not None
+        return (text + highest(grids, 0.0)) / 2
+    return (text + highest(maps, {"max": 0.0, "top1": 0.01, "mean": 1.0}[rule])) / 2
 
 
 def highest(maps: Tensor, share: float) -> Tensor:
@@ -103,6 +160,8 @@ def highest(maps: Tensor, share: float) -> Tensor:
     """
     flat = maps.flatten(1)
     count = int(share * flat.shape[1])
+    if count == flat.shape[1]:
+        return flat.mean(dim=1)
     return flat.amax(dim=1) if count <= 1 else flat.topk(count, sorted=False).values.mean(dim=1)
 
 

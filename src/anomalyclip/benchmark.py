@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import squash
 from anomalyclip.machine import peak_memory, processor
-from anomalyclip.methods.anomalyclip import AnomalyCLIPCore
+from anomalyclip.methods.anomalyclip import make_core
 from anomalyclip.prompts import Prompts
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
@@ -173,13 +174,13 @@ def machine(scorer: TorchScorer) -> dict[str, Any]:
     }
 
 
-def _random_core(config: CLIPConfig, spec: DetectorSpec, seed: int) -> AnomalyCLIPCore:
+def _random_core(config: CLIPConfig, spec: DetectorSpec, seed: int) -> TextCore:
     clip, prompts = random_model(config, seed=seed)
     with torch.inference_mode():
-        return AnomalyCLIPCore(clip.visual, config, spec, lambda: prompts.text_features(clip))
+        return make_core(clip.visual, config, spec, lambda: prompts.text_features(clip))
 
 
-def _scorer(core: AnomalyCLIPCore, spec: DetectorSpec) -> TorchScorer:
+def _scorer(core: TextCore, spec: DetectorSpec) -> TorchScorer:
     return TorchScorer(
         core,
         identity=dict,  # random weights are nobody's: there is nothing to tell apart

@@ -77,4 +77,4 @@ class Core(nn.Module):
     def finish(self, text: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and smoothed maps (B, S, S) of what `compare` returned."""
         maps = (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)  # B S S
-        return image_score(text, maps, self.score_rule), maps
+        return image_score(text, maps, self.score_rule, grids=grids), maps

@@ -25,12 +25,28 @@ IMAGE_SCORES = {
     "text": "what the texts say of the whole image, as published",
     "max": "its mean with the map's maximum",
     "top1": "its mean with the mean of the map's highest 1 %",
+    "mean": "its mean with the mean of the map",
+    "faprompt": "its mean with the map's maximum before smoothing, as in FAPrompt",
+    "mrad": "0.7 of it and 0.3 of the mean of the map's highest 1 %, as in MRAD",
 }
 """How the score of an image is made; see `anomalyclip.anomaly.image_score`."""
 
+WINDOW_RULES = {
+    "abnormal": "harmonic mean of how anomalous the windows are, as published",
+    "normal": "harmonic mean of how normal they are",
+}
+"""How WinCLIP's windows are combined; see `anomalyclip.methods.winclip`."""
+
+ACTIVATIONS = ("quick-gelu", "gelu")
+"""Between the linear layers of CLIP's blocks: x sigmoid(1.702 x) (OpenAI's weights), or the exact GELU."""
+
+TEMPLATES = ("winclip", "winclip-22", "april-gan", "imagenet", "none")
+"""Known sets of sentences around words; see `anomalyclip.words`."""
+
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
-MODEL, EXPORTED, LARGE = "Model", "Exported model", "Large images"
+MODEL, METHODS, WORDS = "Model", "Methods", "Words"
+EXPORTED, LARGE = "Exported model", "Large images"
 """Groups of options, as ``--help`` shows them."""
 
 
@@ -63,10 +79,37 @@ class DetectorSpec:
         Blocks, counted from 1, whose patch features make the map. None: the last.
     dpam_layers : int, optional
         How many final blocks have the local path. None: 19 of 24, other depths in proportion.
-    sigma : float
-        Gaussian smoothing of the map in pixels at S x S; 0 does not smooth.
-    image_score : {"text", "max", "top1"}
+    sigma : float, optional
+        Gaussian smoothing of the map in pixels at S x S; 0 does not smooth. None: as the method was published, which
+        is 4 for all but winclip and april-gan (0).
+    image_score : {"text", "max", "top1", "mean", "faprompt", "mrad"}
         How the score of an image is made; see `anomalyclip.anomaly.image_score`.
+    trained : str or path, optional
+        The trained part of a method that has one besides prompts: a file that `anomalyclip.train` wrote.
+    ln_post : bool, optional
+        Whether the image feature passes CLIP's final norm. None: as the method was published.
+    local_attention : str, optional
+        Projections of the local path that attend to themselves, some of q, k and v. None: v.
+    feature_surgery : bool
+        Whether patches are compared by CLIP Surgery's rule.
+    windows : sequence of int, optional
+        Sides of WinCLIP's windows in patches. None: 13 % and 20 % of the grid, as published.
+    window_stride : int, optional
+        Patches from one window to the next. None: 1, as published.
+    window_rule : {"abnormal", "normal"}, optional
+        How windows are combined; None: abnormal, as published.
+    activation : {"quick-gelu", "gelu"}, optional
+        Of the backbone's blocks. None: the one that its weights were trained with.
+    normal : sequence of str, optional
+        Your own words for normal images; ``{}`` in them is the class name. None: the method's.
+    abnormal : sequence of str, optional
+        The same for anomalous images; given together.
+    templates : str or path, optional
+        Sentences around the words: ``winclip``, ``winclip-22``, ``april-gan``, ``imagenet``, ``none``, or a text file
+        with one on each line. None: the method's; none for your own words.
+    class_name : str, optional
+        What the images show, for methods that name it. None: "object" for ``words``; in an evaluation the class of
+        the data set.
     tile : int, optional
         Side in pixels of the tiles into which larger images are cut. None: images are squashed whole.
     overlap : float
@@ -129,13 +172,100 @@ class DetectorSpec:
         "Number of final blocks with the local path (DPAM). Default: 19 of 24, in proportion.",
         fixed_by_model=True,
     )
-    sigma: float = _option(
-        4.0, "Gaussian smoothing of the map in pixels at the image size; 0: none.", fixed_by_model=True
+    sigma: float | None = _option(
+        None,
+        "Gaussian smoothing of the map in pixels at the image size; 0: none. Default: as published, 4 (winclip and "
+        "april-gan: 0).",
+        fixed_by_model=True,
     )
     image_score: str = _option(
         "text",
-        "How the image score is made: text (as published), max (mean of it and the map's maximum) or top1 (mean of it "
-        "and the map's highest 1 %).",
+        "How the image score is made: text (as published), max (mean of it and the map's maximum), top1 (mean of it "
+        "and the map's highest 1 %), mean (mean of it and the map's mean), or faprompt and mrad, the rules of these "
+        "papers.",
+        fixed_by_model=True,
+    )
+    trained: str | None = _option(
+        None,
+        "Trained part of april-gan or coop: a file that `anomalyclip train --method` wrote.",
+        group=METHODS,
+        fixed_by_model=True,
+    )
+    ln_post: bool | None = _option(
+        None,
+        "Whether the image feature passes CLIP's final norm, for clip, clip-ac, words and coop. Default: no, as in "
+        "AnomalyCLIP's code.",
+        group=METHODS,
+        fixed_by_model=True,
+    )
+    local_attention: str | None = _option(
+        None,
+        "What attends to itself on the local path, for anomalyclip and words: v (as published), or several of q, k and "
+        "v, whose results are added (qkv: Crane).",
+        group=METHODS,
+        fixed_by_model=True,
+    )
+    feature_surgery: bool = _option(
+        False,
+        "Weigh the texts by how well they fit the image when patches are compared (CLIP Surgery), for words.",
+        group=METHODS,
+        flag="--feature-surgery",
+        fixed_by_model=True,
+    )
+    windows: tuple[int, ...] | None = _option(
+        None,
+        "Side of winclip's windows in patches; repeat for several. Default: 13 % and 20 % of the grid, as published.",
+        group=METHODS,
+        flag="--window",
+        fixed_by_model=True,
+    )
+    window_stride: int | None = _option(
+        None,
+        "Patches from one of winclip's windows to the next. Default: 1, as published; 2 is about 4 times faster, and "
+        "coarser.",
+        group=METHODS,
+        minimum=1,
+        fixed_by_model=True,
+    )
+    window_rule: str | None = _option(
+        None,
+        "How winclip combines windows: abnormal (harmonic mean of how anomalous they are, as published) or normal (of "
+        "how normal they are).",
+        group=METHODS,
+        fixed_by_model=True,
+    )
+    activation: str | None = _option(
+        None,
+        "Activation of the backbone: quick-gelu or gelu. Default: the one that its weights were trained with. "
+        "april-gan was published with gelu on weights trained with quick-gelu.",
+        group=METHODS,
+        fixed_by_model=True,
+    )
+    normal: tuple[str, ...] | None = _option(
+        None,
+        "Your own words for a normal image, such as 'a flawless {}'; repeat for several. {} is the class name. Needs "
+        "--abnormal too.",
+        group=WORDS,
+        fixed_by_model=True,
+    )
+    abnormal: tuple[str, ...] | None = _option(
+        None,
+        "Your own words for an anomalous image, such as 'a {} with a crack'; repeat for several.",
+        group=WORDS,
+        fixed_by_model=True,
+    )
+    templates: str | None = _option(
+        None,
+        "Sentences around the words: winclip, winclip-22, april-gan, imagenet, none, or a text file with one on each "
+        "line. Default: the method's; none for your own words.",
+        group=WORDS,
+        fixed_by_model=True,
+    )
+    class_name: str | None = _option(
+        None,
+        "What the images show, for methods that name it. Default: object for words; with test, the class of the data "
+        "set.",
+        group=WORDS,
         fixed_by_model=True,
     )
     device: str = _option("auto", "auto (CUDA, else Apple's GPU, else the CPU), cpu, cuda, cuda:1, mps, xpu.")
@@ -170,22 +300,33 @@ class DetectorSpec:
     overlap: float = _option(0.25, "Share of a tile that overlaps the next, 0 to 0.9.", group=LARGE)
 
     def __post_init__(self) -> None:
-        for name in ("backbone", "prompts", "model"):
+        for name in ("backbone", "prompts", "trained", "templates", "model"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
-        for name in ("layers", "provider"):
+        for name in ("layers", "windows", "normal", "abnormal", "provider"):
             value = getattr(self, name)
             if isinstance(value, Iterable) and not isinstance(value, str | bytes):
                 object.__setattr__(self, name, tuple(value) or None)
         for one in fields(self):
             _check_type(one.name, getattr(self, one.name))
-        if self.image_score not in IMAGE_SCORES:
-            raise AnomalyCLIPError(
-                f"image score {self.image_score!r}: expected one of {', '.join(IMAGE_SCORES)}"
-            )
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) is not None and value not in known:
+                said = name.replace("_", " ")
+                raise AnomalyCLIPError(f"{said} {value!r}: expected one of {', '.join(known)}")
+        self._check_words()
         if self.tiling is None and self.overlap != _default("overlap"):
             raise AnomalyCLIPError(f"overlap {self.overlap} is for tiles: give the tile size too")
         self._check_model()
+
+    def _check_words(self) -> None:
+        if (self.normal is None) != (self.abnormal is None):
+            raise AnomalyCLIPError(
+                "own words need both sides: give normal and abnormal (--normal TEXT --abnormal TEXT)"
+            )
+        texts = {"normal": self.normal, "abnormal": self.abnormal, "class name": (self.class_name,)}
+        for name, several in texts.items():
+            if any(text is not None and not text.strip() for text in several or ()):
+                raise AnomalyCLIPError(f"{name}: a text is empty; write what the image shows")
 
     def _check_model(self) -> None:
         if self.model is None:
@@ -249,7 +390,13 @@ class DetectorSpec:
         """
         from anomalyclip.clip.registry import BACKBONES, PROMPTS
 
-        names: dict[str, Collection[str]] = {"backbone": BACKBONES, "prompts": PROMPTS, "model": ()}
+        names: dict[str, Collection[str]] = {
+            "backbone": BACKBONES,
+            "prompts": PROMPTS,
+            "templates": TEMPLATES,
+            "trained": (),
+            "model": (),
+        }
         paths = {field: getattr(self, field) for field in names}
         return replace(
             self,
@@ -309,6 +456,17 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+
+
+_CHOICES: dict[str, Collection[str]] = {
+    "image_score": IMAGE_SCORES,
+    "window_rule": WINDOW_RULES,
+    "activation": ACTIVATIONS,
+}
+"""What a field's value must be one of."""
+
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_size": (_is_int, "a whole number of pixels"),
     "dpam_layers": (_is_int, "a whole number of blocks"),
@@ -316,10 +474,19 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "threads": (lambda value: _is_int(value) and value >= 1, "1 or more"),
     "layers": (lambda value: isinstance(value, tuple) and all(map(_is_int, value)), "numbers of blocks"),
     "sigma": (lambda value: _is_int(value) or isinstance(value, float), "a number of pixels"),
+    "ln_post": (lambda value: isinstance(value, bool), "True or False"),
+    "feature_surgery": (lambda value: isinstance(value, bool), "True or False"),
+    "windows": (
+        lambda value: isinstance(value, tuple) and all(_is_int(side) and side >= 1 for side in value),
+        "numbers of patches",
+    ),
+    "window_stride": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
+    "normal": (_are_texts, "a list of texts"),
+    "abnormal": (_are_texts, "a list of texts"),
     "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a share from 0 to 0.9"),
     "compiled": (lambda value: isinstance(value, bool), "True or False"),
     "provider": (
-        lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value),
+        _are_texts,
         "a sequence of names",
     ),
 }

@@ -41,6 +41,10 @@ class Phrases:
     ----------
     normal, abnormal : Tensor
         (T, L) int64 token ids of the phrases of each side: start, words, end, zeros.
+    each_normalised : bool
+        Whether features are normalised before they are averaged.
+    info : mapping of str to str
+        What is known of their making.
 
     References
     ----------
@@ -49,17 +53,30 @@ class Phrases:
     CVPR 2023.
     """
 
-    def __init__(self, normal: Tensor, abnormal: Tensor) -> None:
+    def __init__(
+        self,
+        normal: Tensor,
+        abnormal: Tensor,
+        *,
+        each_normalised: bool = False,
+        info: Mapping[str, str] | None = None,
+    ) -> None:
         self.sides = (normal, abnormal)
-        self.info: Mapping[str, str] = {}
+        self.each_normalised = each_normalised
+        self.info: Mapping[str, str] = info or {}
 
     def text_features(self, clip: CLIP) -> Tensor:
         """Return (2, E) float32: each side's mean feature, normalised."""
-        return F.normalize(torch.stack([_features(clip, side).mean(dim=0) for side in self.sides]), dim=-1)
+        means = [self._each(clip, side).mean(dim=0) for side in self.sides]
+        return F.normalize(torch.stack(means), dim=-1)
+
+    def _each(self, clip: CLIP, side: Tensor) -> Tensor:
+        features = phrase_features(clip, side.to(clip.token_embedding.weight.device))
+        return F.normalize(features, dim=-1) if self.each_normalised else features
 
     def digest(self) -> str:
         """Return the SHA-256 of the token ids in hex."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"each normalised" if self.each_normalised else b"")
         for side in self.sides:
             digest.update(f"{tuple(side.shape)}\n".encode())
             digest.update(side.cpu().contiguous().numpy().tobytes())
@@ -70,7 +87,7 @@ _TOGETHER = 64
 """Phrases that go through the text tower at once."""
 
 
-def _features(clip: CLIP, ids: Tensor) -> Tensor:
+def phrase_features(clip: CLIP, ids: Tensor) -> Tensor:
     """Return the raw features (T, E) of token ids (T, L), cut after the longest text's end token."""
     end = ids.argmax(dim=-1)  # the end token has the largest id
     ids = ids[:, : int(end.max()) + 1]

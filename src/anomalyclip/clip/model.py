@@ -106,6 +106,11 @@ class Tokens(NamedTuple):
     local: dict[int, Tensor]
 
 
+POSITIONS = ("bilinear", "bicubic")
+"""How the positional table is resized for another grid: bilinear (AnomalyCLIP, CLIP Surgery), or bicubic with
+antialiasing (open_clip's loader, so WinCLIP and APRIL-GAN)."""
+
+
 class ImageFeatures(NamedTuple):
     """Features of a batch of images, before normalisation.
 
@@ -314,17 +319,19 @@ class VisionTransformer(nn.Module):
         projected: Tensor = (self.ln_post(tokens) if norm else tokens) @ self.proj
         return projected
 
-    def positions(self, rows: int, columns: int) -> Tensor:
+    def positions(self, rows: int, columns: int, *, rule: str = "bilinear") -> Tensor:
         """Return the positional table (1 + h * w, D) for a grid of patches; the model's table is not changed.
 
-        For another grid the table is resized bilinearly, without antialiasing, as in AnomalyCLIP and CLIP Surgery.
+        A table for another grid is resized by one of `POSITIONS`.
         """
         table = self.positional_embedding
         side = int((len(table) - 1) ** 0.5)
         if (rows, columns) == (side, side):
             return table
         square = table[1:].T.reshape(1, -1, side, side)  # 1 D h w
-        resized = F.interpolate(square, (rows, columns), mode="bilinear", align_corners=False)
+        resized = F.interpolate(
+            square, (rows, columns), mode=rule, align_corners=False, antialias=rule == "bicubic"
+        )
         return torch.cat([table[:1], resized[0].flatten(1).T])  # 1+N D
 
 

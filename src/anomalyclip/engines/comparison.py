@@ -138,8 +138,8 @@ def conditions(architecture: str, image_size: int | None = None) -> dict[str, An
         An unknown architecture.
     """
     from anomalyclip.benchmark import ARCHITECTURES, encoder_gflop
+    from anomalyclip.clip_core import default_dpam_layers, default_image_size
     from anomalyclip.engines.export import installed
-    from anomalyclip.methods.anomalyclip import default_dpam_layers, default_image_size
 
     if architecture not in ARCHITECTURES:
         raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")

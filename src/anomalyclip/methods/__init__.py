@@ -159,4 +159,10 @@ def _registered(name: str, options: frozenset[str], builder: Any) -> Any:
     return builder
 
 
-register("anomalyclip", "anomalyclip.methods.anomalyclip:build", options=FIXED_BY_MODEL)
+_COMMON = ("backbone", "image_size", "sigma", "image_score", "precision", "compiled")
+
+register(
+    "anomalyclip",
+    "anomalyclip.methods.anomalyclip:build",
+    options=[*_COMMON, "prompts", "layers", "dpam_layers", "local_attention"],
+)

@@ -3,23 +3,24 @@
 Reference: Zhou et al., "AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection", ICLR 2024.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from anomalyclip.anomaly import patch_probabilities, probabilities
 from anomalyclip.clip.backbone import load_backbone
-from anomalyclip.clip.model import CLIP, CLIPConfig, ImageFeatures, LocalPath, VisionTransformer
+from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath, VisionTransformer
 from anomalyclip.clip.weights import fingerprint
-from anomalyclip.core import Core
+from anomalyclip.clip_core import TextCore, default_dpam_layers
 from anomalyclip.engines.torch import TorchScorer, check_runnable
-from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prompts import load_prompts_for
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.texts import Texts
+
+SIGMA = 4.0
+"""Published smoothing of the map, in pixels."""
 
 _OWN = "of its own"
 
@@ -65,7 +66,7 @@ def assemble(
     """
     spec = spec or DetectorSpec()
     with torch.inference_mode():
-        core = AnomalyCLIPCore(clip.visual, clip.config, spec, lambda: texts.text_features(clip))
+        core = make_core(clip.visual, clip.config, spec, lambda: texts.text_features(clip))
     if weights_sha256 is None:
         known = fingerprint(clip.config, clip.state_dict())
         weights_sha256 = lambda: known  # noqa: E731 (a function is what is kept)
@@ -81,18 +82,13 @@ def assemble(
     )
 
 
-def _describe(spec: DetectorSpec, texts: Texts) -> Description:
-    prompts = spec.prompts or texts.info.get("name", _OWN)
-    trained_on = texts.info.get("trained_on")
-    title = f"{Path(spec.backbone).name}, prompts {Path(prompts).name}" + (
-        f", trained on {trained_on}" if trained_on else ""
-    )
-    facts = {"method": "anomalyclip", "backbone": spec.backbone, "prompts": prompts, "trained_on": trained_on}
-    return Description(title, facts, dict(texts.info))
-
-
-class AnomalyCLIPCore(Core):
-    """The mathematics of AnomalyCLIP, with the positional table and the text features of one use as constants.
+def make_core(
+    visual: VisionTransformer,
+    config: CLIPConfig,
+    spec: DetectorSpec,
+    text_features: Callable[[], Tensor],
+) -> TextCore:
+    """Return the mathematics of AnomalyCLIP: the local path's patches, and CLS without the final norm.
 
     Parameters
     ----------
@@ -101,8 +97,7 @@ class AnomalyCLIPCore(Core):
     config : CLIPConfig
         Of the model.
     spec : DetectorSpec
-        Image size, layers, DPAM layers, sigma and how the image score is made; None is `default_image_size`, the last
-        block, `default_dpam_layers`.
+        Image size, layers, the local path, sigma and how the image score is made.
     text_features : callable
         Gives (2, E) float, normalised, normal then abnormal; called once all options are known to be possible.
 
@@ -111,100 +106,29 @@ class AnomalyCLIPCore(Core):
     AnomalyCLIPError
         A value that the backbone cannot have, or text features that are not finite.
     """
-
-    positions: Tensor
-    text_features: Tensor
-
-    def __init__(
-        self,
-        visual: VisionTransformer,
-        config: CLIPConfig,
-        spec: DetectorSpec,
-        text_features: Callable[[], Tensor],
-    ) -> None:
-        size = default_image_size(config) if spec.image_size is None else spec.image_size
-        layers = spec.layers or (config.vision_layers,)
-        local = default_dpam_layers(config) if spec.dpam_layers is None else spec.dpam_layers
-        _check(config, size, layers, local)
-        grid = size // config.patch_size
-        super().__init__(image_size=size, grid=grid, sigma=spec.sigma, score_rule=spec.image_score)
-        self.config, self.layers, self.path = config, layers, LocalPath(local)
-        self.visual = visual
-        texts = text_features().float()
-        if not texts.isfinite().all():
-            raise AnomalyCLIPError(
-                "the prompts' text features are NaN or infinite: the weights or the prompts are damaged"
-            )
-        self.register_buffer("text_features", texts, persistent=False)
-        self.register_buffer("positions", visual.positions(grid, grid).detach().clone(), persistent=False)
-
-    @property
-    def dpam_layers(self) -> int:
-        """Number of final blocks with the local path."""
-        return self.path.blocks
-
-    def settings(self) -> dict[str, object]:
-        """Return what decides the scores besides weights and texts, JSON-ready."""
-        return {
-            "image_size": self.image_size,
-            "layers": list(self.layers),
-            "dpam_layers": self.dpam_layers,
-            "sigma": float(self.sigma),
-            "image_score": self.score_rule,
-        }
-
-    def encode(self, pixels: Tensor) -> ImageFeatures:
-        """Return the features of normalised pixels (B, 3, S, S)."""
-        visual = self.visual
-        tokens = visual.embed(pixels.to(self.positions.dtype), self.positions)  # B 1+N D
-        found = visual.run(tokens, local=self.layers, path=self.path)
-        patches = {layer: visual.project(local) for layer, local in found.local.items()}
-        return ImageFeatures(visual.project(found.cls, norm=False), patches)
-
-    def half_encoder(self) -> "AnomalyCLIPCore":
-        """Turn the image tower and the positional table to half precision, in place."""
-        self.visual.half()
-        self.positions = self.positions.half()
-        return self
-
-    def compare(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
-        """Return scores (B,) and patch maps (B, g, g): softmax of the cosines with the two texts."""
-        scores = probabilities(features.image, self.text_features)[:, 1]
-        return scores, patch_probabilities(features.patches, self.text_features)
+    return TextCore(
+        visual,
+        config,
+        text_features,
+        image_size=spec.image_size,
+        layers=spec.layers,
+        path=local_path(config, spec),
+        sigma=SIGMA if spec.sigma is None else spec.sigma,
+        score_rule=spec.image_score,
+    )
 
 
-def _check(config: CLIPConfig, size: int, layers: Sequence[int], dpam_layers: int) -> None:
-    if size <= 0 or size % config.patch_size:
-        near = max(round(size / config.patch_size), 1) * config.patch_size
-        raise AnomalyCLIPError(
-            f"image size {size}: expected a multiple of the backbone's patch size {config.patch_size}: use {near}"
-        )
-    depth = config.vision_layers
-    for layer in layers:
-        if not 1 <= layer <= depth:
-            raise AnomalyCLIPError(f"layer {layer} does not exist: the backbone's blocks are 1 to {depth}")
-    if not 0 <= dpam_layers <= depth:
-        raise AnomalyCLIPError(f"{dpam_layers} DPAM layers: expected 0 to {depth}, the backbone's blocks")
+def local_path(config: CLIPConfig, spec: DetectorSpec) -> LocalPath:
+    """Return the local path of a spec: 19 of 24 blocks with V-V attention, unless it says otherwise."""
+    blocks = default_dpam_layers(config) if spec.dpam_layers is None else spec.dpam_layers
+    return LocalPath(blocks, spec.local_attention or "v")
 
 
-def default_image_size(config: CLIPConfig) -> int:
-    """Return the side that a backbone is used at: its native patch grid times 37/24, which is 518 for ViT-L/14@336.
-
-    Examples
-    --------
-    >>> default_image_size(CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408))
-    518
-    """
-    grid = round(config.image_size // config.patch_size * 37 / 24)
-    return grid * config.patch_size
-
-
-def default_dpam_layers(config: CLIPConfig) -> int:
-    """Return how many final blocks have the local path: 19 of 24, in proportion for other depths.
-
-    Examples
-    --------
-    >>> default_dpam_layers(CLIPConfig(512, 224, 16, 768, 12, 12, 512, 12, 8, 77, 49408))
-    9
-    """
-    return config.vision_layers * 19 // 24
+def _describe(spec: DetectorSpec, texts: Texts) -> Description:
+    prompts = spec.prompts or texts.info.get("name", _OWN)
+    trained_on = texts.info.get("trained_on")
+    title = f"{Path(spec.backbone).name}, prompts {Path(prompts).name}" + (
+        f", trained on {trained_on}" if trained_on else ""
+    )
+    facts = {"method": "anomalyclip", "backbone": spec.backbone, "prompts": prompts, "trained_on": trained_on}
+    return Description(title, facts, dict(texts.info))

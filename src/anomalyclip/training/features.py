@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, InputError, concerning
 from anomalyclip.files import replacing, writing
 from anomalyclip.images import squash
-from anomalyclip.methods.anomalyclip import AnomalyCLIPCore
 from anomalyclip.readers import open_image
 from anomalyclip.training.samples import OnUnreadable, TrainingImage
 
@@ -109,7 +109,8 @@ class FeatureStore:
         on_damage: Callable[[str], None],
     ) -> None:
         core = scorer.core
-        assert isinstance(core, AnomalyCLIPCore)
+        assert isinstance(core, TextCore)
+        self._core = core
         self.key = FeatureKey(
             weights, core.image_size, core.layers, core.dpam_layers, dtype, scorer.precision
         )
@@ -214,7 +215,7 @@ class FeatureStore:
         with concerning(path, "cannot be made ready for the model"):
             pixels = np.stack([squash(open_image(path), self.scorer.image_size)])  # 1 S S 3
         with torch.inference_mode():
-            features = self.scorer.features(pixels)
+            features = self._core.features(self.scorer.features(pixels))
             layers = [features.patches[layer][0, 1:] for layer in self.key.layers]  # L of N E
             rows = torch.cat([features.image, *layers]).float()  # 1+LN E
             normalised: NDArray[np.float32] = F.normalize(rows, dim=-1).cpu().numpy()

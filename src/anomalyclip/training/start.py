@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from anomalyclip.clip.model import CLIP
-from anomalyclip.clip.tokenizer import CLIP_TOKENS, PromptTokens, Tokenizer
+from anomalyclip.clip.tokenizer import CLIP_TOKENS, CLIP_VOCABULARY, PromptTokens, tokenizer_of
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prompts import Prompts
-
-_CLIP_VOCABULARY = 49408
 
 
 def prompt_tokens(clip: CLIP, backbone: str | os.PathLike[str]) -> PromptTokens:
@@ -29,16 +27,13 @@ def prompt_tokens(clip: CLIP, backbone: str | os.PathLike[str]) -> PromptTokens:
     AnomalyCLIPError
         It has another vocabulary and no ``tokenizer.json``.
     """
-    if clip.config.vocab_size == _CLIP_VOCABULARY:
+    if clip.config.vocab_size == CLIP_VOCABULARY:
         return CLIP_TOKENS
-    folder = Path(backbone) if Path(backbone).is_dir() else Path(backbone).parent
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise AnomalyCLIPError(
-            f"{file}: missing; the backbone has a vocabulary of its own ({clip.config.vocab_size} tokens), which the "
-            "prompts' words are looked up in"
-        )
-    return Tokenizer(file, context_length=clip.config.context_length).prompt_tokens()
+    config = clip.config
+    tokenizer = tokenizer_of(
+        Path(backbone), vocabulary=config.vocab_size, context_length=config.context_length
+    )
+    return tokenizer.prompt_tokens()
 
 
 def prompt_ids(tokens: PromptTokens, *, length: int, context_length: int) -> Tensor:

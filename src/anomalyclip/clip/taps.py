@@ -1,0 +1,178 @@
+"""What a method needs of the image tower, as a value, so that several methods can share one pass of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from operator import or_
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomalyclip.clip.model import PLAIN, LocalPath, VisionTransformer
+from anomalyclip.errors import AnomalyCLIPError
+
+Window = tuple[int, int]
+"""Side of a square window and the step to the next one, both in patches."""
+
+_TOGETHER = 512
+"""Windows of one image that go through the tower at once."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the tokens of a pass through the image tower are kept.
+
+    Parameters
+    ----------
+    plain : tuple of int
+        Blocks, counted from 1, after which the tokens of the original path are kept.
+    local : tuple of int
+        The same of the local path.
+    path : LocalPath
+        Which local path; by default there is none.
+    windows : tuple of (int, int)
+        Side and step of windows of patches, each of which goes through the tower alone, with CLS (WinCLIP).
+    positions : {"bilinear", "bicubic"}
+        How the positional table is resized for the grid (`anomalyclip.clip.model.POSITIONS`).
+
+    Examples
+    --------
+    >>> one, other = Taps(local=(24,), path=LocalPath(19)), Taps(plain=(6, 24))
+    >>> one | other
+    Taps(plain=(6, 24), local=(24,), path=LocalPath(blocks=19, attends='v'), windows=(), positions='bilinear')
+    >>> one.fits(Taps(local=(24,), path=LocalPath(6)))
+    False
+    """
+
+    plain: tuple[int, ...] = ()
+    local: tuple[int, ...] = ()
+    path: LocalPath = PLAIN
+    windows: tuple[Window, ...] = ()
+    positions: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name in ("plain", "local", "windows"):
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
+        if self.local and not self.path.blocks:
+            raise AnomalyCLIPError("there is no local path: what is kept of it is kept of the plain one")
+
+    def fits(self, other: "Taps") -> bool:
+        """Tell whether one pass serves both: the positional table is the same, and there is one local path at most."""
+        return self.positions == other.positions and (
+            self.path == other.path or not self.path.blocks or not other.path.blocks
+        )
+
+    def __or__(self, other: "Taps") -> "Taps":
+        """Return what serves both.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            No single pass does; see `fits`.
+        """
+        if not self.fits(other):
+            raise AnomalyCLIPError(f"no pass through the image tower serves both {self} and {other}")
+        return Taps(
+            self.plain + other.plain,
+            self.local + other.local,
+            self.path if self.path.blocks else other.path,
+            self.windows + other.windows,
+            self.positions,
+        )
+
+
+def passes(several: Iterable[Taps]) -> list[Taps]:
+    """Return few passes that serve all of these; those with the longest local path come first.
+
+    Examples
+    --------
+    >>> len(passes([Taps(plain=(24,)), Taps(local=(24,), path=LocalPath(19)), Taps(plain=(24,), positions="bicubic")]))
+    2
+    """
+    groups: list[list[Taps]] = []
+    for taps in sorted(
+        several, key=lambda one: -one.path.blocks
+    ):  # those with a path first: the others fit any
+        group = next((found for found in groups if all(taps.fits(one) for one in found)), None)
+        if group is None:
+            groups.append([taps])
+        else:
+            group.append(taps)
+    return [reduce(or_, group) for group in groups]
+
+
+class Features(NamedTuple):
+    """What a pass through the image tower kept: raw tokens, before `ln_post` and projection, CLS first.
+
+    Attributes
+    ----------
+    cls : Tensor
+        (B, D) float, CLS of the original path after the last block.
+    plain, local : dict of int to Tensor
+        Block number to (B, 1 + N, D) float tokens of the original and of the local path.
+    windows : dict of (int, int) to Tensor
+        Side and step to (B, W, D) float, CLS of each window after the last block, row by row.
+    """
+
+    cls: Tensor
+    plain: dict[int, Tensor]
+    local: dict[int, Tensor]
+    windows: dict[Window, Tensor]
+
+
+def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps) -> Features:
+    """Run the image tower once.
+
+    Parameters
+    ----------
+    visual : VisionTransformer
+        The tower.
+    pixels : Tensor
+        (B, 3, g * P, g * P) float, normalised.
+    positions : Tensor
+        (1 + g * g, D), the positional table for this grid.
+    taps : Taps
+        What is kept; what nobody asks for is not computed.
+    """
+    tokens = visual.embed(pixels.to(positions.dtype), positions)  # B 1+N D
+    found = visual.run(tokens, plain=taps.plain, local=taps.local, path=taps.path)
+    side = round((tokens.shape[1] - 1) ** 0.5)
+    windows = {window: _windows(visual, tokens, window, side) for window in taps.windows}
+    return Features(found.cls, found.plain, found.local, windows)
+
+
+def starts(side: int, window: Window) -> list[int]:
+    """Return where windows start along a side of the grid; the last one ends at the edge whatever the step.
+
+    Examples
+    --------
+    >>> starts(7, (3, 1)), starts(7, (2, 3))
+    ([0, 1, 2, 3, 4], [0, 3, 5])
+    """
+    size, step = window
+    last = side - size
+    return [*range(0, last, step), last]
+
+
+@lru_cache(maxsize=16)
+def window_patches(side: int, window: Window) -> Tensor:
+    """Return the patches of each window, (W, n) int64, counted from 0 row by row; windows row by row too."""
+    with torch.inference_mode(False):
+        offsets = torch.arange(window[0])
+        along = torch.tensor(starts(side, window))
+        rows = along[:, None] + offsets  # w k
+        grid = rows[:, None, :, None] * side + rows[None, :, None, :]  # w w k k
+        return grid.flatten(2).flatten(0, 1)  # W n
+
+
+def _windows(visual: VisionTransformer, tokens: Tensor, window: Window, side: int) -> Tensor:
+    """Return the last CLS (B, W, D) of windows, each of which goes through the tower alone."""
+    patches = window_patches(side, window).to(tokens.device) + 1  # W n, CLS is row 0
+    found = []
+    for part in torch.split(patches, _TOGETHER):
+        cls = tokens[:, None, :1].expand(-1, len(part), -1, -1)  # B w 1 D
+        cut = torch.cat([cls, tokens[:, part]], dim=2)  # B w 1+n D
+        cls = visual.run(cut.flatten(0, 1)).cls  # Bw D
+        found.append(cls.view(len(tokens), len(part), -1))  # B w D
+    return torch.cat(found, dim=1)

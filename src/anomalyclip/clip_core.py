@@ -1,0 +1,228 @@
+"""Cores on a frozen CLIP: what all of them share, and the one that compares image features with two texts."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from anomalyclip.anomaly import patch_probabilities, probabilities
+from anomalyclip.clip import taps as tower
+from anomalyclip.clip.model import PLAIN, CLIPConfig, ImageFeatures, LocalPath, VisionTransformer
+from anomalyclip.clip.taps import Features, Taps
+from anomalyclip.core import Core
+from anomalyclip.errors import AnomalyCLIPError
+
+
+class ClipCore(Core):
+    """A core whose encoder is one pass through CLIP's image tower.
+
+    Cores of one tower, image size and positional table can share a pass: `encode_for` what several need
+    (``one.taps | other.taps``), then `compare` of each.
+
+    Parameters
+    ----------
+    visual : VisionTransformer
+        The image tower; it is used as it is.
+    config : CLIPConfig
+        Of the model.
+    taps : Taps
+        What `compare` needs of a pass.
+    image_size : int, optional
+        None: `default_image_size`.
+    sigma : float
+        Gaussian smoothing of the maps in pixels.
+    score_rule : str
+        A key of `anomalyclip.spec.IMAGE_SCORES`.
+    full_size : bool
+        Whether `compare` gives maps of S x S, rather than one value for each patch.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        An image size or blocks that the backbone cannot have, or a sigma outside [0, S].
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        config: CLIPConfig,
+        taps: Taps,
+        *,
+        image_size: int | None,
+        sigma: float,
+        score_rule: str,
+        full_size: bool = False,
+    ) -> None:
+        size = default_image_size(config) if image_size is None else image_size
+        check_size(config, size)
+        check_blocks(config, (*taps.plain, *taps.local), taps.path.blocks)
+        side = size // config.patch_size
+        super().__init__(
+            image_size=size, grid=size if full_size else side, sigma=sigma, score_rule=score_rule
+        )
+        self.config, self.taps, self.patch_grid = config, taps, side
+        self.visual = visual
+        positions = visual.positions(side, side, rule=taps.positions).detach().clone()
+        self.register_buffer("positions", positions, persistent=False)
+
+    def encode(self, pixels: Tensor) -> Features:
+        """Return what one pass of normalised pixels (B, 3, S, S) keeps for this core."""
+        return self.encode_for(pixels, self.taps)
+
+    def encode_for(self, pixels: Tensor, taps: Taps) -> Features:
+        """Return what one pass keeps for several cores, of which this is one."""
+        return tower.run(self.visual, pixels, self.positions, taps)
+
+    def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
+        """Return raw tokens (..., D) in the space that images and texts share, (..., E)."""
+        return self.visual.project(tokens, norm=norm)
+
+    def half_encoder(self) -> "ClipCore":
+        """Turn the image tower and the positional table to half precision, in place."""
+        self.visual.half()
+        self.positions = self.positions.half()
+        return self
+
+
+class TextCore(ClipCore):
+    """Softmax of the cosines with two texts, of the image and of each patch.
+
+    AnomalyCLIP (the local path, learned prompts) and its untrained relatives (plain CLIP, CLIP Surgery, CoOp) differ
+    in nothing else.
+
+    Parameters
+    ----------
+    visual, config, image_size, sigma, score_rule
+        As for `ClipCore`.
+    text_features : callable
+        Gives (2, E) float, normalised, normal then abnormal; called once all options are known to be possible.
+    layers : sequence of int, optional
+        Blocks whose patch features make the map, which is the mean over them. None: the last.
+    path : LocalPath
+        The local path from which they are read; without blocks it is the plain one.
+    ln_post : bool
+        Whether the image feature passes `ln_post` before it is projected.
+    surgery : bool
+        Whether patches are compared by CLIP Surgery's rule (`anomalyclip.anomaly.feature_surgery`).
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A value that the backbone cannot have, or text features that are not finite.
+    """
+
+    text_features: Tensor
+
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        config: CLIPConfig,
+        text_features: Callable[[], Tensor],
+        *,
+        image_size: int | None = None,
+        layers: Sequence[int] | None = None,
+        path: LocalPath = PLAIN,
+        sigma: float = 4.0,
+        score_rule: str = "text",
+        ln_post: bool = False,
+        surgery: bool = False,
+    ) -> None:
+        blocks = tuple(layers or (config.vision_layers,))
+        taps = Taps(local=blocks, path=path) if path.blocks > 0 else Taps(plain=blocks)
+        check_blocks(config, blocks, path.blocks)
+        super().__init__(visual, config, taps, image_size=image_size, sigma=sigma, score_rule=score_rule)
+        self.layers, self.path, self.ln_post, self.surgery = blocks, path, ln_post, surgery
+        self.register_buffer("text_features", finite(text_features()), persistent=False)
+
+    @property
+    def dpam_layers(self) -> int:
+        """Number of final blocks with the local path."""
+        return self.path.blocks
+
+    def settings(self) -> dict[str, object]:
+        """Return what decides the scores besides weights and texts, JSON-ready; newer options only if they are used."""
+        unusual = {
+            "local_attention": (self.path.attends, "v"),
+            "ln_post": (self.ln_post, False),
+            "feature_surgery": (self.surgery, False),
+        }
+        return {
+            "image_size": self.image_size,
+            "layers": list(self.layers),
+            "dpam_layers": self.dpam_layers,
+            "sigma": float(self.sigma),
+            "image_score": self.score_rule,
+            **{name: value for name, (value, usual) in unusual.items() if value != usual},
+        }
+
+    def features(self, found: Features) -> ImageFeatures:
+        """Return the features that are compared with the texts, projected and not normalised."""
+        tokens = found.local if self.path.blocks else found.plain
+        patches = {layer: self.project(tokens[layer]) for layer in self.layers}
+        return ImageFeatures(self.project(found.cls, norm=self.ln_post), patches)
+
+    def compare(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return scores (B,) and patch maps (B, g, g)."""
+        image, patches = self.features(features)
+        scores = probabilities(image, self.text_features)[:, 1]
+        surgery_by = image if self.surgery else None
+        return scores, patch_probabilities(patches, self.text_features, surgery_by=surgery_by)
+
+
+def finite(text_features: Tensor) -> Tensor:
+    """Return text features as float32.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        They are NaN or infinite.
+    """
+    texts = text_features.float()
+    if not texts.isfinite().all():
+        raise AnomalyCLIPError(
+            "the prompts' text features are NaN or infinite: the weights or the prompts are damaged"
+        )
+    return texts
+
+
+def check_size(config: CLIPConfig, size: int) -> None:
+    """Refuse an image size that is no multiple of the patch size."""
+    if size <= 0 or size % config.patch_size:
+        near = max(round(size / config.patch_size), 1) * config.patch_size
+        raise AnomalyCLIPError(
+            f"image size {size}: expected a multiple of the backbone's patch size {config.patch_size}: use {near}"
+        )
+
+
+def check_blocks(config: CLIPConfig, layers: Sequence[int], dpam_layers: int) -> None:
+    """Refuse blocks that the backbone does not have."""
+    depth = config.vision_layers
+    for layer in layers:
+        if not 1 <= layer <= depth:
+            raise AnomalyCLIPError(f"layer {layer} does not exist: the backbone's blocks are 1 to {depth}")
+    if not 0 <= dpam_layers <= depth:
+        raise AnomalyCLIPError(f"{dpam_layers} DPAM layers: expected 0 to {depth}, the backbone's blocks")
+
+
+def default_image_size(config: CLIPConfig) -> int:
+    """Return the side that a backbone is used at: its native patch grid times 37/24, which is 518 for ViT-L/14@336.
+
+    Examples
+    --------
+    >>> default_image_size(CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408))
+    518
+    """
+    grid = round(config.image_size // config.patch_size * 37 / 24)
+    return grid * config.patch_size
+
+
+def default_dpam_layers(config: CLIPConfig) -> int:
+    """Return how many final blocks have the local path: 19 of 24, in proportion for other depths.
+
+    Examples
+    --------
+    >>> default_dpam_layers(CLIPConfig(512, 224, 16, 768, 12, 12, 512, 12, 8, 77, 49408))
+    9
+    """
+    return config.vision_layers * 19 // 24
