@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ def test_what_is_typed_arrives_in_the_settings_of_a_training(cli, monkeypatch, t
         given.append((spec, settings))
         raise AnomalyCLIPError("that is all")
 
+    import_module("anomalyclip.training.run")  # first, or it would keep the patched function
     monkeypatch.setattr("anomalyclip.training.session.open_session", note)
     values = {"epochs": 2, "batch_size": 3, "learning_rate": 0.01, "local_weight": 1.0, "seed": 5}
     values |= {"dataset": "visa", "phase": "train", "init_prompts": "p.pt", "prompt_length": 4}
