@@ -137,7 +137,7 @@ def test_a_set_without_masks_is_learned_from_by_its_labels_and_that_is_said(cli,
     shutil.rmtree(root / "thing/ground_truth")
     done = cli(*arguments, "--epochs", 1)
     assert done.code == 0, done.err
-    assert "no anomalous image has a mask: the image loss alone is used" in done.err
+    assert "no anomalous image has a mask: only the image loss is used" in done.err
 
 
 def test_validating_on_the_training_set_is_warned_of(cli, arguments, root, tmp_path):
@@ -172,9 +172,9 @@ def test_resuming_with_other_settings_or_images_is_refused(cli, arguments, root)
     ("options", "message"),
     [
         (["--resume"], "--resume needs the folder of the run"),
-        (["--init-prompts", START, "--prompt-length", 3], "have their own length and depth"),
+        (["--init-prompts", START, "--prompt-length", 3], "fix length and depth"),
         (["--val-fraction", 1.5], "validation fraction 1.5: expected a number between 0 and 1"),
-        (["--val-fraction", 0.5, "--val-root", "."], "exclude each other"),
+        (["--val-fraction", 0.5, "--val-root", "."], "cannot be combined"),
         (["--learning-rate", 0], "learning rate 0.0: expected a number above 0"),
         (["--phase", "exam"], "exam"),
     ],

@@ -78,5 +78,5 @@ def test_constants_stay_out_of_the_state_dict(scorer):
 
 def test_a_method_without_a_half_precision_form_says_so():
     core = Core(image_size=28, grid=2, sigma=0.0, score_rule="text")
-    with pytest.raises(AnomalyCLIPError, match="Core has no half-precision form"):
+    with pytest.raises(AnomalyCLIPError, match="Core does not support half precision"):
         exportable(core, half=True)

@@ -174,12 +174,12 @@ def test_openvino_gives_what_pytorch_gives(detector, tmp_path):
     assert loaded.threshold == Threshold(score=0.25, pixel=0.25)
     automatic = ExportedScorer(tmp_path / "model.xml", providers=["auto"])  # which would like bfloat16
     assert largest_difference(automatic(pixels), detector.scorer(pixels)) < 1e-4
-    with pytest.raises(AnomalyCLIPError, match=r"device 'abacus' is not there; this machine has: .*cpu"):
+    with pytest.raises(AnomalyCLIPError, match=r"device 'abacus' is not available; this machine has: .*cpu"):
         ExportedScorer(tmp_path / "model.xml", providers=["abacus"])
     with pytest.raises(AnomalyCLIPError, match=r"OpenVINO cannot run it on cpu\.9"):
         ExportedScorer(tmp_path / "model.xml", providers=["cpu.9"])
     (tmp_path / "model.bin").unlink()
-    with pytest.raises(AnomalyCLIPError, match=r"model\.bin, are not beside it"):
+    with pytest.raises(AnomalyCLIPError, match=r"model\.bin, are missing"):
         ExportedScorer(tmp_path / "model.xml")
 
 
@@ -224,7 +224,7 @@ def test_openvino_int8_of_the_papers_width_and_size_can_be_loaded(tmp_path):
 def test_a_file_that_is_not_equal_is_not_written(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(exporting.TOLERANCES, "fp32", 0.0)
     (tmp_path / "model.onnx").write_text("the former one")
-    with pytest.raises(AnomalyCLIPError, match=r"model\.onnx: not written, .* differs from PyTorch's by"):
+    with pytest.raises(AnomalyCLIPError, match=r"model\.onnx: not written: .* differs from PyTorch by"):
         export(detector, tmp_path / "model.onnx", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "the former one"
@@ -275,9 +275,9 @@ def test_a_file_that_is_replaced_halfway_does_not_load(detector, tmp_path, monke
     [
         ({"format": "tflite"}, "format 'tflite': expected one of onnx, openvino"),
         ({"precision": "int4"}, "precision 'int4': expected one of fp32, fp16, int8"),
-        ({"format": "openvino"}, r"ends in \.xml"),
+        ({"format": "openvino"}, r"must end in \.xml"),
         ({"precision": "int8"}, "needs calibration images"),
-        ({"calibration": PICTURES}, "calibration images are for int8"),
+        ({"calibration": PICTURES}, "calibration images are only for int8"),
     ],
 )
 def test_impossible_exports_are_refused_before_anything_is_written(detector, tmp_path, options, message):
@@ -298,9 +298,12 @@ def test_a_file_that_is_no_export_is_one_message(exported, tmp_path):
     (tmp_path / "page.xml").write_text("<html><body>Not found</body></html>")
     for path, message in [
         (tmp_path / "missing.onnx", "no such file"),
-        (tmp_path / "page.xml", r"page\.xml: not a model that OpenVINO can read .*expected a file that"),
+        (
+            tmp_path / "page.xml",
+            r"page\.xml: not a model that OpenVINO can read .*expected a file written by",
+        ),
         (tmp_path / "text.onnx", r"text\.onnx: not a model that ONNX Runtime .* can load"),
-        (with_card(exported, tmp_path / "other.onnx", card=None), "not one that `anomalyclip export` wrote"),
+        (with_card(exported, tmp_path / "other.onnx", card=None), "not one written by `anomalyclip export`"),
         (
             with_card(exported, tmp_path / "newer.onnx", version=99, made_with={"anomalyclip": "9.0"}),
             r"format 99, made by anomalyclip 9\.0; .* update anomalyclip",
@@ -345,7 +348,7 @@ def test_results_that_are_no_numbers_are_refused(exported, tmp_path):
                 onnx.numpy_helper.from_array(np.full(tensor.dims, np.nan, np.float32), tensor.name)
             )
     onnx.save(model, tmp_path / "nan.onnx")
-    with pytest.raises(AnomalyCLIPError, match=r"nan\.onnx: gave NaN or infinite scores on CPUExecution"):
+    with pytest.raises(AnomalyCLIPError, match=r"nan\.onnx: returned NaN or infinite scores on CPUExecution"):
         ExportedScorer(tmp_path / "nan.onnx")(probe_pixels(70))
 
 
@@ -365,7 +368,7 @@ def test_threads_may_share_a_file(detector, tmp_path, name):
 
 def test_an_absent_provider_is_named_with_those_that_are_there(exported):
     with pytest.raises(
-        AnomalyCLIPError, match=r"provider 'tensorrt' is not there; this ONNX Runtime has: .*cpu"
+        AnomalyCLIPError, match=r"provider 'tensorrt' is not available; this ONNX Runtime has: .*cpu"
     ):
         ExportedScorer(exported, providers=["tensorrt", "cpu"])
     assert ExportedScorer(exported, providers=["CPUExecutionProvider"]).device == "CPUExecutionProvider"
@@ -530,7 +533,7 @@ def test_options_that_the_file_has_decided_are_refused(cli, exported, tmp_path):
 
 def test_the_command_refuses_impossible_exports_before_a_backbone_is_fetched(cli, tmp_path):
     for options, message in [
-        (["--output", tmp_path / "m.xml"], "ends in .onnx"),
+        (["--output", tmp_path / "m.xml"], "must end in .onnx"),
         (["--output", tmp_path / "m.onnx", "--precision", "int8"], "needs calibration images"),
     ]:
         done = cli("export", "--backbone", tmp_path / "no_such_weights", *options)

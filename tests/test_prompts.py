@@ -128,7 +128,7 @@ def test_every_learned_number_gets_a_gradient(paper_case, tiny_clip):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "neither prompts in safetensors form nor a published .pth"),
+        (b"", "neither prompts as safetensors nor a published .pth"),
         (b"PK\x03\x04 torn", "not a readable checkpoint of tensors"),
         (b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", "not prompts: its header says format None"),
     ],
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path):
 
 def test_tensors_that_do_not_fit_together_are_refused(paper_case, tmp_path):
     torch.save(published(paper_case.prompts, ctx_neg=torch.zeros(1, 1, 10, 64)), tmp_path / "odd.pth")
-    with pytest.raises(AnomalyCLIPError, match="odd.pth: the prompts' tensors do not fit together"):
+    with pytest.raises(AnomalyCLIPError, match="odd.pth: the prompts' tensors do not match"):
         load_prompts(tmp_path / "odd.pth")
 
 
@@ -173,10 +173,10 @@ def test_prompts_of_another_backbone_are_refused_with_both_widths(tiny_clip):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"ctx_pos": torch.zeros(64)}, "no lists of vectors"),
+        ({"ctx_pos": torch.zeros(64)}, "not lists of vectors"),
         ({"compound_prompts_text.9": torch.zeros(4, 64)}, "compound_prompts_text.8 missing"),
-        ({"compound_prompts_text.0": torch.zeros(40, 64)}, "do not fit together"),
-        ({"ctx_neg": torch.full((1, 1, 12, 64), torch.nan)}, "values that are no numbers"),
+        ({"compound_prompts_text.0": torch.zeros(40, 64)}, "tensors do not match"),
+        ({"ctx_neg": torch.full((1, 1, 12, 64), torch.nan)}, "contain NaN or infinite values"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(changes, says, paper_case, tmp_path):
@@ -193,7 +193,7 @@ def test_a_backbone_of_the_papers_shape_gets_the_published_prompts(monkeypatch, 
         other = CLIP(ARCHITECTURES["ViT-B-32"])
     with pytest.raises(AnomalyCLIPError, match="prompts 'mvtec' could not be downloaded"):
         load_prompts_for(clip, tmp_path)
-    with pytest.raises(AnomalyCLIPError, match="no prompts are known for the backbone"):
+    with pytest.raises(AnomalyCLIPError, match="there are no prompts for the backbone"):
         load_prompts_for(other, tmp_path)
 
 

@@ -289,7 +289,7 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_no_half_file(store, imag
 
 def test_too_little_room_is_said_before_anything_is_encoded(store):
     with pytest.raises(
-        AnomalyCLIPError, match=r"the features of 1000000000000 images need .* GB, and .* are free"
+        AnomalyCLIPError, match=r"the features of 1000000000000 images need .* GB, but only .* are free"
     ):
         store.check_room(10**12)
 
@@ -324,7 +324,7 @@ def test_anomalous_images_without_a_mask_take_part_in_the_image_loss_only(store,
         0,
         (np.load(GOLDEN / "train.npz")["mask"][3] > 0).sum(),
     ]
-    assert data.remarks() == ["1 anomalous images have no mask: they take part in the image loss only"]
+    assert data.remarks() == ["1 anomalous images have no mask: they are only used for the image loss"]
 
 
 def test_a_normal_image_has_an_empty_mask_that_counts(store, images):
@@ -345,7 +345,7 @@ def test_without_any_mask_only_the_image_loss_is_used_and_that_is_said(
     fill(store, images)
     data = TrainingData(store, images)
     assert data.remarks() == [
-        "no anomalous image has a mask: the image loss alone is used, maps are not trained"
+        "no anomalous image has a mask: only the image loss is used, maps are not trained"
     ]
     assert trainer(tiny_clip, start, data, tmp_path / "run").run()
     steps, _ = read_journal(tmp_path / "run")
@@ -359,7 +359,7 @@ def test_a_set_with_one_label_and_a_last_batch_of_one_is_learned_from(
     images = [replace(image, anomaly=anomaly) for image in images[:3]]
     fill(store, images)
     data = TrainingData(store, images)
-    assert data.remarks() == [f"all images are {word}: the prompts are taught one label only"]
+    assert data.remarks() == [f"all images are {word}: the prompts learn only one label"]
     assert trainer(tiny_clip, start, data, tmp_path / "run").run()
     steps, epochs = read_journal(tmp_path / "run")
     assert [record["step"] for record in steps] == [1, 2] * 3
@@ -464,7 +464,7 @@ def test_a_damaged_checkpoint_is_one_message(store, start, tiny_clip, images, tm
     run.run(stop=lambda: True)
     path = tmp_path / "run" / STATE
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(AnomalyCLIPError, match=r"state\.pt: cannot be resumed from"):
+    with pytest.raises(AnomalyCLIPError, match=r"state\.pt: cannot resume from this checkpoint"):
         run.resume()
 
 

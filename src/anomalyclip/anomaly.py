@@ -1,4 +1,4 @@
-"""Features to similarities to maps and scores: pure functions of tensors.
+"""From features to similarities, maps and scores: pure functions of tensors.
 
 Shapes: B images, N = g * g patches on a square grid, E embedding, S image side.
 """
@@ -12,25 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEMPERATURE = 0.07
-"""Divides every cosine before the softmax (the published ``/ 0.07``)."""
+"""Cosines are divided by it before the softmax (the published ``/ 0.07``)."""
 
 
 def similarities(features: Tensor, text_features: Tensor) -> Tensor:
-    """Return the cosines (..., T) float32 of features (..., E) with texts (T, E), which are normalised already."""
+    """Return the cosines (..., T) float32 of features (..., E) with texts (T, E); the texts must be normalised."""
     return F.normalize(features.float(), dim=-1) @ text_features.float().T
 
 
 def probabilities(features: Tensor, text_features: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
-    """Return how normal and how anomalous features are: softmax of their cosines with the two texts over 0.07.
+    """Return the probabilities of normal and anomalous: the softmax of the cosines with the two texts over 0.07.
 
     Parameters
     ----------
     features : Tensor
-        (..., E) float, of images or patches; normalised here.
+        (..., E) float, of images or patches; this function normalises them.
     text_features : Tensor
         (2, E) float, normalised; normal, then abnormal.
     temperature : float
-        What divides the cosines; CLIP's own is 0.01.
+        Divides the cosines; CLIP was trained with 0.01.
 
     Returns
     -------
@@ -47,10 +47,11 @@ def probabilities(features: Tensor, text_features: Tensor, *, temperature: float
 
 
 def feature_surgery(cosines: Tensor, of_image: Tensor) -> Tensor:
-    """Return CLIP Surgery's similarities: what all texts have in common is taken away.
+    """Return CLIP Surgery's similarities, without the part that all texts share.
 
-    Every text is weighed by how well it fits the image, ``w = softmax(2 cos(image, text))`` over its mean; then the
-    mean over the texts is subtracted. With two texts the result is ``(w_a cos_a - w_n cos_n) / 2`` and its negative.
+    Each text is weighted by how well it fits the image, ``w = softmax(2 cos(image, text))`` divided by its mean; then
+    the mean over the texts is subtracted. With two texts the result is ``(w_a cos_a - w_n cos_n) / 2``
+    and its negative.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def feature_surgery(cosines: Tensor, of_image: Tensor) -> Tensor:
     References
     ----------
     Li et al., "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks", 2023. The published
-    code ignores its temperature argument; 2 is what it uses.
+    code ignores its temperature argument and always uses 2.
 
     Examples
     --------
@@ -84,8 +85,8 @@ def patch_probabilities(
 ) -> Tensor:
     """Return how anomalous each patch is, the mean over feature layers.
 
-    The published map is (P_abnormal + 1 - P_normal) / 2, which is P_abnormal, *summed* over layers; the mean keeps it
-    within [0, 1].
+    The published map is (P_abnormal + 1 - P_normal) / 2, which equals P_abnormal, *summed* over layers. The mean keeps
+    it within [0, 1].
 
     Parameters
     ----------
@@ -113,7 +114,7 @@ def patch_probabilities(
 
 
 def image_score(text: Tensor, maps: Tensor, rule: str, *, grids: Tensor | None = None) -> Tensor:
-    """Return the score of each image from what the texts say of it and from its map.
+    """Return the score of each image from its text probability and its map.
 
     Parameters
     ----------
@@ -122,12 +123,12 @@ def image_score(text: Tensor, maps: Tensor, rule: str, *, grids: Tensor | None =
     maps : Tensor
         (B, S, S) float32 within [0, 1], smoothed.
     rule : str
-        A key of `anomalyclip.spec.IMAGE_SCORES`. ``text``: the probability alone, as published. ``max``: its mean with
-        the map's maximum (AdaptCLIP's rule). ``top1``: its mean with the mean of the map's highest 1 %. ``mean``: its
-        mean with the mean of the map. ``mrad``: 0.7 of it and 0.3 of the mean of the map's highest 1 % (MRAD's rule).
-        ``faprompt``: its mean with the maximum over patches, before the map is smoothed (FAPrompt's rule).
+        A key of `anomalyclip.spec.IMAGE_SCORES`. ``text``: the probability P only, as published. ``max``: the mean of
+        P and the map's maximum (AdaptCLIP's rule). ``top1``: the mean of P and the average of the map's highest 1 %.
+        ``mean``: the mean of P and the map's average. ``mrad``: 0.7 P plus 0.3 times the average of the map's highest
+        1 % (MRAD's rule). ``faprompt``: the mean of P and the maximum over patches, before smoothing (FAPrompt's rule).
     grids : Tensor, optional
-        (B, g, g) float32 within [0, 1], the patches from which the maps were made; ``faprompt`` needs them.
+        (B, g, g) float32 within [0, 1], the patch maps before upsampling; needed by ``faprompt``.
 
     Returns
     -------
@@ -151,7 +152,7 @@ def image_score(text: Tensor, maps: Tensor, rule: str, *, grids: Tensor | None =
 
 
 def highest(maps: Tensor, share: float) -> Tensor:
-    """Return the mean (B,) of each map's highest pixels: of ``int(share * S * S)``, and of one at least.
+    """Return the mean (B,) of the highest ``int(share * S * S)`` pixels of each map, at least one.
 
     Examples
     --------
@@ -166,9 +167,9 @@ def highest(maps: Tensor, share: float) -> Tensor:
 
 
 def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:
-    """Upsample maps bilinearly to S x S and smooth them with a Gaussian, both at once.
+    """Upsample maps bilinearly to S x S and smooth them with a Gaussian, both in one step.
 
-    Both operations are linear and separable, so that a map is ``A @ grid @ A.T`` for one constant matrix A: two small
+    Both operations are linear and separable, so a map is ``A @ grid @ A.T`` for one constant matrix A: two small
     matrix products instead of an interpolation and two convolutions at full size.
 
     Parameters
@@ -178,8 +179,8 @@ def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:
     size : int
         The side S.
     sigma : float
-        Standard deviation of the Gaussian in pixels; 0 does not smooth. Reflecting edges and truncation at 4 sigma,
-        as `scipy.ndimage.gaussian_filter` does by default.
+        Standard deviation of the Gaussian in pixels; 0 disables smoothing. Edges are reflected and the kernel is
+        truncated at 4 sigma, the defaults of `scipy.ndimage.gaussian_filter`.
 
     Returns
     -------
@@ -209,7 +210,7 @@ def _gaussian_matrix(size: int, sigma: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     weights /= weights.sum()
-    # d c b a | a b c d | d c b a: positions repeat with period 2 S, the second half of which is mirrored.
+    # d c b a | a b c d | d c b a: positions repeat with period 2 S, and the second half of each period is mirrored.
     source = (torch.arange(size)[:, None] + offsets) % (2 * size)
     source = torch.where(source < size, source, 2 * size - 1 - source)  # S 2r+1
     matrix = torch.zeros(size, size, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""How long each stage of a prediction takes, and how far the encoder is from this machine's own limit.
+"""Measure how long each stage of a prediction takes, and compare the encoder with this machine's limit.
 
-The limit is the rate of a plain float32 matrix product measured in the same process: absolute times say little on
-shared machines, the ratio to that floor does.
+The limit is the rate of a plain float32 matrix product, measured in the same process. Absolute times mean little on
+shared machines; the ratio to this limit is more reliable.
 """
 
 import io
@@ -33,30 +33,31 @@ ARCHITECTURES = {
     "ViT-B-16": CLIPConfig(512, 224, 16, 768, 12, 12, 512, 12, 8, 77, 49408),
     "ViT-B-32": CLIPConfig(512, 224, 32, 768, 12, 12, 512, 12, 8, 77, 49408),
 }
-"""Shapes that can be timed without their weights: speed does not depend on the weights' values."""
+"""Architectures that can be timed with random weights: speed does not depend on the weights' values."""
 
 MATRIX = 4096
-"""Side of the float32 matrices whose product gives the machine's rate."""
+"""Side of the float32 matrices whose product is timed to get the machine's rate."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Result of `run`; times in seconds, the best of the repetitions.
+    """Result of `run`; times are in seconds, best of the repetitions.
 
     Attributes
     ----------
     gflop : float
-        Multiplications and additions of the encoder's matrix products, in 1e9, for one image.
+        Multiplications and additions in the encoder's matrix products for one image, in 1e9.
     gflops : float
-        This machine's rate of a float32 product, 1e9 a second: the best one of those before and after.
+        This machine's rate of a float32 product in 1e9 operations per second; the best of those measured before and
+        after.
     floor : float
-        ``gflop / gflops``: what one image cannot be faster than.
+        ``gflop / gflops``: the shortest possible time for one image.
     stages : dict of str to float
-        Seconds an image: decode, resize, encode, score, smooth.
+        Seconds per image: decode, resize, encode, score, smooth.
     ratio : float
         ``encode / floor``.
     peak_memory : float
-        Peak resident memory of the process in MB; nan where the system does not tell.
+        Peak resident memory of the process in MB; nan if the system does not report it.
     """
 
     architecture: str
@@ -71,15 +72,15 @@ class Timing:
     machine: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, JSON-ready: what is not known is None."""
+        """Return all fields, JSON-ready; unknown values are None."""
         return asdict(self) | {"peak_memory": None if math.isnan(self.peak_memory) else self.peak_memory}
 
 
 def encoder_gflop(config: CLIPConfig, *, image_size: int, dpam_layers: int) -> float:
-    """Return the 1e9 operations of the blocks' matrix products for one image (a product of sums counts two).
+    """Return the operations of the blocks' matrix products for one image in 1e9 (one multiply-add counts as two).
 
-    Counted: projections, MLP and attention of every block, the local path where it runs, and of the last block's
-    original path what CLS needs.
+    Counted are the projections, MLP and attention of every block, the local path where it runs and, in the last block's
+    original path, only what CLS needs.
 
     Examples
     --------
@@ -109,18 +110,18 @@ def run(
     architecture : str
         A key of `ARCHITECTURES`.
     spec : DetectorSpec, optional
-        Image size, layers, device, precision and the like; backbone and prompts are not looked at.
+        Image size, layers, device, precision and so on; backbone and prompts are ignored.
     batch_size : int
-        Images that go through the model at once.
+        Images per batch.
     repeats : int
         Runs of each stage; the best one counts.
     seed : int
-        Of the weights.
+        Seed of the weights.
 
     Raises
     ------
     AnomalyCLIPError
-        An unknown architecture, or options that it cannot have.
+        An unknown architecture, or options it does not support.
     """
     if architecture not in ARCHITECTURES:
         raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
@@ -145,13 +146,13 @@ def run(
 
 
 def matrix_rate(device: torch.device, *, repeats: int = 4) -> float:
-    """Return this machine's rate of a 4096 x 4096 x 4096 float32 product in 1e9 operations a second, at best."""
+    """Return this machine's best rate of a 4096 x 4096 x 4096 float32 product in 1e9 operations per second."""
     a, b = torch.randn(2, MATRIX, MATRIX, device=device).unbind()
     return 2e-9 * MATRIX**3 / best_time(lambda: a @ b, repeats=repeats, device=device)
 
 
 def best_time(work: Callable[[], object], *, repeats: int, device: torch.device | None = None) -> float:
-    """Return the shortest of several runs in seconds, waiting for a GPU to finish."""
+    """Return the shortest of several runs in seconds; waits for a GPU to finish."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -163,7 +164,7 @@ def best_time(work: Callable[[], object], *, repeats: int, device: torch.device 
 
 
 def machine(scorer: TorchScorer) -> dict[str, Any]:
-    """Return what a figure must be read with."""
+    """Return the conditions of a measurement."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -183,7 +184,7 @@ def _random_core(config: CLIPConfig, spec: DetectorSpec, seed: int) -> TextCore:
 def _scorer(core: TextCore, spec: DetectorSpec) -> TorchScorer:
     return TorchScorer(
         core,
-        identity=dict,  # random weights are nobody's: there is nothing to tell apart
+        identity=dict,  # random weights need no identity
         description=Description("random weights"),
         device=spec.device,
         precision=spec.precision,
@@ -202,7 +203,7 @@ def random_model(config: CLIPConfig, *, seed: int = 0) -> tuple[CLIP, Prompts]:
 
 
 def _time_stages(scorer: TorchScorer, *, batch_size: int, repeats: int) -> dict[str, float]:
-    """Return seconds an image of each stage on a generated 1024 x 768 JPEG."""
+    """Return the seconds per image of each stage on a generated 1024 x 768 JPEG."""
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((1024, 768)).save(buffer, "JPEG")

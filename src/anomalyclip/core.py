@@ -1,6 +1,6 @@
-"""The way from pixels to scores and maps, once: PyTorch runs this module, and the exporter exports it.
+"""From pixels to scores and maps, in one module: PyTorch runs it, and the exporter exports it.
 
-A method gives `encode` and `compare`; what comes before and after them is the same for all.
+A method implements `encode` and `compare`; the steps before and after them are the same for all methods.
 """
 
 from abc import abstractmethod
@@ -15,23 +15,23 @@ from anomalyclip.images import MEAN, STD
 
 
 class Core(nn.Module):
-    """uint8 RGB images (B, S, S, 3) to scores (B,) and maps (B, S, S), float32 within [0, 1].
+    """Maps uint8 RGB images (B, S, S, 3) to scores (B,) and maps (B, S, S), float32 within [0, 1].
 
     Parameters
     ----------
     image_size : int
         Side S in pixels.
     grid : int
-        Side g of the maps that `compare` gives.
+        Side g of the maps that `compare` returns.
     sigma : float
-        Gaussian smoothing of the maps in pixels; 0 does not smooth.
+        Gaussian smoothing of the maps in pixels; 0 disables it.
     score_rule : str
-        How the image score is made: a key of `anomalyclip.spec.IMAGE_SCORES`.
+        How the image score is computed: a key of `anomalyclip.spec.IMAGE_SCORES`.
 
     Raises
     ------
     AnomalyCLIPError
-        A sigma outside [0, S].
+        Sigma is outside [0, S].
     """
 
     mean: Tensor
@@ -52,29 +52,29 @@ class Core(nn.Module):
         return self.finish(*self.compare(self.encode(self.normalise(image))))
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Return uint8 RGB (B, S, S, 3) as the encoder's float32 (B, 3, S, S); on CUDA channels last in memory."""
+        """Convert uint8 RGB (B, S, S, 3) to the encoder's float32 (B, 3, S, S); channels last in memory on CUDA."""
         pixels = ((image.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
         return pixels if pixels.is_cuda else pixels.contiguous()
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Any:
-        """Return the features of normalised pixels: the costly part, which may run compiled or in half precision."""
+        """Return the features of normalised pixels: the expensive step, which may be compiled or in half precision."""
 
     @abstractmethod
     def compare(self, features: Any) -> tuple[Tensor, Tensor]:
-        """Return how anomalous the images are (B,) and each place in them is (B, g, g), float32 within [0, 1]."""
+        """Return the anomaly probability of each image (B,) and of each patch (B, g, g), float32 within [0, 1]."""
 
     def half_encoder(self) -> "Core":
-        """Turn what `encode` uses to half precision, in place, for an export; return the same core.
+        """Convert the weights that `encode` uses to half precision, in place, for an export; return the same core.
 
         Raises
         ------
         AnomalyCLIPError
-            The method has no such form.
+            The method does not support half precision.
         """
-        raise AnomalyCLIPError(f"{type(self).__name__} has no half-precision form")
+        raise AnomalyCLIPError(f"{type(self).__name__} does not support half precision")
 
     def finish(self, text: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (B,) and smoothed maps (B, S, S) of what `compare` returned."""
+        """Turn the result of `compare` into scores (B,) and smoothed maps (B, S, S)."""
         maps = (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)  # B S S
         return image_score(text, maps, self.score_rule, grids=grids), maps

@@ -1,20 +1,20 @@
-"""Whether two scorers are the same, and in words what differs: for resumed runs, thresholds and exports alike."""
+"""Compare the identities of two scorers and describe the differences: for resumed runs, thresholds and exports."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 HASH = "_sha256"
-"""Ending of the names under which an identity holds hashes."""
+"""Suffix of the names of hashes in an identity."""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words which values differ, however deep they are; hashes are shortened.
+    """Describe which values differ, at any depth; hashes are shortened.
 
     Parameters
     ----------
     before, now : mapping
-        JSON-ready. A value that is missing is None.
+        JSON-ready. A missing value counts as None.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""From a spec to the detector that it means."""
+"""Build detectors from specs."""
 
 import os
 import warnings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def load(
     spec: DetectorSpec, *, threshold: "float | Threshold | str | os.PathLike[str] | None" = None
 ) -> "Detector":
-    """Return the detector of a spec; see `DetectorSpec.load`. With an exported file PyTorch is not imported."""
+    """Return the detector of a spec; see `DetectorSpec.load`. An exported file does not import PyTorch."""
     from anomalyclip.detector import Detector
     from anomalyclip.prediction import as_threshold
 
@@ -40,7 +40,7 @@ def load(
 
 
 def as_detector(detector: "Detector | DetectorSpec", *, threshold: "Threshold | None" = None) -> "Detector":
-    """Return a detector, or the one that a spec means, with its own threshold or another."""
+    """Return a detector, loading it if a spec is given; `threshold` replaces the detector's own if it is given."""
     if isinstance(detector, DetectorSpec):
         return load(detector, threshold=threshold)
     if threshold is None:

@@ -1,8 +1,8 @@
-"""The learned prompts: a frozen value to detect with, a module to train, and both checkpoint formats.
+"""Learned prompts: a frozen value for detection, a module for training, and both checkpoint formats.
 
-A prompt is ``[V_1]..[V_n] object.`` (normal) or ``[W_1]..[W_n] damaged object.`` (abnormal): learned vectors in place
-of the placeholder tokens "X" after the start token, and deep tokens that overwrite the positions after the start token
-before the text blocks 2, 3, ...
+A prompt is ``[V_1]..[V_n] object.`` (normal) or ``[W_1]..[W_n] damaged object.`` (abnormal). Learned vectors replace
+the placeholder tokens "X" after the start token, and deep tokens overwrite the positions after the start token before
+the text blocks 2, 3, ...
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
 
 FORMAT = "anomalyclip-prompts-1"
-"""Name of the safetensors form, in its header."""
+"""Name of the safetensors format, stored in the file's header."""
 
 _PROJECTION_ROWS = 896
-"""Rows of the published checkpoint's ``compound_prompt_projections``, which are stored and never used."""
+"""Rows of ``compound_prompt_projections`` in published checkpoints; they are stored but never used."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prompts:
     token_ids : Tensor
         (2, L) int64, normal then abnormal: start, n placeholders, the fixed words, end, zeros.
     info : mapping of str to str
-        What is known of their making (``trained_on``, ...).
+        What is known about their training (``trained_on``, ...).
     """
 
     normal: Tensor
@@ -72,7 +72,7 @@ class Prompts:
         deep_length: int = 4,
         generator: torch.Generator | None = None,
     ) -> "Prompts":
-        """Return untrained prompts: every learned number from N(0, 0.02), as published.
+        """Return untrained prompts: all values drawn from N(0, 0.02), as published.
 
         Parameters
         ----------
@@ -83,11 +83,11 @@ class Prompts:
         length : int
             Learned vectors in each prompt.
         depth : int
-            Text blocks that see learned tokens: ``depth - 1`` sets of deep tokens.
+            Number of text blocks that see learned tokens: ``depth - 1`` sets of deep tokens.
         deep_length : int
             Tokens in each of these sets.
         generator : torch.Generator, optional
-            Where the random numbers come from.
+            Source of the random numbers.
         """
 
         def draw(rows: int) -> Tensor:
@@ -104,14 +104,14 @@ class Prompts:
         Raises
         ------
         AnomalyCLIPError
-            The prompts are for a text transformer of another width or with fewer blocks.
+            The prompts do not fit the text transformer: another width, too few blocks, or too short a context.
         """
         self._check_fits(clip)
         ids = self.token_ids.to(clip.token_embedding.weight.device)
         end = ids.argmax(dim=-1)  # the end token has the largest id
         if int(end.max()) >= clip.config.context_length:
             raise AnomalyCLIPError(
-                f"prompts of {int(end.max()) + 1} tokens do not fit the backbone's {clip.config.context_length}"
+                f"the prompts have {int(end.max()) + 1} tokens; the backbone allows {clip.config.context_length}"
             )
         fixed = clip.token_embedding(ids[:, : int(end.max()) + 1])  # 2 N D
         contexts = torch.stack([self.normal, self.abnormal]).to(fixed)  # 2 n D
@@ -126,12 +126,12 @@ class Prompts:
         fits = self.width == config.text_width and len(self.deep_tokens) < config.text_layers
         if not fits or int(self.token_ids.max()) >= config.vocab_size:
             raise AnomalyCLIPError(
-                f"these prompts were made for another backbone: they need {needed}, a vocabulary above "
-                f"{int(self.token_ids.max())}; the backbone has {has}, a vocabulary of {config.vocab_size}"
+                f"these prompts were made for another backbone: they need {needed}, a vocabulary of more "
+                f"than {int(self.token_ids.max())} tokens; the backbone has {has}, a vocabulary of {config.vocab_size}"
             )
 
     def digest(self) -> str:
-        """Return the SHA-256 of the tensors in hex, whatever the format of the file that they came from."""
+        """Return the SHA-256 of the tensors in hex; it does not depend on the format of the file."""
         digest = hashlib.sha256()
         for tensor in (self.normal, self.abnormal, self.token_ids, *self.deep_tokens):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -139,7 +139,7 @@ class Prompts:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the safetensors form: the tensors, and format and `info` in the header."""
+        """Write the safetensors format: the tensors, with the format's name and `info` in the header."""
         from safetensors.torch import save
 
         tensors = {"normal": self.normal, "abnormal": self.abnormal, "token_ids": self.token_ids}
@@ -150,9 +150,9 @@ class Prompts:
             temporary.write_bytes(_in_one_order(save(tensors, metadata=header)))
 
     def save_published(self, path: str | os.PathLike[str], clip: CLIP) -> None:
-        """Write the published ``.pth`` form, which the published code loads.
+        """Write the published ``.pth`` format, which the published code can load.
 
-        That form repeats the fixed tokens' embeddings (taken from `clip`) and holds projections that nothing uses
+        This format also contains the fixed tokens' embeddings (taken from `clip`) and projections that are never used
         (zeros).
         """
         with torch.no_grad():
@@ -167,13 +167,13 @@ class Prompts:
             state[f"compound_prompts_text.{i}"] = tokens.detach().cpu().clone()
             state[f"compound_prompt_projections.{i}.weight"] = torch.zeros(_PROJECTION_ROWS, self.width)
             state[f"compound_prompt_projections.{i}.bias"] = torch.zeros(_PROJECTION_ROWS)
-        # Given a name, PyTorch would write it into the archive; the same prompts are to give the same bytes.
+        # PyTorch writes a file's name into the archive; without a name, equal prompts give equal bytes.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"prompt_learner": state}, file)
 
 
 def _in_one_order(content: bytes) -> bytes:
-    """Return a safetensors file with its header sorted: the library writes several entries in random order."""
+    """Return a safetensors file with a sorted header: the library writes its entries in random order."""
     length = int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)  # the tensors stay aligned
@@ -186,7 +186,7 @@ class PromptLearner(nn.Module):
     Parameters
     ----------
     start : Prompts
-        The values to start from; they are copied.
+        The initial values; they are copied.
     """
 
     def __init__(self, start: Prompts) -> None:
@@ -203,7 +203,7 @@ class PromptLearner(nn.Module):
         return prompts.text_features(clip)
 
     def value(self, info: Mapping[str, str] | None = None) -> Prompts:
-        """Return the present values as frozen prompts on the CPU."""
+        """Return the current values as frozen prompts on the CPU."""
         normal, abnormal, *deep = (p.detach().cpu().clone() for p in self._tensors())
         return Prompts(normal, abnormal, tuple(deep), self.token_ids.cpu(), info or {})
 
@@ -212,17 +212,17 @@ class PromptLearner(nn.Module):
 
 
 def load_prompts(path: str | os.PathLike[str]) -> Prompts:
-    """Read prompts in either form; length, depth and deep-token count come from the tensors.
+    """Read prompts in either format; length, depth and number of deep tokens are inferred from the tensors.
 
     Raises
     ------
     AnomalyCLIPError
-        The file is missing or is no prompts checkpoint.
+        The file is missing or is not a prompts checkpoint.
     """
     path = Path(path)
     if path.is_dir():
         raise AnomalyCLIPError(
-            f"{path}: is a folder; name the file in it, such as {path / 'prompts.safetensors'}"
+            f"{path}: is a folder; give the file in it, such as {path / 'prompts.safetensors'}"
         )
     if not path.is_file():
         raise AnomalyCLIPError(
@@ -236,14 +236,14 @@ def load_prompts(path: str | os.PathLike[str]) -> Prompts:
 def load_prompts_for(
     clip: CLIP, backbone: str | os.PathLike[str], prompts: str | os.PathLike[str] | None = None
 ) -> Prompts:
-    """Return prompts by name or file; None means those that belong to the backbone.
+    """Return prompts by name or file; None means the backbone's default prompts.
 
-    Published checkpoints say nothing of their making: `Prompts.info` gets their name and what they were trained on.
+    Published checkpoints do not say how they were made, so their name and training data are added to `Prompts.info`.
 
     Raises
     ------
     AnomalyCLIPError
-        No prompts are known for this backbone, or they cannot be had or read.
+        There are no prompts for this backbone, or they cannot be downloaded or read.
     """
     if prompts is None:
         beside = resolve_backbone(backbone) / "prompts.safetensors"
@@ -251,7 +251,7 @@ def load_prompts_for(
             return load_prompts(beside)
         if not _is_vit_l_14_336(clip):
             raise AnomalyCLIPError(
-                f"no prompts are known for the backbone {os.fspath(backbone)!r}: give --prompts FILE, or learn some "
+                f"there are no prompts for the backbone {os.fspath(backbone)!r}: give --prompts FILE, or learn some "
                 "with `anomalyclip train`"
             )
         prompts = "mvtec"
@@ -263,14 +263,14 @@ def load_prompts_for(
 
 
 def _is_vit_l_14_336(clip: CLIP) -> bool:
-    """Tell whether it has the shape that published prompts were learned on: they mean nothing to another one."""
+    """Tell whether the model has the architecture of the published prompts, which work with no other."""
     return clip.config == CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408)
 
 
 def _is_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(2)
-    return start in (b"PK", b"\x80\x02")  # a zip archive, or a pickle (the form before torch 1.6)
+    return start in (b"PK", b"\x80\x02")  # a zip archive, or a pickle (used before torch 1.6)
 
 
 def _read_safetensors(path: Path) -> Prompts:
@@ -282,7 +282,7 @@ def _read_safetensors(path: Path) -> Prompts:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise AnomalyCLIPError(
-            f"{path}: neither prompts in safetensors form nor a published .pth ({error})"
+            f"{path}: neither prompts as safetensors nor a published .pth ({error})"
         ) from None
     if header.get("format") != FORMAT:
         raise AnomalyCLIPError(
@@ -290,7 +290,7 @@ def _read_safetensors(path: Path) -> Prompts:
             f"expected {FORMAT!r}"
         )
     if missing := {"normal", "abnormal", "token_ids"} - tensors.keys():
-        raise AnomalyCLIPError(f"{path}: not whole prompts: {', '.join(sorted(missing))} missing")
+        raise AnomalyCLIPError(f"{path}: incomplete prompts: {', '.join(sorted(missing))} missing")
     deep = _numbered(tensors, "deep_tokens.", path)
     return Prompts(
         tensors["normal"],
@@ -316,7 +316,7 @@ def _read_published(path: Path) -> Prompts:
     if not isinstance(state, dict) or not all(isinstance(state.get(name), Tensor) for name in names):
         raise AnomalyCLIPError(f"{path}: not a prompts checkpoint; expected {expected}")
     if any(state[name].dim() < 2 for name in names[:2]):
-        raise AnomalyCLIPError(f"{path}: ctx_pos and ctx_neg are no lists of vectors; expected {expected}")
+        raise AnomalyCLIPError(f"{path}: ctx_pos and ctx_neg are not lists of vectors; expected {expected}")
     normal, abnormal = (state[name].float().flatten(0, -2) for name in names[:2])
     ids = torch.stack([state[name].flatten() for name in names[2:]]).long()
     deep = tuple(tokens.float() for tokens in _numbered(state, "compound_prompts_text.", path))
@@ -326,7 +326,7 @@ def _read_published(path: Path) -> Prompts:
 def _numbered(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> tuple[Tensor, ...]:
     count = sum(name.startswith(prefix) for name in tensors)
     if missing := [f"{prefix}{i}" for i in range(count) if f"{prefix}{i}" not in tensors]:
-        raise AnomalyCLIPError(f"{path}: not whole prompts: {', '.join(missing)} missing")
+        raise AnomalyCLIPError(f"{path}: incomplete prompts: {', '.join(missing)} missing")
     return tuple(tensors[f"{prefix}{i}"] for i in range(count))
 
 
@@ -337,14 +337,14 @@ def _check_consistent(prompts: Prompts, path: Path) -> None:
     flat = all(len(shape) == 2 and shape[1] == shapes[0][-1] for shape in shapes)
     if not flat or shapes[0] != shapes[1] or ids.dim() != 2 or len(ids) != 2:
         raise AnomalyCLIPError(
-            f"{path}: the prompts' tensors do not fit together: shapes {shapes}, token ids {tuple(ids.shape)}"
+            f"{path}: the prompts' tensors do not match: shapes {shapes}, token ids {tuple(ids.shape)}"
         )
     end = int(ids.argmax(dim=-1).min())
     if max(prompts.length, *(len(tokens) for tokens in prompts.deep_tokens), 0) >= end:
         raise AnomalyCLIPError(
-            f"{path}: the prompts' tensors do not fit together: shapes {shapes} in a text whose end token is at {end}"
+            f"{path}: the prompts' tensors do not match: shapes {shapes} in a text whose end token is at {end}"
         )
     if not all(tensor.isfinite().all() for tensor in vectors):
         raise AnomalyCLIPError(
-            f"{path}: the prompts hold values that are no numbers; get or train them again"
+            f"{path}: the prompts contain NaN or infinite values; download or train them again"
         )

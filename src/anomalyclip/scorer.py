@@ -1,4 +1,4 @@
-"""`Scorer`: what a method must offer to be a detector. No PyTorch here: exported files offer the same."""
+"""`Scorer`: the interface that a detector needs from a method. No PyTorch here: exported files implement it too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Description:
-    """What a reader of results is told about a scorer.
+    """What reports say about a scorer.
 
     Parameters
     ----------
     title : str
-        One line, such as "micro, prompts of its own".
+        One line, such as "micro, prompts default".
     facts : mapping
-        JSON-ready: names of weights and prompts, device, versions, whatever the method finds worth telling.
+        JSON-ready: names of weights and prompts, device, versions, and anything else the method reports.
     training : mapping of str to str
-        What the trained part says of its making: ``trained_on``, ``trained_on_content``
-        (`anomalyclip.data.identity`), ``image_size``, ``layers``, ``dpam_layers``. Empty if nothing was trained.
+        What is known about the training: ``trained_on``, ``trained_on_content`` (`anomalyclip.data.identity`),
+        ``image_size``, ``layers``, ``dpam_layers``. Empty if nothing was trained.
     """
 
     title: str
@@ -29,12 +29,12 @@ class Description:
 
 
 class Scorer(Protocol):
-    """A method made ready.
+    """A method that is ready to score images.
 
     Attributes
     ----------
     image_size : int
-        Side S of the images that it takes, in pixels.
+        Side S in pixels of the images it takes.
     """
 
     image_size: int
@@ -57,13 +57,14 @@ class Scorer(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the scores, JSON-ready: two scorers with one identity give the same scores.
+        """Return everything that determines the scores, JSON-ready: scorers with equal identities give equal scores.
 
-        Settings by name, and hashes of everything learned or given (weights, prompts, references) over their *whole*
-        content, under names that end in ``_sha256``. Not the device, which changes only the last digits.
+        It has the settings by name, and hashes over the *whole* content of everything learned or given (weights,
+        prompts, references) under names that end in ``_sha256``. The device is left out: it changes only the last
+        digits.
         """
         ...
 
     def describe(self) -> Description:
-        """Return what reports say of it."""
+        """Return what reports say about it."""
         ...

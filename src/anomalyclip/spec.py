@@ -1,7 +1,7 @@
-"""`DetectorSpec`: one value that says everything which decides a score.
+"""`DetectorSpec`: everything that determines a score, in one value.
 
-It is what settings, threshold files, servers and workers hold, and what the command line's model options are made of:
-an option is declared here, once.
+Settings, threshold files, servers and workers store it, and the command line's model options are made from it: each
+option is declared here, once.
 """
 
 import json
@@ -22,14 +22,14 @@ DEFAULT_BACKBONE = "ViT-L-14-336"
 DEFAULT_METHOD = "anomalyclip"
 
 IMAGE_SCORES = {
-    "text": "what the texts say of the whole image, as published",
-    "max": "its mean with the map's maximum",
-    "top1": "its mean with the mean of the map's highest 1 %",
-    "mean": "its mean with the mean of the map",
-    "faprompt": "its mean with the map's maximum before smoothing, as in FAPrompt",
-    "mrad": "0.7 of it and 0.3 of the mean of the map's highest 1 %, as in MRAD",
+    "text": "probability from the texts for the whole image, as published",
+    "max": "mean of it and the map's maximum",
+    "top1": "mean of it and the average of the map's highest 1 %",
+    "mean": "mean of it and the map's average",
+    "faprompt": "mean of it and the map's maximum before smoothing, as in FAPrompt",
+    "mrad": "0.7 times it plus 0.3 times the average of the map's highest 1 %, as in MRAD",
 }
-"""How the score of an image is made; see `anomalyclip.anomaly.image_score`."""
+"""How the score of an image is computed; see `anomalyclip.anomaly.image_score`."""
 
 WINDOW_RULES = {
     "abnormal": "harmonic mean of how anomalous the windows are, as published",
@@ -47,7 +47,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 MODEL, METHODS, WORDS = "Model", "Methods", "Words"
 EXPORTED, LARGE = "Exported model", "Large images"
-"""Groups of options, as ``--help`` shows them."""
+"""Groups of options in ``--help``."""
 
 
 def _option(
@@ -55,14 +55,14 @@ def _option(
 ) -> Any:
     """Return a field that is an option of the model.
 
-    `fixed_by_model` marks what an exported file has decided already, so that it cannot be given with one.
+    `fixed_by_model` marks options that an exported file fixes, so they cannot be given together with one.
     """
     return option(default, help, group=group, fixed_by_model=fixed_by_model, **about)
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Everything that decides a score, as a value: immutable, comparable, picklable, JSON both ways.
+    """Everything that determines a score, as one value: immutable, comparable, picklable, to and from JSON.
 
     Parameters
     ----------
@@ -71,21 +71,21 @@ class DetectorSpec:
     method : str
         A name in `anomalyclip.methods.METHODS`.
     prompts : str or path, optional
-        ``mvtec``, ``visa`` (named after what they were trained on) or a checkpoint. None: the backbone's own.
+        ``mvtec``, ``visa`` (named after what they were trained on) or a checkpoint. None: the backbone's default.
     image_size : int, optional
-        Side S in pixels to which images are squashed, a multiple of the patch size. None: the backbone's own, 518 for
-        ViT-L/14@336.
+        Side S in pixels to which images are squashed, a multiple of the patch size. None: the backbone's default, 518
+        for ViT-L/14@336.
     layers : sequence of int, optional
         Blocks, counted from 1, whose patch features make the map. None: the last.
     dpam_layers : int, optional
-        How many final blocks have the local path. None: 19 of 24, other depths in proportion.
+        Number of final blocks with the local path. None: 19 of 24, in proportion for other depths.
     sigma : float, optional
-        Gaussian smoothing of the map in pixels at S x S; 0 does not smooth. None: as the method was published, which
-        is 4 for all but winclip and april-gan (0).
+        Gaussian smoothing of the map in pixels at S x S; 0 disables it. None: as published, which is 0 for winclip and
+        april-gan and 4 for all other methods.
     image_score : {"text", "max", "top1", "mean", "faprompt", "mrad"}
-        How the score of an image is made; see `anomalyclip.anomaly.image_score`.
+        How the score of an image is computed; see `anomalyclip.anomaly.image_score`.
     trained : str or path, optional
-        The trained part of a method that has one besides prompts: a file that `anomalyclip.train` wrote.
+        The trained part of a method that has one in addition to prompts: a file written by `anomalyclip.train`.
     ln_post : bool, optional
         Whether the image feature passes CLIP's final norm. None: as the method was published.
     local_attention : str, optional
@@ -99,7 +99,7 @@ class DetectorSpec:
     window_rule : {"abnormal", "normal"}, optional
         How windows are combined; None: abnormal, as published.
     activation : {"quick-gelu", "gelu"}, optional
-        Of the backbone's blocks. None: the one that its weights were trained with.
+        Activation of the backbone's blocks. None: the one its weights were trained with.
     normal : sequence of str, optional
         Your own words for normal images; ``{}`` in them is the class name. None: the method's.
     abnormal : sequence of str, optional
@@ -113,27 +113,27 @@ class DetectorSpec:
     tile : int, optional
         Side in pixels of the tiles into which larger images are cut. None: images are squashed whole.
     overlap : float
-        Share of a tile that the next one covers at least, from 0 to 0.9.
+        Minimum overlap of neighbouring tiles as a fraction of the tile, from 0 to 0.9.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
     precision : {"fp32", "bf16", "fp16", "auto"}
-        Of the image encoder's matrix products.
+        Precision of the image encoder's matrix products.
     compiled : bool
         Whether to compile the image encoder (`torch.compile`): slow to start, faster for many images.
     model : str or path, optional
-        A file that `anomalyclip.export` wrote. It has decided backbone, method, prompts and all that follows up to
-        `image_score`, and precision; PyTorch is not needed.
+        A file written by `anomalyclip.export`. It fixes backbone, method, prompts and everything up to `image_score`,
+        as well as precision. It needs no PyTorch.
     provider : sequence of str, optional
-        Where an exported file runs: ONNX Runtime's execution providers (cpu, cuda, tensorrt, openvino), first choice
-        first, or one OpenVINO device. None: cpu.
+        Where an exported file runs: ONNX Runtime's execution providers (cpu, cuda, tensorrt, openvino) in order of
+        preference, or one OpenVINO device. None: cpu.
     threads : int, optional
-        Threads of the CPU for an exported file. None: the runtime's own choice.
+        Number of CPU threads for an exported file. None: the runtime decides.
 
     Raises
     ------
     AnomalyCLIPError
-        A value of the wrong type, or one that cannot be combined with `model`. What depends on the weights is checked
-        by `load`.
+        A value has the wrong type or cannot be combined with `model`. Values that depend on the weights are checked by
+        `load`.
 
     Examples
     --------
@@ -180,14 +180,14 @@ class DetectorSpec:
     )
     image_score: str = _option(
         "text",
-        "How the image score is made: text (as published), max (mean of it and the map's maximum), top1 (mean of it "
-        "and the map's highest 1 %), mean (mean of it and the map's mean), or faprompt and mrad, the rules of these "
+        "How the image score is computed: text (as published), max (mean of it and the map's maximum), top1 (mean of "
+        "it and the map's highest 1 %), mean (mean of it and the map's mean), or faprompt and mrad, the rules of these "
         "papers.",
         fixed_by_model=True,
     )
     trained: str | None = _option(
         None,
-        "Trained part of april-gan or coop: a file that `anomalyclip train --method` wrote.",
+        "Trained part of april-gan or coop: a file written by `anomalyclip train --method`.",
         group=METHODS,
         fixed_by_model=True,
     )
@@ -315,7 +315,7 @@ class DetectorSpec:
                 raise AnomalyCLIPError(f"{said} {value!r}: expected one of {', '.join(known)}")
         self._check_words()
         if self.tiling is None and self.overlap != _default("overlap"):
-            raise AnomalyCLIPError(f"overlap {self.overlap} is for tiles: give the tile size too")
+            raise AnomalyCLIPError(f"overlap {self.overlap} is only for tiles: give the tile size too")
         self._check_model()
 
     def _check_words(self) -> None:
@@ -337,14 +337,16 @@ class DetectorSpec:
         changed = [name for name in self.changed() if name in FIXED_BY_MODEL]
         if changed:
             raise AnomalyCLIPError(
-                f"{', '.join(changed)} cannot be changed: {self.model} fixes it; export another file instead"
+                f"{', '.join(changed)} cannot be changed: fixed by {self.model}; export another file instead"
             )
         if self.device != _default("device"):
-            raise AnomalyCLIPError(f"device {self.device!r} is PyTorch's: for {self.model} give provider")
+            raise AnomalyCLIPError(
+                f"device {self.device!r} is only for PyTorch: for {self.model} give provider instead"
+            )
 
     @property
     def tiling(self) -> "Tiling | None":
-        """How images are cut; None: not at all."""
+        """How images are cut into tiles; None: they are not."""
         if self.tile is None:
             return None
         from anomalyclip.tiling import Tiling
@@ -352,7 +354,7 @@ class DetectorSpec:
         return Tiling(self.tile, overlap=self.overlap)
 
     def changed(self) -> list[str]:
-        """Return the names of the fields that do not have their default value.
+        """Return the names of the fields that differ from their default.
 
         Examples
         --------
@@ -367,8 +369,8 @@ class DetectorSpec:
         Parameters
         ----------
         threshold : float, Threshold or path, optional
-            One number for scores and pixels alike, or a file that ``anomalyclip calibrate`` wrote. None: that of the
-            exported file, if it has one.
+            One number for both scores and pixels, or a file written by ``anomalyclip calibrate``. None: the exported
+            file's threshold, if it has one.
 
         Returns
         -------
@@ -377,16 +379,16 @@ class DetectorSpec:
         Raises
         ------
         AnomalyCLIPError
-            Weights, prompts or an option cannot be used; the message says which, and what would do.
+            Weights, prompts or an option cannot be used; the message says which, and what to use instead.
         """
         from anomalyclip.loading import load
 
         return load(self, threshold=threshold)
 
     def located(self) -> "DetectorSpec":
-        """Return the same with absolute paths, so that it means the same in another working folder.
+        """Return a copy with absolute paths, so that it works from another working folder.
 
-        A known name stays as it is, even where a file or folder is called like it; so does what does not exist.
+        Known names are kept, even if a file or folder has the same name. Paths that do not exist are kept too.
         """
         from anomalyclip.clip.registry import BACKBONES, PROMPTS
 
@@ -408,12 +410,12 @@ class DetectorSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, JSON-ready."""
+        """Return all fields as a JSON-ready dictionary."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DetectorSpec":
-        """Return what `to_dict` returned; fields that are missing have their defaults.
+        """Return the spec of a dictionary as `to_dict` returns it; missing fields get their defaults.
 
         Raises
         ------
@@ -428,7 +430,7 @@ class DetectorSpec:
         known = {one.name for one in fields(cls)}
         if unknown := [name for name in content if name not in known]:
             raise AnomalyCLIPError(
-                f"{', '.join(map(str, unknown))}: no option of a detector; expected some of {', '.join(sorted(known))}"
+                f"{', '.join(map(str, unknown))}: unknown detector option; expected one of {', '.join(sorted(known))}"
             )
         return cls(**content)
 
@@ -438,13 +440,13 @@ class DetectorSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "DetectorSpec":
-        """Return what `to_json` returned; see `from_dict`."""
+        """Return the spec of a JSON object as `to_json` returns it; see `from_dict`."""
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise AnomalyCLIPError(f"a detector's specification is not JSON ({error})") from None
         if not isinstance(content, dict):
-            raise AnomalyCLIPError("a detector's specification is no JSON object")
+            raise AnomalyCLIPError("a detector's specification must be a JSON object")
         return cls.from_dict(content)
 
 
@@ -483,14 +485,14 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "window_stride": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
     "normal": (_are_texts, "a list of texts"),
     "abnormal": (_are_texts, "a list of texts"),
-    "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a share from 0 to 0.9"),
+    "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a fraction from 0 to 0.9"),
     "compiled": (lambda value: isinstance(value, bool), "True or False"),
     "provider": (
         _are_texts,
         "a sequence of names",
     ),
 }
-"""What a field's value must be, unless it is text."""
+"""What a field's value must be; fields that are not listed are text."""
 
 
 def _check_type(name: str, value: Any) -> None:
@@ -502,7 +504,7 @@ def _check_type(name: str, value: Any) -> None:
 
 
 OPTIONS = options_of(DetectorSpec)
-"""The fields by name; their metadata is what the command line says of them."""
+"""The fields by name; their metadata describes them for the command line."""
 
 FIXED_BY_MODEL = tuple(name for name, one in OPTIONS.items() if one.metadata["fixed_by_model"])
-"""Fields that an exported file has decided already."""
+"""Fields that are fixed by an exported file."""

@@ -1,4 +1,4 @@
-"""Texts: whatever gives the two text features, one of normal things and one of anomalous ones."""
+"""Texts: sources of the two text features, one for normal and one for anomalous images."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from anomalyclip.clip.model import CLIP
 
 
 class Texts(Protocol):
-    """What a method compares images with: learned prompts (`anomalyclip.prompts.Prompts`), or `Phrases`.
+    """The texts a method compares images with: learned prompts (`anomalyclip.prompts.Prompts`) or `Phrases`.
 
     Attributes
     ----------
     info : mapping of str to str
-        What is known of their making: ``name``, ``trained_on``, ... (`anomalyclip.scorer.Description.training`).
+        What is known about their training: ``name``, ``trained_on``, ... (`anomalyclip.scorer.Description.training`).
     """
 
     @property
     def info(self) -> Mapping[str, str]:
-        """What is known of their making."""
+        """What is known about their training."""
         ...
 
     def text_features(self, clip: CLIP) -> Tensor:
@@ -30,21 +30,21 @@ class Texts(Protocol):
         ...
 
     def digest(self) -> str:
-        """Return the SHA-256 of all that decides the features besides the model, in hex."""
+        """Return the SHA-256, in hex, of everything except the model that determines the features."""
         ...
 
 
 class Phrases:
-    """Plain words, nothing learned: one phrase a side, or an ensemble whose features are averaged.
+    """Plain words, nothing learned: one phrase per class, or several whose features are averaged.
 
     Parameters
     ----------
     normal, abnormal : Tensor
-        (T, L) int64 token ids of the phrases of each side: start, words, end, zeros.
+        (T, L) int64 token ids of the phrases of each class: start, words, end, zeros.
     each_normalised : bool
         Whether features are normalised before they are averaged.
     info : mapping of str to str
-        What is known of their making.
+        What is known about their training.
 
     References
     ----------
@@ -66,7 +66,7 @@ class Phrases:
         self.info: Mapping[str, str] = info or {}
 
     def text_features(self, clip: CLIP) -> Tensor:
-        """Return (2, E) float32: each side's mean feature, normalised."""
+        """Return (2, E) float32: the mean feature of each class, normalised."""
         means = [self._each(clip, side).mean(dim=0) for side in self.sides]
         return F.normalize(torch.stack(means), dim=-1)
 
@@ -84,11 +84,11 @@ class Phrases:
 
 
 _TOGETHER = 64
-"""Phrases that go through the text tower at once."""
+"""Batch size of phrases in the text tower."""
 
 
 def phrase_features(clip: CLIP, ids: Tensor) -> Tensor:
-    """Return the raw features (T, E) of token ids (T, L), cut after the longest text's end token."""
+    """Return the features (T, E) of token ids (T, L) before normalisation; texts are cut after the last end token."""
     end = ids.argmax(dim=-1)  # the end token has the largest id
     ids = ids[:, : int(end.max()) + 1]
     starts = range(0, len(ids), _TOGETHER)

@@ -1,1 +1,1 @@
-"""A detector as one file that needs no PyTorch: the export, and the runtime that runs what was exported."""
+"""Detectors as one file that needs no PyTorch: the export, and the runtimes that run exported files."""

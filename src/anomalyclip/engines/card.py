@@ -1,4 +1,4 @@
-"""What an exported file says of itself. Written by the export, read by the runtime, free of PyTorch."""
+"""The metadata of an exported file, written by the export and read by the runtime. Needs no PyTorch."""
 
 import json
 from collections.abc import Mapping
@@ -10,37 +10,37 @@ from anomalyclip.prediction import Threshold
 from anomalyclip.tiling import Tiling
 
 KEY = "anomalyclip"
-"""Name of the one metadata entry: of ONNX's ``metadata_props``, of OpenVINO's ``rt_info``. Its value is JSON."""
+"""Name of the metadata entry, in ONNX's ``metadata_props`` or OpenVINO's ``rt_info``. Its value is JSON."""
 
 VERSION = 2
-"""Of inputs, outputs and card; a change that an older runtime would get wrong raises it."""
+"""Version of inputs, outputs and card; raised with every change that an older runtime would get wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Everything about an exported detector but its weights.
+    """Everything about an exported detector except its weights.
 
     Attributes
     ----------
     image_size : int
         Side S of the images that the file takes.
     precision : {"fp32", "fp16", "int8"}
-        Of the weights.
+        Precision of the weights.
     identity : mapping
-        Of the scorer, as `anomalyclip.scorer.Scorer.identity` gives it, with this file's precision.
+        The scorer's identity, as returned by `anomalyclip.scorer.Scorer.identity`, with this file's precision.
     title : str
     facts, training : mapping
         As in `anomalyclip.scorer.Description`.
     tile, overlap : int and float, optional
-        How images are cut; None: not at all.
+        How images are cut into tiles; None: they are not.
     threshold : mapping, optional
         ``score``, ``pixel``, ``info``, as in a threshold file.
     labels : tuple of str
-        What ``pred_label`` False and True mean.
+        Names for ``pred_label`` False and True.
     made_with : mapping
         Versions of the packages that wrote the file.
     version : int
-        Of the format.
+        Version of the format.
 
     Examples
     --------
@@ -64,16 +64,16 @@ class ModelCard:
 
     @property
     def limits(self) -> Threshold | None:
-        """The threshold that was baked in."""
+        """The threshold stored in the file."""
         return None if self.threshold is None else Threshold(**self.threshold)
 
     @property
     def tiling(self) -> Tiling | None:
-        """How images are cut."""
+        """How images are cut into tiles."""
         return None if self.tile is None else Tiling(self.tile, overlap=self.overlap or 0.0)
 
     def to_json(self) -> str:
-        """Return the card as the metadata entry's value."""
+        """Return the card as the value of the metadata entry."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -83,18 +83,18 @@ class ModelCard:
         Parameters
         ----------
         text : str or None
-            The metadata entry's value; None if the file has none.
+            The value of the metadata entry; None if the file has none.
         name : object
-            The file, for messages.
+            The file's name in messages.
 
         Raises
         ------
         AnomalyCLIPError
-            There is no card, it is damaged, or it is of a newer format.
+            The card is missing, damaged or of a newer format.
         """
         if text is None:
             raise AnomalyCLIPError(
-                f"{name}: a model, but not one that `anomalyclip export` wrote: its metadata has no {KEY!r} entry"
+                f"{name}: a model, but not one written by `anomalyclip export`: its metadata has no {KEY!r} entry"
             )
         try:
             content = dict(json.loads(text))
@@ -122,20 +122,20 @@ class ModelCard:
         return card
 
     def _check(self) -> None:
-        """Raise TypeError where the runtime would stumble later."""
+        """Raise TypeError for values that would make the runtime fail later."""
         if not isinstance(self.image_size, int):
             raise TypeError(f"image_size is {self.image_size!r}")
         for part in (self.identity, self.facts, self.training, self.made_with):
             if not isinstance(part, Mapping):
-                raise TypeError(f"{part!r} where names and values belong")
-        _ = self.limits, self.tiling  # they check themselves
+                raise TypeError(f"{part!r} instead of names and values")
+        _ = self.limits, self.tiling  # creating them checks their values
 
 
 def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a card of format 1, whose hashes were of image tower and texts alone."""
+    """Convert the content of a card of format 1, whose hashes covered only the image tower and the texts."""
     known = {name: content[name] for name in ("image_size", "precision", "threshold", "labels", "made_with")}
     backbone, prompts = content["backbone"], dict(content["prompts"])
-    names = {"backbone": backbone.get("name", "exported"), "prompts": prompts.pop("name", "of its own")}
+    names = {"backbone": backbone.get("name", "exported"), "prompts": prompts.pop("name", "default")}
     hashes = {"visual_sha256": backbone["sha256"], "text_features_sha256": content["text_features"]}
     size = {"image_size": content["image_size"], "precision": content["precision"]}
     return {

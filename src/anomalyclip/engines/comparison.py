@@ -1,4 +1,4 @@
-"""The runtimes side by side: time, start-up, size and memory of the same detector, each in a process of its own."""
+"""Compare the runtimes: time, start-up, size and memory of the same detector, each in a separate process."""
 
 import json
 import os
@@ -41,25 +41,25 @@ class RuntimeTiming:
     runtime : str
         One of `RUNTIMES`.
     batch_size : int
-        Images at once.
+        Images per batch.
     seconds : float
-        An image, the best of the repetitions: squashed pixels in, score and map out.
+        Seconds per image from squashed pixels to score and map, best of the repetitions.
     ratio : float
-        `seconds` over the floor, the encoder's float32 matrix products at this machine's rate, which is measured
-        before and after each row. bf16 and int8 may well be below 1.
+        `seconds / floor`. It may be below 1 for bf16 and int8.
     start_up : float
         Seconds from the start of the process to the first score of one batch.
     megabytes : float
         Size of the model's files.
     peak_memory : float
-        Of the process, in MB.
+        Peak memory of the process in MB.
     difference : float
-        Largest difference of score and map from PyTorch in float32 on a few images; nan for that itself, compiled or
-        not.
+        Largest difference of score and map from PyTorch in float32 on a few images; nan for PyTorch in float32 itself,
+        compiled or not.
     floor : float
-        Seconds that the encoder's float32 matrix products of one image would take at the rate measured beside this row.
+        Seconds that the encoder's float32 matrix products need for one image at this machine's rate, which is measured
+        before and after each row.
     failure : str
-        Why there are no figures; else empty.
+        Why there are no figures; empty otherwise.
     """
 
     runtime: str
@@ -74,7 +74,7 @@ class RuntimeTiming:
     failure: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, JSON-ready."""
+        """Return all fields, JSON-ready."""
         return {key: None if value != value else value for key, value in asdict(self).items()}
 
 
@@ -86,12 +86,12 @@ def compare(
     runtimes: Sequence[str] = RUNTIMES,
     repeats: int = 3,
 ) -> Iterator[RuntimeTiming]:
-    """Export a detector with random weights in every form and time each on the CPU.
+    """Export a detector with random weights in every format and time each on the CPU.
 
     Yields
     ------
     RuntimeTiming
-        As they are measured; at full size each takes a minute or more.
+        One at a time, as it is measured; at full size each takes a minute or more.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def compare(
         for runtime in runtimes:
             try:
                 files, difference = _files(runtime, detector, folder)
-            except Exception as error:  # an exporter that fails must not cost the other rows
+            except Exception as error:  # if one export fails, the other rows are still measured
                 failure = (
                     f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
                 )
@@ -130,7 +130,7 @@ def compare(
 
 
 def conditions(architecture: str, image_size: int | None = None) -> dict[str, Any]:
-    """Return what the rows must be read with: image_size, gflop (of one image), processor, cores, versions.
+    """Return the conditions of the measurement: image_size, gflop (per image), processor, cores, versions.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def conditions(architecture: str, image_size: int | None = None) -> dict[str, An
 
 
 def _prepare(architecture: str, size: int, folder: Path) -> Detector:
-    """Write random weights and prompts as files that the PyTorch rows load, and return the detector."""
+    """Write random weights and prompts to files for the PyTorch rows, and return the detector."""
     from safetensors.torch import save_file
 
     from anomalyclip.benchmark import ARCHITECTURES, random_model
@@ -205,14 +205,14 @@ def _in_a_process(runtime: str, file: Path, size: int, batch: int, repeats: int)
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return {"failure": lines[-1] if lines else f"the process ended with {done.returncode}"}
+        return {"failure": lines[-1] if lines else f"the process ended with exit code {done.returncode}"}
     result = dict(json.loads(done.stdout.splitlines()[-1]))
     result["start_up"] = result.pop("first_score_at") - start
     return result
 
 
 def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> dict[str, float]:
-    """Load, score once, then time: what the process of one row does. PyTorch is imported for its own rows only."""
+    """Load, score once, then time: the work of one row's process. Only PyTorch's rows import PyTorch."""
     detector = (
         _pytorch(runtime, Path(file), size) if runtime.startswith("torch") else Detector.from_exported(file)
     )

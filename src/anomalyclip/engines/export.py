@@ -1,4 +1,4 @@
-"""Writes a detector as an ONNX or OpenVINO model, and proves it equal to the PyTorch model before it takes its name."""
+"""Export a detector as an ONNX or OpenVINO model; the file is kept only if its results match the PyTorch model's."""
 
 import copy
 import hashlib
@@ -37,16 +37,16 @@ from anomalyclip.scorer import Scorer
 from anomalyclip.spec import DetectorSpec
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.25}
-"""Largest difference of a score or a map value from PyTorch's that a file of each precision may have.
+"""Largest allowed difference of a score or a map value from PyTorch's, for each precision.
 
-int8 has no bound in theory: its tolerance only catches a file that is broken. What matters is the difference that is
-printed, and what it does to the AUROC.
+int8 has no theoretical bound: its tolerance only catches broken files. What matters is the reported difference and its
+effect on the AUROC.
 """
 
 FORMATS = ("onnx", "openvino")
 
 _OPSET = (
-    18  # the newest that every execution provider runs; 23 has fused attention, and gained nothing measurable
+    18  # the newest that every execution provider runs; 23 has fused attention, but was not measurably faster
 )
 _ANY_SIZE = 1 << 40
 _MAX_CALIBRATION = 128
@@ -55,22 +55,22 @@ _PACKAGES = ("anomalyclip", "torch", "onnx", "onnxscript", "onnxruntime", "openv
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from the PyTorch model.
+    """The written files, and how much their results differ from the PyTorch model's.
 
     Attributes
     ----------
     files : tuple of Path
         The model; for OpenVINO the ``.xml`` and its ``.bin``.
     size : int
-        Bytes of all of them.
+        Total size in bytes.
     images : int
-        How many images both models were run on.
+        Number of images that both models were run on.
     listed : int
-        How many calibration images there were.
+        Number of calibration images that were given.
     score_difference, map_difference : float
-        The largest absolute differences over these images.
+        The largest absolute differences on these images.
     tolerance : float
-        What they had to stay under.
+        The largest difference allowed.
     """
 
     files: tuple[Path, ...]
@@ -93,28 +93,29 @@ def export(
     threshold: float | Threshold | str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a detector as one model that needs no PyTorch, and compare the two before it takes its name.
+    """Write a detector as one model that needs no PyTorch; it is kept only if its results match PyTorch's.
 
     Parameters
     ----------
     detector : Detector or DetectorSpec
-        With PyTorch weights in float32; its tiling goes into the file.
+        A detector with PyTorch weights in float32; its tiling is stored in the file.
     output : path-like
-        The file: ``NAME.onnx``, or ``NAME.xml``, beside which OpenVINO's weights are written as ``NAME.bin``.
+        The file: ``NAME.onnx``, or ``NAME.xml`` with OpenVINO's weights next to it in ``NAME.bin``.
     format : {"onnx", "openvino"}
-        For ONNX Runtime and whatever else reads ONNX, or OpenVINO's own form.
+        ONNX, for ONNX Runtime and other programs that read it, or OpenVINO's format.
     precision : {"fp32", "fp16", "int8"}
-        Of the weights. fp16: half the size, and for ONNX the image tower's arithmetic too. int8: a quarter of the
-        size; weights and activations of the blocks' linear layers are quantised, attention is not.
+        Precision of the weights. fp16: half the size; for ONNX, the image tower also computes in fp16. int8: a quarter
+        of the size; weights and activations of the blocks' linear layers are quantised, attention is not.
     dynamic_batch : bool
-        Whether the file takes any number of images at once; else it takes one.
+        Whether the file takes batches of any size; otherwise it takes one image at a time.
     calibration : iterable of path-like
-        For int8: images like those that will come (files, folders, patterns), from which the ranges of the activations
-        are taken; of more than 128, as many, evenly spread. Also the images on which int8 is compared with PyTorch.
+        For int8: images (files, folders, patterns) like those that will be scored. They determine the ranges of the
+        activations, and int8 is compared with PyTorch on them. If there are more than 128, an evenly spaced 128 are
+        used.
     threshold : float, Threshold or path, optional
-        Goes into the file. None: the detector's own, if it has one.
+        The threshold to store in the file. None: the detector's own, if it has one.
     overwrite : bool
-        Replace a file that is there.
+        Whether to replace an existing file.
 
     Returns
     -------
@@ -123,8 +124,9 @@ def export(
     Raises
     ------
     AnomalyCLIPError
-        An option is unknown or does not fit, the method cannot be exported, a package is missing, the file is there or
-        cannot be written, or its results are further from PyTorch's than `TOLERANCES` allows; then no file is left.
+        An option is unknown or does not fit, the method cannot be exported, a package is missing, the file already
+        exists or cannot be written, or its results differ from PyTorch's by more than `TOLERANCES` allows. No file is
+        written then.
     """
     output = Path(output)
     listed = [image.path for image in find_images(list(calibration))]
@@ -142,14 +144,14 @@ def export(
         _write_onnx(scorer, graph, card, half=precision == "fp16" and format == "onnx", dynamic=dynamic_batch)
         if format == "onnx" and (weights := graph.with_name(f"{graph.name}.data")).exists():
             raise AnomalyCLIPError(
-                f"{output}: not written, for {weights.stat().st_size / 1e9:.1f} GB of weights do not fit into one ONNX "
+                f"{output}: not written: {weights.stat().st_size / 1e9:.1f} GB of weights do not fit into one ONNX "
                 f"file; use --format openvino{'' if precision == 'fp16' else ', or --precision fp16'}"
             )
         make = _finish_onnx if format == "onnx" else _finish_openvino
         files = make(graph, folder / output.name, card, images)
         probes = images if precision == "int8" else probe_pixels(scorer.image_size)
         report = replace(_compare(scorer, files, probes, output), listed=len(listed))
-        # The weights first, and never below another file's .xml: what is half replaced does not load.
+        # The weights first, and never under another file's .xml: a half-replaced model must not load.
         if len(files) > 1:
             output.unlink(missing_ok=True)
         for file in reversed(files):
@@ -158,7 +160,7 @@ def export(
 
 
 def spread(items: Sequence[str | os.PathLike[str]], most: int) -> Sequence[str | os.PathLike[str]]:
-    """Return at most so many items, evenly spread: calibration images come listed by folder, a product each.
+    """Return at most this many items, evenly spaced: calibration images are listed by folder, one per product.
 
     Examples
     --------
@@ -171,7 +173,7 @@ def spread(items: Sequence[str | os.PathLike[str]], most: int) -> Sequence[str |
 
 
 def probe_pixels(size: int) -> NDArray[np.uint8]:
-    """Return images that are as different as can be: (4, S, S, 3) uint8 of noise, a ramp, black, and blocks."""
+    """Return very different images, (4, S, S, 3) uint8: noise, a ramp, black, and blocks."""
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (size, size, 3))
     ramp = np.stack(np.broadcast_arrays(*np.ogrid[0 : 255 : size * 1j, 0 : 255 : size * 1j], 128), axis=-1)
@@ -180,7 +182,7 @@ def probe_pixels(size: int) -> NDArray[np.uint8]:
 
 
 def check_export(output: Path, *, format: str, precision: str, calibrated: bool) -> None:
-    """Refuse an impossible export before anything is loaded.
+    """Refuse an impossible export before loading anything.
 
     Raises
     ------
@@ -193,21 +195,21 @@ def check_export(output: Path, *, format: str, precision: str, calibrated: bool)
         raise AnomalyCLIPError(f"export precision {precision!r}: expected one of {', '.join(TOLERANCES)}")
     if calibrated != (precision == "int8"):
         raise AnomalyCLIPError(
-            "int8 needs calibration images: --calibration PATH, some twenty or more like those that will come"
+            "int8 needs calibration images: give --calibration PATH with about 20 or more images like those to score"
             if precision == "int8"
-            else f"calibration images are for int8; {precision} needs none"
+            else f"calibration images are only for int8; {precision} needs none"
         )
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
     if output.suffix != suffix:
         raise AnomalyCLIPError(
-            f"{output}: the name of {format} output ends in {suffix}: {output.with_suffix(suffix)}, or give --format "
+            f"{output}: {format} output must end in {suffix}: use {output.with_suffix(suffix)}, or give --format "
             f"{'openvino' if format == 'onnx' else 'onnx'} for {'.xml' if format == 'onnx' else '.onnx'}"
         )
     needed = ["onnx", "onnxscript", "onnxruntime"] if format == "onnx" else ["onnx", "onnxscript", "openvino"]
     needed += ["nncf"] if (format, precision) == ("openvino", "int8") else []
     missing = [
         name for name in needed if find_spec(name) is None
-    ]  # onnxruntime-gpu and others bring it as well
+    ]  # onnxruntime-gpu and other packages provide it as well
     if missing:
         extra = "export" if format == "onnx" else "export,openvino"
         raise AnomalyCLIPError(
@@ -222,7 +224,7 @@ def _prepared(
     limits = as_threshold(threshold)
     if isinstance(detector, DetectorSpec):
         if detector.model is not None:
-            raise AnomalyCLIPError(f"{detector.model}: is an export already; name a backbone instead")
+            raise AnomalyCLIPError(f"{detector.model}: is already an exported file; give a backbone instead")
         spec = replace(detector, device="cpu")
         detector = Detector(METHODS[spec.method](spec), tiling=spec.tiling, spec=spec)
     if limits is None:
@@ -239,7 +241,7 @@ def _torch_scorer(detector: Detector) -> TorchScorer:
         )
     if scorer.precision != "fp32":
         raise AnomalyCLIPError(
-            f"the detector computes in {scorer.precision}; the export is compared with float32: load it with precision "
+            f"the detector computes in {scorer.precision}, but exports are compared with fp32: load it with precision "
             '"fp32"'
         )
     return scorer
@@ -256,9 +258,9 @@ def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArr
     if threshold is not None:
         info = {
             name: value for name, value in threshold.info.items() if name != "spec"
-        }  # it has this machine's paths
+        }  # its paths are those of this machine
         limits = {"score": threshold.score, "pixel": threshold.pixel, "info": info}
-    # The images decide an int8 file beside its weights.
+    # An int8 file depends on the calibration images as well as on the weights.
     ranges = {"calibration_sha256": hashlib.sha256(images.tobytes()).hexdigest()} if len(images) else {}
     return ModelCard(
         image_size=scorer.image_size,
@@ -275,13 +277,13 @@ def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArr
 
 
 def _without_paths(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return facts whose paths are names: the file may go to other people."""
+    """Return facts with paths reduced to names, since the file may be given to other people."""
     names = {name: Path(facts[name]).name for name in ("backbone", "prompts") if facts.get(name)}
     return {**facts, **names}
 
 
 def installed() -> dict[str, str]:
-    """Return the versions of the packages that an exported file depends on, where they are installed."""
+    """Return the versions of the installed packages that an exported file depends on."""
     found = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -291,7 +293,7 @@ def installed() -> dict[str, str]:
 
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
-    """Give a folder beside the output, so that a finished file only has to take its name; it does not stay."""
+    """Yield a temporary folder next to the output, so that finished files only have to be renamed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -304,7 +306,7 @@ def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool,
     from onnxscript.optimizer import fold_constants
 
     graph = exportable(scorer.core, half=half)
-    # Two images where the batch is free: the exporter takes a dimension of 1 for fixed.
+    # Two images for a dynamic batch: the exporter treats a dimension of 1 as fixed.
     example = torch.zeros(2 if dynamic else 1, scorer.image_size, scorer.image_size, 3, dtype=torch.uint8)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -319,16 +321,16 @@ def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool,
         )
     assert program is not None
     model = program.model
-    # Weights that the exporter leaves to be cut or transposed at run time would escape int8.
+    # Otherwise some weights would be sliced or transposed at run time, and int8 would miss them.
     fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
-    for node in model.graph:  # the exporter keeps the paths and lines of this machine's source code
+    for node in model.graph:  # the exporter stores paths and line numbers of this machine's source code
         node.metadata_props.clear()
     model.metadata_props[KEY] = card.to_json()
     program.save(path, external_data=False)
 
 
 def exportable(core: Core, *, half: bool) -> Core:
-    """Return a core on the CPU as it is exported; with `half` its encoder computes in half precision.
+    """Return the core to export, on the CPU; with `half` its encoder computes in half precision.
 
     Similarities and maps stay in float32.
     """
@@ -340,7 +342,7 @@ def exportable(core: Core, *, half: bool) -> Core:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' remarks about their own insides from the user's screen."""
+    """Hide the exporters' internal warnings from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -371,8 +373,8 @@ def _quantise_onnx(graph: Path, target: Path, images: NDArray[np.uint8]) -> None
     with _quiet():
         quantiser = QDQQuantizer(
             load_model_with_shape_infer(graph),
-            True,  # a scale for each channel
-            True,  # 7 bits: on processors without VNNI sums of 8 would overflow their 16
+            True,  # one scale per channel
+            True,  # 7 bits: without VNNI, sums of 8-bit products would overflow 16 bits
             QuantType.QInt8,  # of weights
             QuantType.QUInt8,  # of activations
             TensorsData(CalibrationMethod.MinMax, ranges),
@@ -388,9 +390,9 @@ def _quantise_onnx(graph: Path, target: Path, images: NDArray[np.uint8]) -> None
 def _activation_ranges(
     graph: Path, layers: Sequence[str], images: NDArray[np.uint8]
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return the smallest and largest value of each tensor that goes into or comes out of these nodes.
+    """Return the smallest and largest value of each input and output tensor of these nodes.
 
-    ONNX Runtime's own calibration watches every tensor of the graph, attention's too, and keeps them all until the end
+    ONNX Runtime's calibration records every tensor of the graph, including attention, and keeps them all until the end
     of a run: more than 24 GB for ViT-L/14 at 518 x 518.
     """
     import onnx
@@ -425,7 +427,7 @@ def _activation_ranges(
 
 
 def _linear_layers(graph: Path) -> list[str]:
-    """Return the names of the nodes that are the blocks' linear layers: constant weights in and out of the width."""
+    """Return the names of the nodes of the blocks' linear layers: constant weights from or to the model's width."""
     import onnx
 
     model = onnx.load(graph)
@@ -455,8 +457,8 @@ def _finish_openvino(
 
 
 def _quantise_openvino(model: Any, layers: Sequence[str], images: NDArray[np.uint8]) -> Any:
-    """Quantise these layers alone: with attention and projections in int8 too, ViT-L cannot be loaded on a CPU."""
-    # OpenVINO splits the bias of a Gemm off and calls the rest so.
+    """Quantise only these layers: with attention and projections in int8 too, ViT-L cannot be loaded on a CPU."""
+    # OpenVINO separates the bias of a Gemm and gives the rest this name.
     wanted = {*layers, *(f"{name}/WithoutBiases" for name in layers)}
     products = (op for op in model.get_ops() if op.get_type_name() in ("MatMul", "Convolution"))
     others = [op.get_friendly_name() for op in products if op.get_friendly_name() not in wanted]
@@ -468,7 +470,7 @@ def _quantise_openvino(model: Any, layers: Sequence[str], images: NDArray[np.uin
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=others),
-            # 7 bits, as in ONNX: on processors without VNNI sums of 8 would overflow.
+            # 7 bits, as in ONNX: without VNNI, sums of 8-bit products would overflow.
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
 
@@ -480,14 +482,14 @@ def _compare(
         exported = ExportedScorer(files[0])
     except AnomalyCLIPError as error:
         raise AnomalyCLIPError(
-            f"{output}: not written, for its runtime cannot load it ({first_line(error.__context__ or error)})"
+            f"{output}: not written: its runtime cannot load it ({first_line(error.__context__ or error)})"
         ) from None
     tolerance = TOLERANCES[exported.card.precision]
     score, score_map = difference(exported, scorer, pixels)
     if not max(score, score_map) <= tolerance:
         raise AnomalyCLIPError(
-            f"{output}: not written, for the exported model differs from PyTorch's by {score:.2g} in the score and "
-            f"{score_map:.2g} in the map; {exported.card.precision} may differ by {tolerance:g}"
+            f"{output}: not written: the exported model differs from PyTorch by {score:.2g} in the score and "
+            f"{score_map:.2g} in the map; at most {tolerance:g} is allowed for {exported.card.precision}"
         )
     size = sum(file.stat().st_size for file in files)
     final = tuple(output.with_name(file.name) for file in files)
@@ -495,7 +497,7 @@ def _compare(
 
 
 def difference(one: Scorer, other: Scorer, pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Return the largest absolute differences of scores and of map values; infinite where one is not a number."""
+    """Return the largest absolute differences of scores and of map values; infinite if any value is NaN."""
     score = score_map = 0.0
     for start in range(0, len(pixels), 2):  # two at a time
         batch = pixels[start : start + 2]

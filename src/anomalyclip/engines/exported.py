@@ -1,4 +1,4 @@
-"""Runs an exported detector with ONNX Runtime or OpenVINO. Nothing here, or imported from here, imports PyTorch."""
+"""Run an exported detector with ONNX Runtime or OpenVINO. This module never imports PyTorch, even indirectly."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,41 +20,41 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-"""Short names of ONNX Runtime's execution providers; its own names are taken too."""
+"""Short names of ONNX Runtime's execution providers; the full names are accepted too."""
 
 _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-"""Of providers: CUDA's would round the factors of float32 products to 10 bits, beyond the tolerance of the export."""
+"""Provider options: by default CUDA rounds factors of float32 products to 10 bits, beyond the export's tolerance."""
 
 Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class ExportedScorer:
-    """A file that ``anomalyclip export`` wrote, ready to score; takes the place of the PyTorch model in a `Detector`.
+    """A file written by ``anomalyclip export``, ready to score; a `Detector` uses it in place of the PyTorch model.
 
-    Several threads may call one scorer.
+    Several threads may share one scorer.
 
     Parameters
     ----------
     path : path-like
-        ``.onnx`` (run by ONNX Runtime) or OpenVINO's ``.xml`` with the ``.bin`` beside it.
+        ``.onnx`` (run by ONNX Runtime) or OpenVINO's ``.xml`` with its ``.bin`` in the same folder.
     providers : sequence of str, optional
-        For ONNX: execution providers, first choice first: cpu, cuda, tensorrt, openvino. For OpenVINO: one device (cpu,
-        gpu, npu, auto). None: cpu.
+        For ONNX: execution providers in order of preference: cpu, cuda, tensorrt, openvino. For OpenVINO: one device
+        (cpu, gpu, npu, auto). None: cpu.
     threads : int, optional
-        Threads of the CPU. None: the runtime's own choice.
+        Number of CPU threads. None: the runtime decides.
 
     Attributes
     ----------
     card : ModelCard
-        What the file says of itself.
+        The file's metadata.
     image_size : int
-        Side S that it takes.
+        Side S in pixels of the images it takes.
 
     Raises
     ------
     AnomalyCLIPError
-        The file is missing, damaged, no export or of a newer format; the runtime is not installed; a provider is not
-        there.
+        The file is missing, damaged, not an export or of a newer format; the runtime is not installed; a provider is
+        not available.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class ExportedScorer:
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise AnomalyCLIPError(f"{self.path}: no such file; expected one that `anomalyclip export` wrote")
+            raise AnomalyCLIPError(
+                f"{self.path}: no such file; expected a file written by `anomalyclip export`"
+            )
         if threads is not None and threads < 1:
             raise AnomalyCLIPError(f"{threads} threads: expected 1 or more")
         load = _load_openvino if _is_xml(self.path) else _load_onnx
@@ -74,7 +76,7 @@ class ExportedScorer:
         self.image_size = self.card.image_size
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score a batch; a file with a fixed batch size is run as often as needed.
+        """Score a batch; a file with a fixed batch size is run several times.
 
         Parameters
         ----------
@@ -91,7 +93,7 @@ class ExportedScorer:
         Raises
         ------
         AnomalyCLIPError
-            The pixels have another shape or type, or the results are NaN or infinite.
+            The pixels have the wrong shape or type, or the results are NaN or infinite.
         """
         side = self.image_size
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
@@ -108,22 +110,22 @@ class ExportedScorer:
             ) from None
         if scores.shape != (len(pixels),) or maps.shape != (len(pixels), side, side):
             raise AnomalyCLIPError(
-                f"{self.path}: gave scores {scores.shape} and maps {maps.shape} for {len(pixels)} images; export it "
-                "again"
+                f"{self.path}: returned scores {scores.shape} and maps {maps.shape} for {len(pixels)} images; "
+                "export it again"
             )
-        if not np.isfinite(scores.sum() + maps.sum()):  # the sum tells whether any number is not finite
+        if not np.isfinite(scores.sum() + maps.sum()):  # a sum is not finite if any value is not
             raise AnomalyCLIPError(
-                f"{self.path}: gave NaN or infinite scores on {self.device}: the file is damaged, or "
+                f"{self.path}: returned NaN or infinite scores on {self.device}: the file is damaged, or "
                 f"{self.card.precision} overflows there; export it again, or with --precision fp32"
             )
         return scores, maps
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the scores: that of the scorer it was made from, and the file's precision."""
+        """Return what determines the scores: the identity of the exported scorer, with the file's precision."""
         return dict(self.card.identity)
 
     def describe(self) -> Description:
-        """Return what the file says of itself, and where it runs."""
+        """Return the file's description, and the device it runs on."""
         facts = {"model": str(self.path), **self.card.facts, "device": self.device}
         return Description(self.card.title or self.path.name, facts, self.card.training)
 
@@ -132,7 +134,7 @@ _Loaded = tuple[ModelCard, str, int | None, Run]
 
 
 def _is_xml(path: Path) -> bool:
-    """Tell OpenVINO's form from ONNX by the first character, whatever the file is called."""
+    """Tell OpenVINO from ONNX by the file's first character, not by its name."""
     try:
         with path.open("rb") as file:
             return file.read(64).lstrip().startswith(b"<")
@@ -147,7 +149,7 @@ def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None)
         raise AnomalyCLIPError(f"{path} needs ONNX Runtime: pip install onnxruntime") from None
     wanted = _provider_names(providers, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; warnings about its own choices help nobody
+    options.log_severity_level = 3  # errors only; its warnings do not help users
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
@@ -157,12 +159,13 @@ def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None)
     except Exception as error:  # its exceptions have no common base
         raise AnomalyCLIPError(
             f"{path}: not a model that ONNX Runtime {onnxruntime.__version__} can load ({first_line(error)}); "
-            "expected a file that `anomalyclip export` wrote"
+            "expected a file written by `anomalyclip export`"
         ) from None
-    # A provider whose libraries are missing is dropped in silence; scores from another device are not what was asked.
+    # ONNX Runtime silently drops a provider whose libraries are missing, and would use another device than requested.
     if missing := set(wanted) - set(session.get_providers()):
         raise AnomalyCLIPError(
-            f"execution provider {', '.join(sorted(missing))} is installed but does not start; are its drivers there?"
+            f"execution provider {', '.join(sorted(missing))} is installed but does not start; are its drivers "
+            "installed?"
         )
     card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), name=path)
     first = session.get_inputs()[0].shape[0]
@@ -182,7 +185,7 @@ def _provider_names(wanted: Sequence[str] | None, available: Sequence[str]) -> l
             short = {long: key for key, long in PROVIDERS.items()}
             there = ", ".join(short.get(name, name) for name in available)
             raise AnomalyCLIPError(
-                f"execution provider {name!r} is not there; this ONNX Runtime has: {there}"
+                f"execution provider {name!r} is not available; this ONNX Runtime has: {there}"
             )
         names.append(full)
     return names
@@ -200,7 +203,7 @@ def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | N
     if kind in ("CPU", "AUTO"):
         config["PERFORMANCE_HINT"] = "LATENCY"
     if kind in ("CPU", "AUTO") or (kind == "GPU" and card.precision == "fp32"):
-        # Left to itself it computes in 16 bits where the device can, far beyond the tolerance of the export.
+        # By default it computes in 16 bits if the device supports it, far beyond the export's tolerance.
         config["INFERENCE_PRECISION_HINT"] = "f32"
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
@@ -212,7 +215,7 @@ def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | N
             "--provider cpu"
         ) from None
     first = model.inputs[0].partial_shape[0]
-    turn = Lock()  # one request is shared by all calls, and its results are overwritten by the next one
+    turn = Lock()  # all calls share one request, and each call overwrites the results of the one before
 
     def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with turn:
@@ -225,16 +228,18 @@ def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | N
 def _read_openvino(core: Any, path: Path) -> tuple[Any, ModelCard]:
     weights = path.with_suffix(".bin")
     with path.open("rb") as file:
-        is_model = b"<net" in file.read(256)  # and not some other XML, or a web page
+        is_model = b"<net" in file.read(256)  # not other XML or a web page
     if is_model and not weights.is_file():
-        raise AnomalyCLIPError(f"{path}: its weights, {weights.name}, are not beside it")
+        raise AnomalyCLIPError(
+            f"{path}: its weights, {weights.name}, are missing; put both files in the same folder"
+        )
     try:
         model = core.read_model(path)
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
     except RuntimeError as error:
         raise AnomalyCLIPError(
-            f"{path}: not a model that OpenVINO can read ({first_line(error)}); expected a file that "
-            "`anomalyclip export --format openvino` wrote"
+            f"{path}: not a model that OpenVINO can read ({first_line(error)}); expected a file written by "
+            "`anomalyclip export --format openvino`"
         ) from None
     return model, ModelCard.from_json(text, name=path)
 
@@ -242,17 +247,17 @@ def _read_openvino(core: Any, path: Path) -> tuple[Any, ModelCard]:
 def _openvino_device(wanted: Sequence[str] | None, available: Sequence[str]) -> str:
     names = [name.upper() for name in wanted or ["cpu"]]
     if len(names) > 1:
-        raise AnomalyCLIPError(f"an OpenVINO model runs on one device, not on {', '.join(names)}; name one")
+        raise AnomalyCLIPError(f"an OpenVINO model runs on one device, not on {', '.join(names)}; give one")
     if names[0] != "AUTO" and names[0].split(".")[0] not in {name.split(".")[0] for name in available}:
         there = ", ".join(name.lower() for name in available)
         raise AnomalyCLIPError(
-            f"OpenVINO device {names[0].lower()!r} is not there; this machine has: {there}"
+            f"OpenVINO device {names[0].lower()!r} is not available; this machine has: {there}"
         )
     return names[0]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line that says something: OpenVINO's begin with places in its source code."""
+    """Return the first informative line: OpenVINO's messages begin with places in its source code."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next(
         (line for line in lines if line and not line.startswith("Exception from")), type(error).__name__

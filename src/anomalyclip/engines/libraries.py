@@ -1,7 +1,7 @@
-"""Loads the libraries that run exported files, silenced: none of them reports its use to its maker.
+"""Load the libraries that run exported files, with their telemetry switched off.
 
-ONNX Runtime (from 1.29 on) sends the names and hashes of models to Microsoft, OpenVINO and nncf send events to Google
-Analytics, all unless told otherwise. Who inspects a product or a patient has not agreed to that.
+By default ONNX Runtime (1.29 and later) sends names and hashes of models to Microsoft, and OpenVINO and nncf send
+events to Google Analytics. People who inspect products or patients have not agreed to that.
 """
 
 import os
@@ -13,8 +13,8 @@ from typing import Any
 def onnx_runtime() -> Any:
     """Return the ``onnxruntime`` package.
 
-    Its switch is the environment variable ``ORT_DISABLE_TELEMETRY``, read when the library is loaded; a value that is
-    already there is left as it is.
+    Its telemetry is controlled by the environment variable ``ORT_DISABLE_TELEMETRY``, which is read when the library is
+    loaded. A value that is already set is kept.
 
     Raises
     ------
@@ -25,17 +25,17 @@ def onnx_runtime() -> Any:
     import onnxruntime
 
     if silent:
-        onnxruntime.disable_telemetry_events()  # in case the program had loaded it before
+        onnxruntime.disable_telemetry_events()  # in case it was already loaded
     return onnxruntime
 
 
 @cache
 def openvino_core() -> Any:
-    """Return the one ``openvino.Core`` of this process.
+    """Return the only ``openvino.Core`` of this process.
 
-    One, for on processors with AMX each core's plug-in gives the thread another stack for signals, and takes it away
-    again when the core goes: of two that do not go in the order opposite to that in which they came, one leaves a stack
-    that is no longer there, and the next signal with a handler ends the process.
+    There must be only one: on processors with AMX, each core's plug-in sets an alternate signal stack for the thread
+    and restores the previous one when the core is destroyed. If two cores are not destroyed in reverse order of
+    creation, the thread is left with a stack that no longer exists, and the next handled signal kills the process.
 
     Raises
     ------
@@ -63,5 +63,5 @@ def nncf() -> Any:
 
 
 def _silence_openvino() -> None:
-    """Let the package through which OpenVINO and nncf report count as not installed; they then report nothing."""
+    """Make the telemetry package of OpenVINO and nncf look as if it were not installed; they then report nothing."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

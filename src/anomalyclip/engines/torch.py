@@ -1,4 +1,4 @@
-"""PyTorch as the engine: runs a method's `Core` on a device, in a precision, compiled or not."""
+"""The PyTorch engine: runs a method's `Core` on a device, in a given precision, compiled or not."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,30 +21,30 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class TorchScorer:
-    """A method's core, ready to score; takes its place in a `Detector`.
+    """A method's core, ready to score in a `Detector`.
 
     Parameters
     ----------
     core : Core
-        The mathematics; it moves to `device`.
+        The method's mathematics; it is moved to `device`.
     identity : callable
-        Gives what decides the scores besides the precision; see `anomalyclip.scorer.Scorer.identity`. Called when it
-        is needed, since it may have to hash a gigabyte.
+        Returns what determines the scores, without the precision; see `anomalyclip.scorer.Scorer.identity`. Called only
+        when needed, since it may have to hash a gigabyte.
     description : Description
-        What reports say of it; the device is added.
+        What reports say about it; the device is added.
     device : str
         ``auto`` (CUDA, then Apple's GPU, then the CPU) or a PyTorch device.
     precision : {"fp32", "bf16", "fp16", "auto"}
-        Of the encoder's matrix products; similarities are always float32. ``auto`` is bf16 or fp16 on a GPU that has
-        it, fp32 elsewhere.
+        Precision of the encoder's matrix products; similarities are always float32. ``auto`` is bf16 or fp16 on a GPU
+        that supports it, fp32 elsewhere.
     compiled : bool
-        Whether to compile the encoder (`torch.compile`). It is compiled when the first batch comes, again for each
-        other batch size up to the second, and from then on for any.
+        Whether to compile the encoder (`torch.compile`). It is compiled for the first batch, again when a second batch
+        size occurs, and from then on for any batch size.
 
     Raises
     ------
     AnomalyCLIPError
-        A device or precision that the machine does not have.
+        The machine does not support the device or precision.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TorchScorer:
         self.image_size = core.image_size
         self.core = core.to(self.device)
         if self.device.type == "cuda":
-            # The layout that convolutions want there, and in which decoded pixels come.
+            # The best layout for convolutions on CUDA, and that of decoded pixels.
             torch.nn.utils.convert_conv2d_weight_memory_format(self.core, torch.channels_last)
         self.compiled = compiled
         self._encode = torch.compile(core.encode) if compiled else core.encode
@@ -75,47 +75,47 @@ class TorchScorer:
         Raises
         ------
         AnomalyCLIPError
-            The model gives NaN or infinite scores.
+            The model returned NaN or infinite scores.
         """
         with torch.inference_mode():
             features = self.encode(self.core.normalise(self._on_device(pixels)))
             scores, maps = self.core.finish(*self.core.compare(features))
-        # One sum tells whether any number is not finite, at no cost.
+        # A sum is not finite if any value is not; it costs almost nothing.
         if not math.isfinite(float(scores.sum() + maps.sum())):
             raise AnomalyCLIPError(
-                f"the model gave NaN or infinite scores at precision {self.precision}: {_NAN}"
+                f"the model returned NaN or infinite scores at precision {self.precision}: {_NAN}"
             )
         return scores.cpu().numpy(), maps.cpu().numpy()
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the scores; see `anomalyclip.scorer.Scorer`."""
+        """Return what determines the scores; see `anomalyclip.scorer.Scorer`."""
         if self._known_identity is None:
             self._known_identity = {**self._identity(), "precision": self.precision}
         return dict(self._known_identity)
 
     def describe(self) -> Description:
-        """Return what reports say of it."""
+        """Return what reports say about it."""
         facts = {**self._description.facts, "device": str(self.device)}
         return replace(self._description, facts=facts)
 
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         tensor = torch.from_numpy(pixels)
         if self.device.type == "cuda":
-            # From pinned memory the copy is direct, and this thread goes on to queue the work behind it.
+            # Copies from pinned memory are asynchronous, so this thread can queue the next work meanwhile.
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     def features(self, pixels: NDArray[np.uint8]) -> Any:
-        """Return what the core's encoder makes of images, (B, S, S, 3) uint8 RGB."""
+        """Return the core's features of images, (B, S, S, 3) uint8 RGB."""
         return self.encode(self.core.normalise(self._on_device(pixels)))
 
     def encode(self, pixels: Tensor) -> Any:
-        """Return what the core's encoder makes of normalised pixels (B, 3, S, S), in this scorer's precision.
+        """Return the core's features of normalised pixels (B, 3, S, S), computed in this scorer's precision.
 
         Raises
         ------
         AnomalyCLIPError
-            It cannot be compiled here.
+            The model cannot be compiled on this machine.
         """
         dtype = PRECISIONS[self.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -126,30 +126,30 @@ class TorchScorer:
                     raise
                 raise AnomalyCLIPError(
                     f"the model cannot be compiled here ({str(error).strip().splitlines()[0]}); torch.compile needs a "
-                    "C++ compiler such as g++: install one, or leave out --compile"
+                    "C++ compiler such as g++: install one, or run without --compile"
                 ) from None
 
 
 def _is_compiler_error(error: Exception) -> bool:
-    """Tell whether `torch.compile` itself failed: its errors come from its own packages."""
+    """Tell whether `torch.compile` itself failed: its errors come from PyTorch's compiler packages."""
     return any(
         kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__
     )
 
 
 def check_runnable(device: str, precision: str) -> None:
-    """Refuse a device or precision that this machine does not have.
+    """Refuse a device or precision that this machine does not support.
 
     Raises
     ------
     AnomalyCLIPError
-        Naming it.
+        The machine does not support it; the message names it.
     """
     choose_precision(precision, choose_device(device))
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; ``auto`` is the fastest kind that there is."""
+    """Return the device of that name; ``auto`` is the fastest kind available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -161,7 +161,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        if "device type at start of device string" in reason:  # followed by all that PyTorch has a name for
+        if "device type at start of device string" in reason:  # followed by every name that PyTorch knows
             reason = "expected auto, cpu, cuda, cuda:1, mps or xpu"
         raise AnomalyCLIPError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
     return device
@@ -172,7 +172,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         if device.type != "cuda":
             return "fp32"
-        # From Ampere (8.0) on; PyTorch's own answer counts older GPUs too, which emulate it slowly.
+        # Ampere (8.0) or newer; PyTorch's own check also accepts older GPUs, which emulate bf16 slowly.
         return "bf16" if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if name not in PRECISIONS:
         raise AnomalyCLIPError(f"precision {name!r}: expected one of {', '.join(PRECISIONS)}, auto")

@@ -1,7 +1,7 @@
-"""The methods by name: each builds a `Scorer` from a `DetectorSpec`. A new one is a module and a line here.
+"""The methods by name: each builds a `Scorer` from a `DetectorSpec`. A new method is one module and one line here.
 
-A method outside this package registers itself (`register`), or is found by the command line too if its distribution
-has an entry point in the group ``anomalyclip.methods``.
+A method outside this package registers itself (`register`). The command line finds it too if its distribution has an
+entry point in the group ``anomalyclip.methods``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from anomalyclip.scorer import Scorer
 from anomalyclip.spec import FIXED_BY_MODEL, DetectorSpec
 
 ENTRY_POINTS = "anomalyclip.methods"
-"""Group of entry points: name of the method to a `Method`, or to anything in the module that registers it."""
+"""Group of entry points: each maps a method's name to a `Method`, or to anything in the module that registers it."""
 
 _Builder = Callable[[DetectorSpec], Scorer]
 
@@ -28,11 +28,11 @@ class Method:
     Parameters
     ----------
     name : str
-        As in ``--method``.
+        Its name for ``--method``.
     builder : callable or str
-        From a spec to a scorer: a function, a class, or ``"package.module:name"``, imported when it is needed.
+        Makes a scorer from a spec: a function, a class, or ``"package.module:name"``, imported when needed.
     options : frozenset of str
-        The fields of `DetectorSpec` that it heeds; another one that is given is refused, not ignored.
+        The fields of `DetectorSpec` that it uses; any other field that is set is an error.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Method:
         Raises
         ------
         AnomalyCLIPError
-            The spec has an option that the method does not heed, or one that cannot be used.
+            The spec sets an option that the method does not use, or a value that cannot be used.
         """
         given = [name for name in spec.changed() if name in FIXED_BY_MODEL]
         if needless := [name for name in given if name != "method" and name not in self.options]:
             raise AnomalyCLIPError(
                 f"method {self.name!r} has no {' and no '.join(name.replace('_', ' ') for name in needless)}: leave "
-                f"it out (it takes: {', '.join(sorted(self.options)) or 'nothing'})"
+                f"it out (options it takes: {', '.join(sorted(self.options)) or 'none'})"
             )
         return self._build(spec)
 
@@ -64,7 +64,7 @@ class Method:
 
 
 class _Methods(Mapping[str, Method]):
-    """The registry: built in, registered, or found by entry point."""
+    """The registry: methods that are built in, registered, or found by entry point."""
 
     def __init__(self) -> None:
         self._known: dict[str, Method] = {}
@@ -84,10 +84,10 @@ class _Methods(Mapping[str, Method]):
         return self._known[name]
 
     def _loaded(self, found: EntryPoint) -> Method:
-        """Return what an entry point names, or what its module registered under the entry point's name."""
+        """Return the method an entry point refers to, or the one its module registered under the entry point's name."""
         try:
             method = found.load()
-        except Exception as error:  # it is somebody else's module
+        except Exception as error:  # third-party code can raise anything
             raise AnomalyCLIPError(
                 f"method {found.name!r} ({found.value}) cannot be loaded: {error}"
             ) from error
@@ -111,18 +111,18 @@ class _Methods(Mapping[str, Method]):
 
 
 METHODS = _Methods()
-"""Every method by its name; ``METHODS[name](spec)`` is a scorer."""
+"""All methods by name; ``METHODS[name](spec)`` returns a scorer."""
 
 
 def register(name: str, builder: Any = None, *, options: Iterable[str]) -> Any:
-    """Make a method known under a name; as a decorator, of a class or function that takes a spec.
+    """Register a method under a name; also usable as a decorator of a class or function that takes a spec.
 
     Parameters
     ----------
     name : str
         For ``DetectorSpec(method=...)`` and ``--method``.
     builder : callable or str, optional
-        As in `Method`; left out, `register` is a decorator.
+        As in `Method`. Without it, `register` returns a decorator.
     options : iterable of str
         As in `Method`.
 

@@ -1,4 +1,4 @@
-"""AnomalyCLIP: two texts, a frozen CLIP whose last blocks carry a local path (DPAM), and their cosines.
+"""AnomalyCLIP: cosines between two texts and the features of a frozen CLIP with a local path (DPAM).
 
 Reference: Zhou et al., "AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection", ICLR 2024.
 """
@@ -22,7 +22,7 @@ from anomalyclip.texts import Texts
 SIGMA = 4.0
 """Published smoothing of the map, in pixels."""
 
-_OWN = "of its own"
+_DEFAULT = "default"
 
 
 def build(spec: DetectorSpec) -> TorchScorer:
@@ -31,9 +31,9 @@ def build(spec: DetectorSpec) -> TorchScorer:
     Raises
     ------
     AnomalyCLIPError
-        They cannot be had or read, do not fit each other, or an option cannot be used with them.
+        They cannot be downloaded or read, do not fit each other, or an option cannot be used with them.
     """
-    check_runnable(spec.device, spec.precision)  # before a gigabyte is fetched
+    check_runnable(spec.device, spec.precision)  # before downloading a gigabyte
     backbone = load_backbone(spec.backbone)
     prompts = load_prompts_for(backbone.clip, spec.backbone, spec.prompts)
     return assemble(backbone.clip, prompts, spec, weights_sha256=backbone.fingerprint)
@@ -46,18 +46,18 @@ def assemble(
     *,
     weights_sha256: Callable[[], str] | None = None,
 ) -> TorchScorer:
-    """Return a scorer of a model in memory; the text tower is let go.
+    """Return a scorer for a model in memory; the text tower is not kept.
 
     Parameters
     ----------
     clip : CLIP
-        The frozen model; its image tower is used as it is.
+        The frozen model; its image tower is used without a copy.
     texts : Texts
-        What gives the two text features.
+        The source of the two text features.
     spec : DetectorSpec, optional
-        Everything else; what it says of backbone and prompts are only names here.
+        All other options; its backbone and prompts are only used as names.
     weights_sha256 : callable, optional
-        Gives `anomalyclip.clip.weights.fingerprint` of the weights when it is needed. None computes it now.
+        Returns `anomalyclip.clip.weights.fingerprint` of the weights when it is needed. None computes it now.
 
     Raises
     ------
@@ -95,16 +95,16 @@ def make_core(
     visual : VisionTransformer
         The image tower.
     config : CLIPConfig
-        Of the model.
+        The model's architecture.
     spec : DetectorSpec
-        Image size, layers, the local path, sigma and how the image score is made.
+        Image size, layers, the local path, sigma and how the image score is computed.
     text_features : callable
-        Gives (2, E) float, normalised, normal then abnormal; called once all options are known to be possible.
+        Returns (2, E) float, normalised, normal then abnormal; called only after all options have been checked.
 
     Raises
     ------
     AnomalyCLIPError
-        A value that the backbone cannot have, or text features that are not finite.
+        A value that the backbone does not support, or text features that are NaN or infinite.
     """
     return TextCore(
         visual,
@@ -119,13 +119,13 @@ def make_core(
 
 
 def local_path(config: CLIPConfig, spec: DetectorSpec) -> LocalPath:
-    """Return the local path of a spec: 19 of 24 blocks with V-V attention, unless it says otherwise."""
+    """Return the local path of a spec: 19 of 24 blocks with V-V attention, unless the spec says otherwise."""
     blocks = default_dpam_layers(config) if spec.dpam_layers is None else spec.dpam_layers
     return LocalPath(blocks, spec.local_attention or "v")
 
 
 def _describe(spec: DetectorSpec, texts: Texts) -> Description:
-    prompts = spec.prompts or texts.info.get("name", _OWN)
+    prompts = spec.prompts or texts.info.get("name", _DEFAULT)
     trained_on = texts.info.get("trained_on")
     title = f"{Path(spec.backbone).name}, prompts {Path(prompts).name}" + (
         f", trained on {trained_on}" if trained_on else ""

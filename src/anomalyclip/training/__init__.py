@@ -1,1 +1,1 @@
-"""Training: frozen features kept on disk, the published losses, and a trainer that survives being stopped."""
+"""Training: frozen features cached on disk, the published losses, and a trainer that can be stopped and resumed."""

@@ -1,4 +1,4 @@
-"""Cached features and masks as the tensors of a training step, and what there is to learn from a set of images."""
+"""Turn cached features and masks into training batches, and check what a set of images can teach."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from anomalyclip.training.samples import TrainingImage
 
 
 class Batch(NamedTuple):
-    """Tensors of one training step; B images, of which M take part in the pixels' loss.
+    """Tensors of one training step; B images, M of which are used for the pixel loss.
 
     Attributes
     ----------
@@ -37,30 +37,30 @@ class Batch(NamedTuple):
 
 
 class TrainingData:
-    """Images to learn from, whose features are in a store.
+    """Training images whose features are in a store.
 
     Parameters
     ----------
     store : FeatureStore
-        Has the features of all of them.
+        Contains the features of all images.
     images : sequence of TrainingImage
         At least one.
 
     Attributes
     ----------
     local : bool
-        Whether pixels are learned from. Not if there are anomalous images and none has a mask: the normal ones alone
+        Whether the pixel loss is used. It is not if there are anomalous images but none has a mask: normal images alone
         would teach that no pixel is ever anomalous.
 
     Raises
     ------
     AnomalyCLIPError
-        There are no images.
+        `images` is empty.
     """
 
     def __init__(self, store: FeatureStore, images: Sequence[TrainingImage]) -> None:
         if not images:
-            raise AnomalyCLIPError("there is no image to learn from")
+            raise AnomalyCLIPError("there are no images to train on")
         self.store = store
         self.images = tuple(images)
         anomalous = [image for image in images if image.anomaly]
@@ -70,23 +70,21 @@ class TrainingData:
         return len(self.images)
 
     def remarks(self) -> list[str]:
-        """Return what is unusual about these images and what follows from it, one sentence each."""
+        """Return what is unusual about these images and its consequence, one sentence each."""
         labels = {image.anomaly for image in self.images}
         unmasked = sum(not image.has_mask for image in self.images)
         remarks = []
         if len(labels) == 1:
             only = "anomalous" if labels == {True} else "normal"
-            remarks.append(f"all images are {only}: the prompts are taught one label only")
+            remarks.append(f"all images are {only}: the prompts learn only one label")
         if not self.local:
-            remarks.append(
-                "no anomalous image has a mask: the image loss alone is used, maps are not trained"
-            )
+            remarks.append("no anomalous image has a mask: only the image loss is used, maps are not trained")
         elif unmasked:
-            remarks.append(f"{unmasked} anomalous images have no mask: they take part in the image loss only")
+            remarks.append(f"{unmasked} anomalous images have no mask: they are only used for the image loss")
         return remarks
 
     def batches(self, groups: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-        """Give the batches of these groups of indices; a thread reads the next one meanwhile."""
+        """Yield the batches of these groups of indices; a thread reads the next one in the meantime."""
         with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
             coming = pool.submit(self.batch, groups[0]) if groups else None
             for following in (*groups[1:], None):
@@ -119,13 +117,13 @@ class TrainingData:
 
 
 def mask_of(image: TrainingImage, size: int) -> NDArray[np.bool_]:
-    """Return an image's mask as (1, S, S); one without a file is normal everywhere."""
+    """Return an image's mask as (1, S, S); without a file, all pixels are normal."""
     if image.mask is None:
         return np.zeros((1, size, size), dtype=np.bool_)
     return read_mask(image.mask, size)[None]
 
 
 def split_layers(rows: Tensor, layers: int) -> Tensor:
-    """Return patch features (B, L * N, E), layer after layer, as (L, B, N, E)."""
+    """Split patch features (B, L * N, E), ordered by layer, into (L, B, N, E)."""
     count, length, width = rows.shape
     return rows.reshape(count, layers, length // layers, width).transpose(0, 1)

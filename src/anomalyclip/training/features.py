@@ -1,8 +1,8 @@
-"""Frozen features on disk: each image goes through the encoder once, whatever is learned from it afterwards.
+"""Cache of frozen features on disk: each image is encoded only once, however often it is used for training.
 
-A folder holds the features that one set of weights and settings gives (`FeatureKey`), one file an image, named by the
-image's content. The files are the index: a partial folder is completed, several processes may fill one folder, a file
-appears whole or not at all, and its checksum tells whether it still is.
+A folder has the features for one set of weights and settings (`FeatureKey`): one file per image, named by the image's
+content. There is no other index, so a partial folder can be completed, and several processes can fill one folder.
+An interrupted write leaves no partial file, and a checksum detects damage.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ from anomalyclip.readers import open_image
 from anomalyclip.training.samples import OnUnreadable, TrainingImage
 
 PREPROCESSING = 1
-"""Version of the way from image files to pixels (`anomalyclip.images`): to be raised when that changes."""
+"""Version of the preprocessing from image files to pixels (`anomalyclip.images`); raise it when that changes."""
 
 DTYPES = ("float16", "float32")
 
 _HEADER = 128  # bytes of a .npy header of these shapes
 _CHECKSUM = 4  # bytes
-_STALE = 3600  # seconds after which a temporary file is a leftover of a killed process
+_STALE = 3600  # seconds; older temporary files are left over from killed processes
 
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """All that determines an image's features besides its content.
+    """Everything except the image's content that determines its features.
 
     Attributes
     ----------
@@ -49,13 +49,13 @@ class FeatureKey:
     image_size : int
         Side in pixels.
     layers : tuple of int
-        Blocks whose patch features are kept.
+        Blocks whose patch features are stored.
     dpam_layers : int
-        Final blocks with the local path.
+        Number of final blocks with the local path.
     dtype : {"float16", "float32"}
-        Of the kept numbers.
+        Type of the stored numbers.
     precision : str
-        Of the encoder's matrix products.
+        Precision of the encoder's matrix products.
     preprocessing : int
         `PREPROCESSING`.
     """
@@ -73,30 +73,30 @@ class FeatureKey:
             raise AnomalyCLIPError(f"feature type {self.dtype!r}: expected {' or '.join(DTYPES)}")
 
     def folder_name(self) -> str:
-        """Return 16 hex digits that are the same exactly if the key is."""
+        """Return 16 hex digits that identify the key."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class FeatureStore:
-    """Features of images, kept in a folder.
+    """Features of images, stored in a folder.
 
     Parameters
     ----------
     root : Path
-        Where the folders of all keys are; this one's is made below it when it is first written to.
+        The parent folder for all keys; a subfolder for this key is created on the first write.
     scorer : TorchScorer
-        The encoder, with image size, layers and DPAM length.
+        The encoder, with image size, layers and DPAM layers.
     weights : str
         Fingerprint of its weights.
     dtype : {"float16", "float32"}
-        Of the kept numbers. Half precision changes a cosine by less than 1e-4 and halves the space.
+        Type of the stored numbers. Half precision changes a cosine by less than 1e-4 and halves the space.
     on_damage : callable
-        Called with a message when a file is found damaged; it is then encoded again.
+        Called with a message when a file is damaged; the image is then encoded again.
 
     Raises
     ------
     AnomalyCLIPError
-        Another `dtype`.
+        `dtype` is unknown.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class FeatureStore:
         return self.folder / image.digest[:2] / f"{image.digest}.npy"
 
     def missing(self, images: Iterable[TrainingImage]) -> list[TrainingImage]:
-        """Return the images without features, each content once."""
+        """Return the images without features; images with equal content are listed once."""
         unique = {image.digest: image for image in images}
         return [image for image in unique.values() if not self._is_whole_size(self.path(image))]
 
@@ -142,13 +142,13 @@ class FeatureStore:
             return False
 
     def check_room(self, count: int) -> None:
-        """Raise `AnomalyCLIPError` unless the disk has room for the features of so many images."""
+        """Raise `AnomalyCLIPError` unless the disk has space for the features of this many images."""
         folder = next(parent for parent in (self.folder, *self.folder.parents) if parent.exists())
         needed, free = count * self.record_bytes, shutil.disk_usage(folder).free
         if needed > free:
             raise AnomalyCLIPError(
-                f"{self.folder}: the features of {count} images need {readable_size(needed)}, and "
-                f"{readable_size(free)} are free: make room, or choose another disk with --cache"
+                f"{self.folder}: the features of {count} images need {readable_size(needed)}, but only "
+                f"{readable_size(free)} are free: free some space, or choose another disk with --cache"
             )
 
     def fill(
@@ -165,21 +165,21 @@ class FeatureStore:
         ----------
         images : sequence of TrainingImage
         on_error : callable
-            Called with an image that cannot be used and the error; the rest goes on.
+            Called with an image that cannot be used and the error; the other images are still encoded.
         advance : callable
-            Called after each image that was encoded, or could not be.
+            Called after each image, whether it was encoded or not.
         stop : callable
-            Asked before each image; true ends the work early.
+            Called before each image; if it returns true, encoding stops.
 
         Returns
         -------
         set of str
-            The digests of those that cannot be used.
+            The digests of the images that cannot be used.
 
         Raises
         ------
         AnomalyCLIPError
-            No room, or the folder cannot be written to.
+            There is not enough space, or the folder cannot be written to.
         """
         missing = self.missing(images)
         self.check_room(len(missing))
@@ -198,7 +198,7 @@ class FeatureStore:
         return failed
 
     def _begin(self) -> None:
-        """Make the folder, say in it what it is, and clear what killed processes left half-written."""
+        """Create the folder and its description, and remove half-written files of killed processes."""
         about = self.folder / "key.json"
         with writing(about), replacing(about) as temporary:
             temporary.write_text(json.dumps(asdict(self.key), indent=1) + "\n")
@@ -207,10 +207,10 @@ class FeatureStore:
                 leftover.unlink(missing_ok=True)
 
     def encode(self, path: Path) -> NDArray[np.float32]:
-        """Return an image's features, each normalised, (1 + L * N, E) float32: its own, then every layer's N patches.
+        """Return an image's features, (1 + L * N, E) float32, normalised: the image's, then N patches for each layer.
 
-        Images are encoded one by one, so that the features of one do not depend on which others went with it: a run
-        that was interrupted finds the same bits.
+        Images are encoded one by one, so that an image's features do not depend on the other images in a batch: an
+        interrupted run gets exactly the same bits.
         """
         with concerning(path, "cannot be made ready for the model"):
             pixels = np.stack([squash(open_image(path), self.scorer.image_size)])  # 1 S S 3
@@ -221,42 +221,42 @@ class FeatureStore:
             normalised: NDArray[np.float32] = F.normalize(rows, dim=-1).cpu().numpy()
         if not np.isfinite(normalised).all():
             raise AnomalyCLIPError(
-                f"{path}: its features are not finite: the weights or the precision do not do"
+                f"{path}: its features are NaN or infinite: the weights are damaged, or half precision overflows"
             )
         return normalised
 
     def _write(self, path: Path, rows: NDArray[np.float32]) -> None:
-        # The image loss hangs on one row alone, which is therefore kept in two: its value and what rounding took.
+        # The image loss depends on a single row, which is therefore stored as two: its value and the rounding error.
         image = rows[:1].astype(self.key.dtype)
         residual = rows[:1] - image
         array = np.concatenate([image, residual, rows[1:]], dtype=self.key.dtype, casting="same_kind")
-        # No fsync: a killed process loses nothing, and after a power cut the checksum finds what was lost.
+        # No fsync: a killed process loses nothing, and after a power failure the checksum detects lost data.
         with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, array)
             file.write(zlib.crc32(array.data).to_bytes(_CHECKSUM, "little"))
 
     def read(self, image: TrainingImage) -> NDArray[np.float32]:
-        """Return an image's features as `encode` does; a damaged or missing file is made anew.
+        """Return an image's features as `encode` does; a damaged or missing file is made again.
 
         Raises
         ------
         AnomalyCLIPError
-            They had to be made anew, and could not be.
+            The file had to be made again, but this failed.
         """
         path = self.path(image)
         rows = self._read_whole(path)
         if rows is None:
-            self._on_damage(f"{path}: damaged or gone; encoding {image.path} again")
+            self._on_damage(f"{path}: damaged or missing; encoding {image.path} again")
             self._write(path, self.encode(image.path))
             rows = self._read_whole(path)
             if rows is None:
                 raise AnomalyCLIPError(
-                    f"{path}: damaged again after it was written: choose another disk with --cache"
+                    f"{path}: damaged again after it was rewritten: choose another disk with --cache"
                 )
         return rows
 
     def _read_whole(self, path: Path) -> NDArray[np.float32] | None:
-        """Return a file's features if it is what was written. The mapping ends here: its pages do not add up."""
+        """Return a file's features if its checksum is right; the memory map is closed, so its pages are not kept."""
         if not self._is_whole_size(path):
             return None
         try:
@@ -276,7 +276,7 @@ class FeatureStore:
 
 
 def readable_size(size: float) -> str:
-    """Return a number of bytes as people read it.
+    """Return a number of bytes in readable form.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line a step and one an epoch, with none lost or twice after a run was killed and resumed."""
+"""``metrics.jsonl``: one line per step and per epoch; none is lost or repeated when a killed run is resumed."""
 
 import json
 import os
@@ -12,14 +12,14 @@ FILE_NAME = "metrics.jsonl"
 
 
 class Journal:
-    """An append-only file of JSON lines that can be taken back to an earlier length.
+    """An append-only file of JSON lines that can be cut back to an earlier length.
 
     Parameters
     ----------
     path : Path
-        The file; its folder exists.
+        The file; its folder must exist.
     length : int
-        Bytes of it that stay, what follows is cut off; 0 begins anew.
+        Number of bytes to keep; the rest is cut off. 0 starts a new file.
 
     Examples
     --------
@@ -55,14 +55,14 @@ class Journal:
             self._file.flush()
 
     def sync(self) -> int:
-        """Return the file's length once all of it is on the disk."""
+        """Write everything to disk and return the file's length."""
         with writing(self.path):
             os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
 
 def read_journal(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a run's lines: those of steps, and those of epochs."""
+    """Return a run's lines, those of steps and those of epochs."""
     with (folder / FILE_NAME).open(encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     return [record for record in records if "step" in record], [
@@ -71,5 +71,5 @@ def read_journal(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int | None:
-    """Return the best epoch of a journal's epoch lines, or None without a validation."""
+    """Return the best epoch among a journal's epoch lines, or None without validation."""
     return max((record["epoch"] for record in epochs if record.get("best")), default=None)

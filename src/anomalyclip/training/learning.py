@@ -1,4 +1,4 @@
-"""One step of learning: the published losses of a batch, their gradients, Adam; wherever the batches come from."""
+"""One training step: the published losses of a batch, their gradients, and Adam."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from anomalyclip.training.losses import image_loss, local_loss
 
 
 class Losses(NamedTuple):
-    """What a step lowers, and its two parts.
+    """The loss of a step, and its two parts.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class Losses(NamedTuple):
     image_loss : float
         Cross-entropy of the images.
     local_loss : float
-        The pixels' loss summed over layers, times its weight.
+        The pixel loss summed over layers, times its weight.
     """
 
     loss: float
@@ -31,25 +31,25 @@ class Losses(NamedTuple):
 
 
 class PromptOptimizer:
-    """Changes prompts step by step so that the published loss of the batches falls.
+    """Optimises prompts with the published losses, one batch at a time.
 
     Parameters
     ----------
     learner : PromptLearner
-        What changes, on its device.
+        The prompts to train, on their device.
     clip : CLIP
         The frozen model, on the same device; its text tower is used.
     learning_rate : float
-        Of Adam, constant.
+        Adam's learning rate, constant.
     betas : tuple of float
-        Of Adam.
+        Adam's betas.
     local_weight : float
-        Lambda, the weight of the pixels' loss.
+        Lambda, the weight of the pixel loss.
 
     Attributes
     ----------
     adam : torch.optim.Adam
-        Its state is all that a step depends on besides the learner's.
+        A step depends only on its state and the learner's.
     """
 
     def __init__(
@@ -65,23 +65,23 @@ class PromptOptimizer:
         self.adam = torch.optim.Adam(learner.parameters(), lr=learning_rate, betas=betas)
 
     def step(self, batch: Batch, *, moment: str) -> Losses:
-        """Learn from a batch.
+        """Train on one batch.
 
         Parameters
         ----------
         batch : Batch
         moment : str
-            Where the run is, for the error's message.
+            Current position in the run, for the error message.
 
         Returns
         -------
         Losses
-            Those before the step.
+            The losses before the step.
 
         Raises
         ------
         AnomalyCLIPError
-            The loss is not finite; the prompts stay as they were.
+            The loss is NaN or infinite; the prompts are not changed.
         """
         text_features = self.learner(self.clip)  # 2 E
         image, local = batch_loss(batch, text_features)
@@ -96,7 +96,7 @@ class PromptOptimizer:
 
 
 def batch_loss(batch: Batch, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the image loss of a batch, and the pixels' summed over layers, zero where no image takes part.
+    """Return the image loss of a batch and the pixel loss summed over layers, which is zero if no image has pixels.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def batch_loss(batch: Batch, text_features: Tensor) -> tuple[Tensor, Tensor]:
     Returns
     -------
     image, local : Tensor
-        Scalars; lambda is not in it.
+        Scalars; lambda is not applied.
     """
     image = image_loss(batch.images, text_features, batch.labels)
     if len(batch.masks) == 0:

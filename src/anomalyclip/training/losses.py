@@ -1,4 +1,4 @@
-"""The published losses, of one batch: cross-entropy of images, focal and dice loss of pixels.
+"""The published losses of one batch: cross-entropy of images, focal and dice loss of pixels.
 
 Shapes: B images, S side of the maps in pixels, E embedding, N = g * g patches.
 """
@@ -20,7 +20,7 @@ def image_loss(features: Tensor, text_features: Tensor, labels: Tensor) -> Tenso
     Parameters
     ----------
     features : Tensor
-        (B, E) float image features; normalised here.
+        (B, E) float image features; this function normalises them.
     text_features : Tensor
         (2, E) float, normalised; normal, then abnormal.
     labels : Tensor
@@ -42,12 +42,12 @@ def image_loss(features: Tensor, text_features: Tensor, labels: Tensor) -> Tenso
 
 
 def local_loss(patches: Tensor, text_features: Tensor, masks: Tensor) -> Tensor:
-    """Return focal plus both dice losses of one block's map, upsampled to the masks and not smoothed.
+    """Return focal plus both dice losses of one block's map, upsampled to the masks' size and not smoothed.
 
     Parameters
     ----------
     patches : Tensor
-        (B, N, E) float patch features of one block; normalised here.
+        (B, N, E) float patch features of one block; this function normalises them.
     text_features : Tensor
         (2, E) float, normalised; normal, then abnormal.
     masks : Tensor
@@ -69,7 +69,8 @@ def local_loss(patches: Tensor, text_features: Tensor, masks: Tensor) -> Tensor:
 def focal_loss(abnormal: Tensor, masks: Tensor) -> Tensor:
     """Return the focal loss (gamma 2, no alpha) of two-class maps, as the published code computes it.
 
-    With the one-hot truth clamped to [1e-5, 1 - 1e-5] and pt = sum(truth * P) + 1e-5, the mean of -(1 - pt)^2 log pt.
+    It is the mean of -(1 - pt)^2 log pt, where pt = sum(truth * P) + 1e-5 and the one-hot truth is clamped to
+    [1e-5, 1 - 1e-5].
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def focal_loss(abnormal: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice_loss(maps: Tensor, masks: Tensor) -> Tensor:
-    """Return 1 minus the dice overlap with smoothing 1, computed per image, then the mean over images.
+    """Return 1 minus the dice overlap with smoothing 1, computed per image and averaged over images.
 
     Parameters
     ----------

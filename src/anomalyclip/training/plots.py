@@ -1,4 +1,4 @@
-"""``loss.png``: how a training run went, drawn from its ``metrics.jsonl``."""
+"""``loss.png``: curves of a training run, drawn from its ``metrics.jsonl``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ _VALIDATION = (
 
 
 def draw_losses(folder: Path) -> Path | None:
-    """Draw a run's losses, and AUROCs if there was a validation, into ``loss.png``.
+    """Draw a run's losses, and its AUROCs if there was validation, into ``loss.png``.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def draw_losses(folder: Path) -> Path | None:
     Returns
     -------
     Path or None
-        The picture; None without matplotlib (``pip install 'anomalyclip[report]'``).
+        The picture; None if matplotlib is not installed (``pip install 'anomalyclip[report]'``).
     """
     try:
         from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ def draw_losses(folder: Path) -> Path | None:
 
 
 def _draw_training(axes: "Axes", steps: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> None:
-    """Every step as a thin line, the epochs' means on top; an epoch's mean stands at its end."""
+    """Draw all steps as a thin line, and the mean of each epoch on top, at the epoch's end."""
     per_epoch = max((record["step"] for record in steps), default=1)
     moments = [record["epoch"] - 1 + record["step"] / per_epoch for record in steps]
     ends = [record["epoch"] for record in epochs]

@@ -1,4 +1,4 @@
-"""`train`: learns prompts on a data set's masks, from a folder of images to prompts that a detector takes."""
+"""`train`: learn prompts on a data set with masks, from a folder of images to prompts for a detector."""
 
 import os
 import warnings
@@ -25,21 +25,21 @@ OnRecord = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run left.
+    """Result of a training run.
 
     Attributes
     ----------
     folder : Path
-        With ``prompts.safetensors``, ``prompts.pth`` (the published form), ``config.yaml``, ``metrics.jsonl``,
+        Has ``prompts.safetensors``, ``prompts.pth`` (the published format), ``config.yaml``, ``metrics.jsonl``,
         ``loss.png`` and ``checkpoints/``.
     finished : bool
-        Whether all epochs are done; if not, `resume` goes on.
+        Whether all epochs are done; if not, `resume` continues the run.
     epoch, step, steps_per_epoch : int
-        How far it is.
+        Progress of the run.
     epochs : list of dict
-        The lines of ``metrics.jsonl`` that sum up an epoch: losses, ``text_cosine``, figures of held-out images.
+        The lines of ``metrics.jsonl`` that summarise an epoch: losses, ``text_cosine``, metrics of held-out images.
     best_epoch : int or None
-        The best one on the held-out images, if there were any.
+        The best epoch on the held-out images, if there were any.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class TrainingRun:
 
     @property
     def prompts(self) -> Path:
-        """The learned prompts, for ``DetectorSpec(prompts=...)``; there once the run is finished."""
+        """File of the learned prompts, for ``DetectorSpec(prompts=...)``; it exists once the run is finished."""
         return self.folder / "prompts.safetensors"
 
 
@@ -70,9 +70,9 @@ def train(
     track: Track = silent,
     **choices: Any,
 ) -> TrainingRun:
-    """Learn the two prompts on a data set's masks.
+    """Learn the two prompts on a data set with masks.
 
-    Each image is encoded once; its features are kept for this and every later run.
+    Each image is encoded once; its features are cached for this run and later ones.
 
     Parameters
     ----------
@@ -85,17 +85,17 @@ def train(
     output : path, optional
         The run's folder. None: a new one, ``runs/train-1``, ``-2``, ...
     resume : bool
-        Go on with the run in `output`: it ends with the same bytes as one that was never stopped.
+        Continue the run in `output`. The result has the same bytes as that of an uninterrupted run.
     tensorboard : bool
         Also write TensorBoard curves.
     on_error : callable, optional
-        Called with an image that cannot be used and the error, and it is left out. None: the error is raised.
+        Called with an image that cannot be used and the error; the image is skipped. None: the error is raised.
     on_record : callable
         Called with every line of ``metrics.jsonl``.
     stop : callable
-        Asked before each image and after each step; true saves, and ends the run there.
+        Called before each image and after each step; if it returns true, the run is saved and stops.
     track : Track
-        Told how far the encoding is.
+        Receives the progress of the encoding.
     **choices
         Single fields of `TrainingSettings` (epochs, batch_size, learning_rate, phase, init_prompts, val_fraction,
         cache, ...); they go before `settings`.
@@ -107,8 +107,8 @@ def train(
     Raises
     ------
     AnomalyCLIPError
-        An option is unknown or cannot be used, there is nothing to learn from, the folder holds another run, the loss
-        is not finite, or a file cannot be written.
+        An option is unknown or cannot be used, there are no images to train on, the folder contains another run, the
+        loss is NaN or infinite, or a file cannot be written.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def train(
     for remark in remarks(session):
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     if session.encode(on_error=told, stop=stop, track=track):
-        raise AnomalyCLIPError("stopped before all images were encoded; what is encoded is kept")
+        raise AnomalyCLIPError("stopped before all images were encoded; images already encoded are kept")
     return learn(session, folder, tensorboard=tensorboard, on_record=on_record, stop=stop)
 
 
@@ -136,7 +136,7 @@ def _raise(path: Path, error: InputError) -> None:
 
 
 def remarks(session: Session) -> list[str]:
-    """Return what the user should know of a session before it costs anything."""
+    """Return what the user should know about a session before it starts."""
     return [*session.remarks, *(session.data().remarks() if session.images else [])]
 
 
@@ -149,13 +149,13 @@ def learn(
     on_start: Callable[[Trainer], None] = lambda trainer: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainingRun:
-    """Learn from a session whose images are encoded; the second half of `train`.
+    """Train on a session whose images are encoded; the second half of `train`.
 
     Parameters
     ----------
     session : Session
     folder : RunFolder
-        Where; it is locked meanwhile.
+        The run's folder; it is locked while training.
     tensorboard, on_record, stop
         As for `train`.
     on_start : callable
@@ -173,7 +173,7 @@ def learn(
     Warns
     -----
     AnomalyCLIPWarning
-        There is no ``loss.png``, since matplotlib is not installed.
+        ``loss.png`` was not drawn because matplotlib is not installed.
     """
     observers = [on_record]
 
@@ -197,7 +197,7 @@ def learn(
 
 @contextmanager
 def _curves(place: Path, trainer: Trainer) -> Iterator[OnRecord]:
-    """Give what writes TensorBoard curves."""
+    """Yield a writer of TensorBoard curves."""
     done = (trainer.epoch - 1) * trainer.steps_per_epoch + trainer.step
     log = TensorBoard(place, steps_per_epoch=trainer.steps_per_epoch, done=done)
     try:

@@ -1,4 +1,4 @@
-"""What is learned from: image files identified by their content, and which data set that was."""
+"""Training images: files identified by their content, and an identity for the whole set."""
 
 import hashlib
 import json
@@ -18,20 +18,20 @@ OnUnreadable = Callable[[Path, InputError], None]
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One image to learn from.
+    """One training image.
 
     Attributes
     ----------
     path : Path
         The image file.
     mask : Path or None
-        Its defect mask; None: there is none.
+        Its defect mask, if it has one.
     class_name : str
-        The thing that it shows.
+        The object it shows.
     anomaly : bool
-        Whether anything is wrong with it.
+        Whether it is anomalous.
     digest, mask_digest : str
-        SHA-256 of the files' contents, in hex; of no mask, empty.
+        SHA-256 of the files' contents, in hex; empty without a mask.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class TrainingImage:
 
     @property
     def has_mask(self) -> bool:
-        """Whether every pixel's truth is known: a normal image needs no file for that."""
+        """Whether the label of every pixel is known: a normal image needs no mask for that."""
         return self.mask is not None or not self.anomaly
 
 
@@ -55,7 +55,7 @@ def identify(samples: SampleList, *, on_error: OnUnreadable) -> list[TrainingIma
     samples : SampleList
         From `anomalyclip.data.listing.load_samples`.
     on_error : callable
-        Called with the file and the error where one cannot be read; that sample is left out.
+        Called with a file that cannot be read and the error; its sample is skipped.
 
     Returns
     -------
@@ -86,15 +86,16 @@ def identify(samples: SampleList, *, on_error: OnUnreadable) -> list[TrainingIma
 def split(
     images: Sequence[TrainingImage], fraction: float, *, seed: int
 ) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    """Hold out a share of every class, of its normal and of its anomalous images alike.
+    """Hold out a fraction of the normal and of the anomalous images of every class.
 
     Parameters
     ----------
     images : sequence of TrainingImage
     fraction : float
-        Share to hold out, within (0, 1); of each group it is rounded, and at least one image is left to learn from.
+        Fraction to hold out, within (0, 1). It is rounded to whole images for each group, and at least one image
+        of each group is kept for training.
     seed : int
-        Decides which.
+        Determines which images are held out.
 
     Returns
     -------
@@ -127,7 +128,7 @@ def split(
         held.update(random.permutation(group)[:count].tolist())
     if not held:
         raise AnomalyCLIPError(
-            f"validation fraction {fraction} of {len(images)} images holds none out: raise it, or name another data set"
+            f"validation fraction {fraction} of {len(images)} images holds out none: raise it, or give another data set"
         )
     return (
         [image for index, image in enumerate(images) if index not in held],
@@ -136,6 +137,6 @@ def split(
 
 
 def order_fingerprint(images: Sequence[TrainingImage]) -> str:
-    """Return what a training run depends on in its images: contents, masks, labels and order; 64 hex digits."""
+    """Return a hash, 64 hex digits, of the images' contents, masks, labels and order."""
     facts = [(image.digest, image.mask_digest, image.anomaly) for image in images]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

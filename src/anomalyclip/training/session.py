@@ -1,4 +1,4 @@
-"""A training run from its options on: what it needs made ready, what it will cost, its folder and its trainer."""
+"""Prepare a training run from its options: load what it needs, estimate its cost, set up its folder and trainer."""
 
 import platform
 import time
@@ -38,7 +38,7 @@ _LEARNING = tuple(one.name for one in fields(Learning))
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, measured on a few images; seconds."""
+    """Estimated time of a run in seconds, measured on a few images."""
 
     encode: float
     """One image."""
@@ -52,20 +52,20 @@ class Estimate:
 
 @dataclass
 class Session:
-    """What a training run needs, made ready by `open_session`.
+    """Everything a training run needs, prepared by `open_session`.
 
     Attributes
     ----------
     root, spec, settings
         As given.
     name : str
-        Of the data set: its key, or its folder's name.
+        The data set's name: its key, or its folder's name.
     clip, scorer, start
         The frozen model, its encoder, and the prompts to start from.
     store : FeatureStore
-        Features, present and to come.
+        The cached features, which may still be incomplete.
     images, held_out : list of TrainingImage
-        To learn from, and to evaluate on.
+        Images to train on, and to evaluate on.
     remarks : list of str
         What the user should know.
     """
@@ -94,7 +94,7 @@ class Session:
         return [*self.images, *self.held_out]
 
     def shard(self, index: int, count: int) -> list[TrainingImage]:
-        """Return the images that process `index` (from 1) of `count` encodes; together they are all of them."""
+        """Return the images that process `index` (from 1) of `count` encodes; together, the processes encode all."""
         if not 1 <= index <= count:
             raise AnomalyCLIPError(f"shard {index}/{count}: expected 1/{count} to {count}/{count}")
         return self.all_images[index - 1 :: count]
@@ -107,23 +107,23 @@ class Session:
         stop: Callable[[], bool] = lambda: False,
         track: Track = silent,
     ) -> int:
-        """Encode the images that have no features yet; those that cannot be used are left out from now on.
+        """Encode the images that have no features yet; images that cannot be used are removed from the session.
 
         Parameters
         ----------
         part : tuple of int, optional
-            Index (from 1) and count: only what `shard` gives.
+            Index (from 1) and count: encode only the images that `shard` returns.
         on_error : callable
             Called with an image that cannot be used and the error.
         stop : callable
-            Asked before each image; true ends the work early.
+            Called before each image; if it returns true, encoding stops.
         track : Track
-            Told how far it is.
+            Receives the progress.
 
         Returns
         -------
         int
-            How many images are still to be encoded.
+            Number of images that still have to be encoded.
         """
         images = self.all_images if part is None else self.shard(*part)
         missing = len(self.store.missing(images))
@@ -133,12 +133,12 @@ class Session:
         return len(self.store.missing(self.all_images if part is None else self.shard(*part)))
 
     def drop(self, digests: set[str]) -> None:
-        """Leave out the images of these contents."""
+        """Remove the images with these digests."""
         self.images = [image for image in self.images if image.digest not in digests]
         self.held_out = [image for image in self.held_out if image.digest not in digests]
 
     def data(self) -> TrainingData:
-        """Return what is learned from, once the features are there."""
+        """Return the training data; all features must have been computed."""
         return TrainingData(self.store, self.images)
 
     def trainer(
@@ -148,7 +148,7 @@ class Session:
         resume: bool,
         on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
     ) -> Trainer:
-        """Return the trainer in a run folder that is ours, at its beginning or where an earlier process got to."""
+        """Return the trainer of a run folder that we own, at the start or where an earlier process stopped."""
         self._describe(folder)
         trainer = Trainer(
             self.clip,
@@ -165,7 +165,7 @@ class Session:
         return trainer
 
     def determinants(self) -> dict[str, Any]:
-        """Return what decides every bit of the result, JSON-ready."""
+        """Return everything that determines the exact result, JSON-ready."""
         return {
             "images": order_fingerprint(self.images),
             "held_out": order_fingerprint(self.held_out),
@@ -175,7 +175,7 @@ class Session:
         }
 
     def _describe(self, folder: Path) -> None:
-        """Write ``config.yaml``: the run as its reader would put it."""
+        """Write ``config.yaml``, which describes the run for its reader."""
         import yaml
 
         path = folder / "config.yaml"
@@ -202,7 +202,7 @@ class Session:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
     def _sizes(self) -> dict[str, Any]:
-        """Return what the defaults of the backbone came to."""
+        """Return the values that the backbone's defaults resolved to."""
         key = self.store.key
         return {"image_size": key.image_size, "layers": list(key.layers), "dpam_layers": key.dpam_layers}
 
@@ -225,17 +225,17 @@ class Session:
         }
 
     def estimate(self, *, samples: int = 3) -> Estimate:
-        """Measure a few images and one step; nothing is written.
+        """Time a few images and one step; nothing is written.
 
         Parameters
         ----------
         samples : int
-            Images to encode, at most.
+            Maximum number of images to encode.
         """
         missing = self.store.missing(self.all_images)
         chosen = (missing or self.images)[:samples]
         if not chosen:
-            raise AnomalyCLIPError("there is no image to learn from")
+            raise AnomalyCLIPError("there are no images to train on")
         begin = time.perf_counter()
         rows = [torch.from_numpy(self.store.encode(image.path)) for image in chosen]
         encode = (time.perf_counter() - begin) / len(chosen)
@@ -265,7 +265,7 @@ class Session:
 def open_session(
     root: Path, spec: DetectorSpec, settings: TrainingSettings, *, on_error: OnUnreadable
 ) -> Session:
-    """Load the backbone, list the images and find out which features are there.
+    """Load the backbone, list the images and check which features are already cached.
 
     Parameters
     ----------
@@ -285,11 +285,11 @@ def open_session(
     Warns
     -----
     AnomalyCLIPWarning
-        Kept features are found damaged, now or later; they are then made again.
+        Cached features are damaged, now or later; they are then made again.
     """
     if needless := [name for name in spec.changed() if name not in SPEC_OPTIONS]:
         raise AnomalyCLIPError(
-            f"{', '.join(needless)}: not for training; leave it out (training takes {', '.join(SPEC_OPTIONS)})"
+            f"{', '.join(needless)}: not used in training; leave it out (training uses {', '.join(SPEC_OPTIONS)})"
         )
     samples = load_samples(root, settings.dataset, settings.phase)
     backbone = load_backbone(spec.backbone)
@@ -319,7 +319,7 @@ def _start(settings: TrainingSettings, clip: CLIP, backbone: Path) -> Prompts:
         return start_prompts(clip, backbone, seed=settings.seed, **given)
     if given:
         raise AnomalyCLIPError(
-            f"prompts to start from ({settings.init_prompts}) have their own length and depth: leave out "
+            f"the prompts to start from ({settings.init_prompts}) fix length and depth: leave out "
             "--prompt-length, --prompt-depth and --deep-length"
         )
     return load_prompts(resolve_prompts(settings.init_prompts))
@@ -329,7 +329,7 @@ def _hold_out(session: Session, on_error: OnUnreadable) -> None:
     settings = session.settings
     if settings.val_root is not None:
         if settings.val_fraction is not None:
-            raise AnomalyCLIPError("--val-fraction and --val-root exclude each other: give one of them")
+            raise AnomalyCLIPError("--val-fraction and --val-root cannot be combined: give only one of them")
         samples = load_samples(settings.val_root, settings.val_dataset, settings.phase)
         session.held_out = identify(samples, on_error=on_error)
         info = session._info()

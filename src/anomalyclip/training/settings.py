@@ -1,4 +1,4 @@
-"""`TrainingSettings`: what to learn from and how; the defaults are the published ones."""
+"""`TrainingSettings`: data and hyperparameters of a training run; the defaults are the published ones."""
 
 import math
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ SPEC_OPTIONS = ("backbone", "image_size", "layers", "dpam_layers", "device", "pr
 
 @dataclass(frozen=True)
 class Learning(Settings):
-    """How prompts are learned from features: all that decides it beside the features and the start.
+    """Training hyperparameters: everything except the features and the initial prompts that determines the result.
 
     Attributes
     ----------
     epochs, batch_size : int
-        Passes over the images, and images per step; the last step of an epoch takes what is left.
+        Passes over the images, and images per step; the last step of an epoch may have fewer.
     learning_rate : float
-        Of Adam, constant.
+        Adam's learning rate, constant.
     local_weight : float
-        Lambda, the weight of the pixels' loss.
+        Lambda, the weight of the pixel loss.
     seed : int
-        Decides the order of the images, and the prompts to start from.
+        Determines the order of the images, and the prompts to start from.
     betas : tuple of float
-        Of Adam.
+        Adam's betas.
     """
 
     epochs: int = option(15, "Passes over the images.", group=_LEARNING, minimum=1)
@@ -54,29 +54,30 @@ class Learning(Settings):
 
 @dataclass(frozen=True)
 class TrainingSettings(Learning):
-    """What to learn from and how; None means the default of the backbone or of the published training.
+    """Data and hyperparameters of a training run; None means the default of the backbone or of the published training.
 
     Attributes
     ----------
     dataset : str, optional
-        Key of the data set in the catalogue; None recognises the layout.
+        Key of the data set in the catalogue; None detects the layout.
     phase : str
-        The split to learn from; "test", as published, is the one with anomalies and masks.
+        The split to train on; "test", as published, is the one with anomalies and masks.
     init_prompts : str or path, optional
-        Prompts to start from; None draws them by seed, with `prompt_length`, `prompt_depth` and `deep_length`.
+        Prompts to start from; None draws random ones from the seed, with `prompt_length`, `prompt_depth` and
+        `deep_length`.
     prompt_length, prompt_depth, deep_length : int, optional
-        Learned vectors per prompt (12), text blocks that see learned tokens (9, or all there are), learned tokens in
-        each of these blocks (4).
+        Learned vectors per prompt (default 12), text blocks that see learned tokens (9, or all if there are fewer),
+        learned tokens in each of these blocks (4).
     cache : path, optional
         Folder of all features; None: ``features`` in the user's cache folder.
     feature_dtype : {"float16", "float32"}
-        Of the kept features.
+        Type of the stored features.
     val_fraction : float, optional
-        Share of the images to hold out.
+        Fraction of the images to hold out.
     val_root : path, optional
         Folder of another data set to evaluate on; `val_dataset` is its key.
 
-    The rest is that of `Learning`.
+    The other attributes are those of `Learning`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The prompts that training starts from: the backbone's token ids, and learned numbers drawn by seed."""
+"""The prompts that training starts from: the backbone's token ids, and random vectors drawn from a seed."""
 
 import os
 from pathlib import Path
@@ -18,14 +18,14 @@ def prompt_tokens(clip: CLIP, backbone: str | os.PathLike[str]) -> PromptTokens:
     Parameters
     ----------
     clip : CLIP
-        The backbone; with 49,408 tokens its vocabulary is that of every published CLIP.
+        The backbone. If its vocabulary has 49,408 tokens, it is the one of every published CLIP.
     backbone : path-like
-        Where it came from; another vocabulary is read from the ``tokenizer.json`` there.
+        The folder or file it was loaded from; another vocabulary is read from the ``tokenizer.json`` there.
 
     Raises
     ------
     AnomalyCLIPError
-        It has another vocabulary and no ``tokenizer.json``.
+        The backbone has another vocabulary and no ``tokenizer.json``.
     """
     if clip.config.vocab_size == CLIP_VOCABULARY:
         return CLIP_TOKENS
@@ -46,7 +46,7 @@ def prompt_ids(tokens: PromptTokens, *, length: int, context_length: int) -> Ten
     length : int
         Placeholders in each; 0 gives the hand-written pair "object." and "damaged object.".
     context_length : int
-        Length of the rows; zeros fill them.
+        Length of the rows, which are padded with zeros.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def prompt_ids(tokens: PromptTokens, *, length: int, context_length: int) -> Ten
     room = context_length - 5
     if not 0 <= length <= room:
         raise AnomalyCLIPError(
-            f"prompt length {length}: expected 0 to {room}, as the backbone's texts have room"
+            f"prompt length {length}: expected 0 to {room}, which is what fits the backbone's texts"
         )
     ids = torch.zeros(2, context_length, dtype=torch.int64)
     for row, text in zip(ids, words, strict=True):
@@ -86,38 +86,38 @@ def start_prompts(
     depth: int | None = None,
     deep_length: int = 4,
 ) -> Prompts:
-    """Return untrained prompts for a backbone, every learned number from N(0, 0.02) by seed, as published.
+    """Return untrained prompts for a backbone, with all values drawn from N(0, 0.02), as published.
 
     Parameters
     ----------
     clip, backbone
         As for `prompt_tokens`.
     seed : int
-        Of the random numbers.
+        Seed of the random numbers.
     length : int
         Learned vectors in each prompt.
     depth : int, optional
-        Text blocks that see learned tokens, the input counted: ``depth - 1`` sets of deep tokens. None: 9, or all
-        blocks if there are fewer.
+        Number of text blocks that see learned tokens, including the first, which sees the learned vectors: there are
+        ``depth - 1`` sets of deep tokens. None: 9, or all blocks if there are fewer.
     deep_length : int
         Tokens in each of these sets.
 
     Raises
     ------
     AnomalyCLIPError
-        The backbone has no room for such prompts, or its vocabulary is not known.
+        The prompts do not fit the backbone, or its vocabulary is unknown.
     """
     config = clip.config
     depth = min(9, config.text_layers) if depth is None else depth
     if not 1 <= depth <= config.text_layers:
         raise AnomalyCLIPError(
-            f"prompt depth {depth}: expected 1 to {config.text_layers}, the backbone's text blocks"
+            f"prompt depth {depth}: expected 1 to {config.text_layers}, the number of the backbone's text blocks"
         )
     ids = prompt_ids(prompt_tokens(clip, backbone), length=length, context_length=config.context_length)
     shortest = int(ids.argmax(dim=-1).min())
     if not 1 <= deep_length < shortest:
         raise AnomalyCLIPError(
-            f"{deep_length} deep tokens: expected 1 to {shortest - 1}, or they would overwrite the end of the text"
+            f"{deep_length} deep tokens: expected 1 to {shortest - 1}; more would overwrite the end of the text"
         )
     generator = torch.Generator().manual_seed(seed)
     return Prompts.initial(

@@ -15,9 +15,9 @@ class TensorBoard:
     folder : Path
         The run folder.
     steps_per_epoch : int
-        Number of batches.
+        Number of batches per epoch.
     done : int
-        Steps that an earlier process did; later ones that it logged too are discarded.
+        Steps already done by an earlier process; later steps that it logged are discarded.
 
     Raises
     ------
@@ -42,5 +42,5 @@ class TensorBoard:
                 self._writer.add_scalar(f"{kind}/{name}", value, moment)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write all pending data."""
         self._writer.close()

@@ -1,6 +1,6 @@
-"""The trainer: prompts, optimiser and position, which a checkpoint holds whole, so that a stop costs nothing.
+"""The trainer: prompts, optimiser and position; a checkpoint stores all of them, so no work is lost by stopping.
 
-Everything random is drawn from (seed, epoch), so that the position alone says what comes next.
+All randomness is drawn from (seed, epoch), so the position alone determines the next step.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ from anomalyclip.training.settings import Learning
 from anomalyclip.training.validation import Validation, quality
 
 STATE = "checkpoints/state.pt"
-"""Where a run goes on from, in its folder."""
+"""The checkpoint that a run is resumed from, relative to its folder."""
 
 
 def epoch_groups(count: int, settings: Learning, epoch: int) -> list[NDArray[np.int64]]:
@@ -40,25 +40,25 @@ def epoch_groups(count: int, settings: Learning, epoch: int) -> list[NDArray[np.
 
 
 class Trainer:
-    """Learns prompts from cached features, in a run folder.
+    """Trains prompts on cached features, in a run folder.
 
     Parameters
     ----------
     clip : CLIP
         The frozen model; its text tower is used.
     start : Prompts
-        What to start from.
+        The prompts to start from.
     data : TrainingData
-        What to learn from.
+        The training data.
     settings : Learning
-        How.
+        The hyperparameters.
     folder : Path
-        The run folder. It gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``prompts.safetensors`` and
-        ``prompts.pth``.
+        The run folder. ``metrics.jsonl`` and ``checkpoints/`` are written to it, and at the end
+        ``prompts.safetensors`` and ``prompts.pth``.
     info : mapping of str to str
-        Kept with the prompts.
+        Stored with the prompts.
     validation : Validation, optional
-        Evaluated after each epoch.
+        Held-out images, evaluated after each epoch.
     on_record : callable
         Called with every line of ``metrics.jsonl``.
     """
@@ -87,7 +87,7 @@ class Trainer:
             local_weight=settings.local_weight,
         )
         self.epoch, self.step = 1, 0
-        """Epoch that is under way, counted from 1, and its steps that are done."""
+        """The current epoch, counted from 1, and the number of its steps that are done."""
         self._validation, self._on_record = validation, on_record
         self._sums = [0.0] * len(Losses._fields)
         self._best: float | None = None
@@ -95,20 +95,20 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches."""
+        """Number of batches per epoch."""
         return -(-len(self.data) // self.settings.batch_size)
 
     def resume(self) -> bool:
-        """Take up the run that the folder holds; return whether there was one.
+        """Resume the run in the folder; return whether there was one.
 
-        The number of threads becomes that of the earlier process, since sums depend on it in their last bits.
+        The number of threads is set to that of the earlier process, since the last bits of sums depend on it.
 
         Raises
         ------
         AnomalyCLIPError
-            Its checkpoint cannot be read.
+            The checkpoint cannot be read.
         """
-        for leftover in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+        for leftover in self.folder.rglob(".*.tmp"):  # left by a process that was killed while writing
             leftover.unlink()
         path = self.folder / STATE
         if not path.is_file():
@@ -122,35 +122,35 @@ class Trainer:
             torch.set_num_threads(state["threads"])
         except Exception as error:  # what a damaged checkpoint raises depends on the damage
             raise AnomalyCLIPError(
-                f"{path}: cannot be resumed from ({type(error).__name__}); begin anew in another folder, the features "
-                "are kept"
+                f"{path}: cannot resume from this checkpoint ({type(error).__name__}); start again in another folder, "
+                "cached features are reused"
             ) from None
         return True
 
     def save(self, journal: Journal) -> None:
-        """Write the checkpoint; before it, everything that it refers to is on the disk."""
+        """Write the checkpoint, after everything it refers to has been written to disk."""
         state = {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.adam.state_dict(),
             "epoch": self.epoch,
-            "steps": self.step,  # "step" is a name in Adam's state, and pickle would write it once or twice
+            "steps": self.step,  # not "step": Adam's state has that key, and pickle may write it once or twice
             "sums": self._sums,
             "best": self._best,
             "journal_bytes": journal.sync(),
             "threads": torch.get_num_threads(),
         }
         path = self.folder / STATE
-        # Given a name, PyTorch would write it into the archive; the same state is to give the same bytes.
+        # PyTorch writes a file's name into the archive; without a name, equal states give equal bytes.
         with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
 
     def run(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Learn until the last epoch is done, then write the prompts.
+        """Train until the last epoch is done, then write the prompts.
 
         Parameters
         ----------
         stop : callable
-            Asked after each step; true saves a checkpoint and ends the run there.
+            Called after each step; if it returns true, a checkpoint is saved and the run stops.
 
         Returns
         -------
@@ -160,7 +160,7 @@ class Trainer:
         Raises
         ------
         AnomalyCLIPError
-            The loss is not finite, or a file cannot be read or written.
+            The loss is NaN or infinite, or a file cannot be read or written.
         """
         deterministic = _deterministic(strict=self.data.store.scorer.device.type == "cpu")
         with deterministic, Journal(self.folder / FILE_NAME, length=self._journal_bytes) as journal:
@@ -181,7 +181,7 @@ class Trainer:
         return True
 
     def _run_epoch(self, journal: Journal, stop: Callable[[], bool]) -> bool:
-        """Do the rest of the epoch under way; return False if it was stopped."""
+        """Finish the current epoch; return False if it was stopped."""
         groups = epoch_groups(len(self.data), self.settings, self.epoch)
         for batch in self.data.batches(groups[self.step :]):
             moment = f"step {self.step + 1} of epoch {self.epoch}"
@@ -200,7 +200,7 @@ class Trainer:
         return not stop() or self.epoch > self.settings.epochs
 
     def _evaluate(self) -> dict[str, float | bool]:
-        """Return what an epoch's line says besides the losses."""
+        """Return the values of an epoch's line other than the losses."""
         with torch.inference_mode():
             text_features = self.learner(self.clip)
             results: dict[str, float | bool] = {"text_cosine": float(text_features[0] @ text_features[1])}
@@ -220,7 +220,7 @@ class Trainer:
 
 @contextmanager
 def _deterministic(*, strict: bool) -> Iterator[None]:
-    """Let PyTorch use deterministic algorithms alone; not `strict`, as far as it has any."""
+    """Make PyTorch use deterministic algorithms; without `strict`, only where it has one."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -1,4 +1,4 @@
-"""How good the prompts are on held-out images, from their cached features."""
+"""Evaluate prompts on held-out images, using cached features."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.samples import TrainingImage
 
 _STRIDE = 4
-"""Every fourth pixel in both directions counts: a smoothed map hardly changes between them, and memory stays small."""
+"""Only every fourth pixel in both directions is used: smoothed maps hardly change in between, and it saves memory."""
 
 
 class Validation:
@@ -23,7 +23,7 @@ class Validation:
     Parameters
     ----------
     store : FeatureStore
-        Has the features of all of them.
+        Contains the features of all images.
     images : sequence of TrainingImage
     sigma : float
         Gaussian smoothing of the maps in pixels, as in detection.
@@ -35,7 +35,7 @@ class Validation:
         self.sigma = sigma
 
     def __call__(self, text_features: Tensor) -> dict[str, float]:
-        """Return ``val_image_auroc`` and ``val_pixel_auroc``, each where it is defined.
+        """Return ``val_image_auroc`` and ``val_pixel_auroc``, each only if it is defined.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class Validation:
         return {name: value for name, value in results.items() if not math.isnan(value)}
 
     def _detect(self, image: TrainingImage, text_features: Tensor) -> tuple[float, Tensor]:
-        """Return the score, and the map (g, g) as the mean over layers."""
+        """Return the score, and the map (g, g), averaged over layers."""
         rows = torch.from_numpy(self.store.read(image)).to(text_features.device)  # 1+LN E
         values = probabilities(rows, text_features)[:, 1]
         side = self.store.grid
@@ -65,6 +65,6 @@ class Validation:
 
 
 def quality(results: Mapping[str, float]) -> float | None:
-    """Return what decides which epoch is the best: the mean of the AUROCs that are defined, or None without any."""
+    """Return the value that selects the best epoch: the mean of the AUROCs that are defined, or None."""
     values = [value for name, value in results.items() if name.startswith("val_")]
     return sum(values) / len(values) if values else None
