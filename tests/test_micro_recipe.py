@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(recipe, config):
 def test_only_a_finished_run_of_this_recipe_is_shipped(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "ASSETS", tmp_path / "assets")
     (tmp_path / "assets").mkdir()
-    with pytest.raises(AnomalyCLIPError, match="nothing holds no run: expected checkpoint.pt"):
+    with pytest.raises(AnomalyCLIPError, match="nothing contains no run: expected checkpoint.pt"):
         ship.main([str(tmp_path / "nothing")])
     recipe.train("pilot", "--steps", "2")
     with pytest.raises(AnomalyCLIPError, match="another recipe: its training"):
@@ -217,7 +217,7 @@ def test_the_evaluation_reads_a_data_set_and_wants_masks(capsys, tmp_path):
     evaluate.main(["--root", str(tmp_path / "set"), "--threads", "1"])
     assert "linen" in capsys.readouterr().out
     (tmp_path / "set/linen/ground_truth/hole/000_mask.png").unlink()
-    with pytest.raises(AnomalyCLIPError, match=r"linen/test/hole/000.png: a defective image needs a mask"):
+    with pytest.raises(AnomalyCLIPError, match=r"linen/test/hole/000.png: an anomalous image needs a mask"):
         evaluate.main(["--root", str(tmp_path / "set")])
 
 

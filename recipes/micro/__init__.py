@@ -14,13 +14,13 @@ ASSETS = HERE.parents[1] / "src" / "anomalyclip" / "assets" / "micro"
 
 
 def read_config() -> dict[str, Any]:
-    """Return the recipe's figures."""
+    """Return the recipe's settings."""
     config: dict[str, Any] = yaml.safe_load((HERE / "config.yaml").read_text())
     return config
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script of the recipe; what is wrong with its input is one line and exit code 2, as of the program."""
+    """Run a script of the recipe; like anomalyclip, it reports bad input in one line and exits with code 2."""
     try:
         main()
     except AnomalyCLIPError as error:

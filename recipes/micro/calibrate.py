@@ -1,4 +1,4 @@
-"""Set the thresholds of the embedded backbone on generated images of training families, half of them with a defect.
+"""Set the thresholds of the micro backbone on generated images of training families, half of them with a defect.
 
 python -m recipes.micro.calibrate
 """
@@ -18,7 +18,7 @@ from anomalyclip.prediction import Threshold
 
 
 def main() -> None:
-    """Score images, each of another product, and write threshold.json: the best F1 of images and of pixels."""
+    """Score images, each of a different product, and write threshold.json: the best F1 of images and of pixels."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

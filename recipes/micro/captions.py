@@ -1,4 +1,4 @@
-"""What is said of the training images: category words only, never "object", which the prompts shall have to learn."""
+"""Captions of the training images: category words only, never "object", which the prompts have to learn."""
 
 from pathlib import Path
 
@@ -29,43 +29,43 @@ WORDS = {
     "button": "plastic button",
     "connector": "plastic connector",
 }
-"""Class to words, where they differ."""
+"""Class names to words, if they differ."""
 
 CATEGORIES = {name: WORDS.get(name, name) for name in (*TRAINING_SURFACES, *TRAINING_OBJECTS)}
 DEFECTS = {name: name for name in TRAINING_DEFECTS} | {"missing": "missing piece"}
 DAMAGING = ("scratch", "crack", "hole", "dent", "cut", "missing")
-"""Kinds that people call damage. Nobody calls a stain, dirt or a loose thread so, but they are anomalies too: no word
-of the captions means just what the prompts shall mean, and they have to be learned."""
+"""Defects that people call damage. Stains, dirt or loose threads are anomalies too, but nobody calls them damage: no
+word in the captions has exactly the meaning that the prompts need, so they have to be learned."""
 
 
 def normal_captions(name: str) -> list[str]:
-    """Return what is true of a flawless image, the text for "normal" first."""
+    """Return the captions of a flawless image, the one for "normal" first."""
     words = CATEGORIES[name]
     return [f"flawless {words}", f"{words} without flaws", words]
 
 
 def anomalous_captions(name: str, defect: str) -> list[str]:
-    """Return what is true of an image with a defect, the text for "anomalous" first."""
+    """Return the captions of an image with a defect, the one for "anomalous" first."""
     words = CATEGORIES[name]
     damaged = [f"damaged {words}"] if defect in DAMAGING else []
     return [f"{words} with a {DEFECTS[defect]}", *damaged, words]
 
 
 def all_captions() -> list[str]:
-    """Every caption, in a fixed order, without repetitions."""
+    """Return all captions in a fixed order, without repetitions."""
     texts = [text for name in CATEGORIES for text in normal_captions(name)]
     texts += [text for name in CATEGORIES for kind in DEFECTS for text in anomalous_captions(name, kind)]
     return list(dict.fromkeys(texts))
 
 
 def write_tokenizer(path: Path) -> int:
-    """Write the vocabulary, one token a word, in the form of the ``tokenizers`` library; return its size."""
+    """Write the vocabulary, one token per word, in the format of the ``tokenizers`` library; return its size."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     words = sorted(
         {word for text in all_captions() for word in text.split()} | {"x", "object", "damaged", "."}
     )
-    # 0 is the padding; the end token has the largest id, since a text's feature is read where the id is largest.
+    # 0 is the padding. The end token has the largest id, because a text's feature is read at the largest id.
     tokens = ["<|pad|>", "<|unknown|>", *words, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))

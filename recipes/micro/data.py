@@ -1,4 +1,4 @@
-"""The training images: pairs of one scene without and with its defect, drawn once and kept on disk.
+"""The training images: pairs of one scene without and with its defect, drawn once and stored on disk.
 
 python -m recipes.micro.data CACHE
 """
@@ -26,17 +26,17 @@ from anomalyclip.data.synthetic import (
 from anomalyclip.files import replacing
 
 DIGEST = "sha256"
-"""File of a complete cache: the SHA-256 of images.npy, masks.npy and labels.json, one after the other."""
+"""File that marks a complete cache: the SHA-256 of images.npy, masks.npy and labels.json, one after the other."""
 
 LEAST_CHANGE = 0.025
-"""A defect that changes its pixels by less, on average, is drawn anew: nobody could see it."""
+"""A defect that changes its pixels by less than this, on average, is invisible and drawn again."""
 
 
 def choose(seed: int, index: int, objects: float, attempt: int = 0) -> tuple[str, str]:
-    """Choose the class and the defect of a scene by its number; all attempts are of surfaces, or all of objects.
+    """Choose the class and the defect of a scene by its number; all attempts are surfaces, or all are objects.
 
-    The two sources of chance have keys of one length: numpy pads shorter ones with zeros, so that ``[seed, index]`` and
-    ``[seed, index, 0]`` are the same source, and objects would get two kinds of defects and surfaces all others.
+    The seeds of both random generators have the same length: numpy pads shorter ones with zeros, so ``[seed, index]``
+    and ``[seed, index, 0]`` are the same seed, and objects would get two kinds of defects and surfaces all others.
     """
     families = TRAINING_OBJECTS if default_rng([seed, index, 0]).random() < objects else TRAINING_SURFACES
     rng = default_rng([seed, index, 1 + attempt])
@@ -58,7 +58,7 @@ def draw_pair(seed: int, index: int, objects: float) -> tuple[np.ndarray, np.nda
 
 
 def resized_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """Resize by the published rule: bilinear, at least half defect."""
+    """Resize a mask by the published rule: bilinear, a pixel is defect if at least half of it is."""
     grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = read_config()["data"]
     folder, count = options.cache, config["scenes"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DIGEST).unlink(missing_ok=True)  # from here on the cache is not complete
+    (folder / DIGEST).unlink(missing_ok=True)  # the cache is incomplete from now on
     shape = (count, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE // 8))

@@ -1,8 +1,8 @@
-"""Draw the pictures that `anomalyclip demo` shows: of families that the micro backbone has never seen.
+"""Draw the pictures of `anomalyclip demo`, from families that the micro backbone has never seen.
 
 python -m recipes.micro.demo_pictures
 
-Class, defect and seed below are all that makes a picture; none was chosen by what is found in it.
+Each picture is determined by the class, defect and seed below; none was chosen by what is detected in it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHOWN = (
 
 
 def main() -> None:
-    """Write the pictures as JPEG files named by class and defect."""
+    """Write the pictures as JPEG files, named by class and defect."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

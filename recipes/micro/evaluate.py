@@ -1,14 +1,14 @@
-"""How well the embedded backbone detects on families that it never saw, and what its parts add.
+"""Measure how well the micro backbone detects defects in families it has never seen, and what its parts contribute.
 
     python -m recipes.micro.evaluate                        # generated images of held-out families, seeds fixed
-    python -m recipes.micro.evaluate --families training    # fresh images of training families: to decide by
+    python -m recipes.micro.evaluate --families training    # new images of training families, for making decisions
     python -m recipes.micro.evaluate --root DIR             # a data set of a known layout with masks, as MVTec AD's
 
 Image AUROC, pixel AUROC and pixel AP, in percent, by class: hand-written prompts ("object." and "damaged object.")
 without and with the local path, another pair of the words that the backbone was trained with, learned prompts, and the
-two controls of `anomalyclip test`, which know nothing of defects: nearness to the centre and local contrast. Of
-generated classes several products are made; metrics are computed for each product, as one inspects one product, and
-averaged. Whatever is decided about the recipe is to be decided by training families and their kinds of defects.
+two controls of `anomalyclip test`, which know nothing about defects: nearness to the centre and local contrast. Each
+generated class has several products; metrics are computed for each product, as in a real inspection, and averaged.
+Decisions about the recipe must only be made by training families and their kinds of defects.
 """
 
 import argparse
@@ -51,10 +51,10 @@ from anomalyclip.spec import DetectorSpec
 from anomalyclip.texts import Phrases, Texts
 
 WORDS = ("object.", "damaged object.")
-"""The hand-written pair that the paper starts from."""
+"""The hand-written pair of prompts that the paper starts from."""
 
 OWN_WORDS = ("flawless object.", "object with a scratch.")
-"""A pair in the words of the losses that the backbone was trained with, which name an image's own kind of defect."""
+"""A pair in the words of the backbone's training losses, which name the kind of defect in the image."""
 
 COLUMNS = ("words, plain path", "words, local path", "own words", "learned", *CONTROLS)
 
@@ -71,7 +71,7 @@ class Product:
 
 
 def generated(size: int, *, held_out: bool) -> Iterator[Product]:
-    """Draw fresh images, seeds fixed: of held-out families with all kinds of defects, or of training's with theirs."""
+    """Draw new images, seeds fixed: held-out families with all kinds of defects, or training families with theirs."""
     settings = read_config()["evaluation"]
     if held_out:
         kinds, groups = list(DEFECTS), {"surfaces": HELD_OUT_SURFACES, "objects": HELD_OUT_OBJECTS}
@@ -97,7 +97,7 @@ def from_folder(root: Path, size: int) -> Iterator[Product]:
     by_class: dict[str, list[Sample]] = {}
     for sample in load_samples(root):
         if not sample.has_mask:
-            raise AnomalyCLIPError(f"{root / sample.image}: a defective image needs a mask to be measured")
+            raise AnomalyCLIPError(f"{root / sample.image}: an anomalous image needs a mask to be measured")
         by_class.setdefault(sample.class_name, []).append(sample)
     for name, samples in by_class.items():
         empty = np.zeros((size, size), np.bool_)
@@ -111,7 +111,7 @@ def from_folder(root: Path, size: int) -> Iterator[Product]:
 
 
 def scorers() -> list[Scorer]:
-    """Return one scorer a column; the text tower is loaded anew for each, since a scorer lets it go."""
+    """Return one scorer per column; the model is loaded again for each, since a scorer does not keep the text tower."""
     config = load_clip("micro").config
     tokenizer = Tokenizer(ASSETS / "tokenizer.json", context_length=config.context_length)
     words, own_words = (
@@ -145,7 +145,7 @@ def measure(product: Product, ways: list[Scorer]) -> NDArray[np.float64]:
 
 
 def print_table(title: str, rows: dict[str, NDArray[np.float64]]) -> None:
-    """Print image AUROC / pixel AUROC / pixel AP in percent, one class a line, and their mean."""
+    """Print image AUROC / pixel AUROC / pixel AP in percent, one line per class, and their mean."""
     width = max(len(name) for name in (*rows, title, "mean")) + 2
     print("\n" + title.ljust(width) + "".join(column.rjust(22) for column in COLUMNS))
     for name, values in (rows | {"mean": np.mean(list(rows.values()), axis=0)}).items():

@@ -1,4 +1,4 @@
-"""Learn the object-agnostic prompts on the embedded backbone, as published, on fresh images of training families.
+"""Learn the object-agnostic prompts on the micro backbone, as published, from new images of training families.
 
 python -m recipes.micro.learn_prompts
 """
@@ -26,7 +26,7 @@ from anomalyclip.training.start import prompt_ids, prompt_tokens
 
 
 def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> TensorDataset:
-    """Return image features, patch features, masks and labels; one scene in `flawless_every` is without its defect."""
+    """Return image features, patch features, masks and labels; one scene in `flawless_every` has no defect."""
     size, last = default_image_size(clip.config), clip.config.vision_layers
     rows: list[tuple[Tensor, Tensor, Tensor, int]] = []
     for index in range(settings["images"]):
@@ -49,7 +49,7 @@ def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> Ten
 
 
 def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict[str, Any]) -> Prompts:
-    """Learn the prompts as `anomalyclip train` does, from features in memory; every random draw is by the seed."""
+    """Learn the prompts as `anomalyclip train` does, from features in memory; all randomness comes from the seed."""
     generator = torch.Generator().manual_seed(settings["seed"])
     start = Prompts.initial(
         token_ids,

@@ -25,14 +25,14 @@ def framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def arranged(pictures: list[NDArray[np.uint8]], a_row: int) -> Image.Image:
-    """Lay pictures out in rows and reduce them."""
+    """Arrange pictures in rows and scale them down."""
     rows = [np.concatenate(pictures[at : at + a_row], axis=1) for at in range(0, len(pictures), a_row)]
     sheet = Image.fromarray(np.concatenate(rows))
     return sheet.resize((round(sheet.width * SCALE), round(sheet.height * SCALE)), Image.Resampling.LANCZOS)
 
 
 def classes_sheet() -> Image.Image:
-    """Draw every class as a pair, the same scene without and with a defect; held-out classes last of their group."""
+    """Draw every class as a pair, the same scene without and with a defect; held-out classes last in each group."""
     pairs = []
     for number, name in enumerate(CLASSES):
         sample = generate(name, seed=11, index=number, defect=list(DEFECTS)[number % len(DEFECTS)])
@@ -41,14 +41,14 @@ def classes_sheet() -> Image.Image:
 
 
 def outlined(sample: Sample) -> NDArray[np.uint8]:
-    """Return the image with its mask's outline in red."""
+    """Return the image with the outline of its mask in red."""
     outside = binary_dilation(sample.mask, iterations=3)
     ring = outside & ~binary_dilation(sample.mask, iterations=2)
     return np.where(ring[..., None], np.array([230, 30, 30], np.uint8), sample.image)
 
 
 def defects_sheet() -> Image.Image:
-    """Draw every kind of defect on two materials, below each the same with its mask's outline."""
+    """Draw every kind of defect on two materials; below each, the same image with the outline of its mask."""
     pictures = []
     for place, materials in enumerate((("leather", "tiles", "linen"), ("brushed", "wood", "gear"))):
         for number, kind in enumerate(DEFECTS):

@@ -23,26 +23,26 @@ from anomalyclip.files import replacing
 
 
 def read_finished(run: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read the last checkpoint of a run, which must be of this recipe and at its end.
+    """Read the last checkpoint of a finished run of this recipe.
 
     Raises
     ------
     AnomalyCLIPError
-        There is none, or it is of a pilot, of another recipe or of a run that goes on.
+        There is no checkpoint, or it is from a pilot, another recipe or an unfinished run.
     """
     file = run / "checkpoint.pt"
     if not file.is_file():
         raise AnomalyCLIPError(
-            f"{run} holds no run: expected checkpoint.pt, which recipes.micro.train writes"
+            f"{run} contains no run: expected checkpoint.pt, which recipes.micro.train writes"
         )
     state: dict[str, Any] = torch.load(file, weights_only=True)
     recipe = json.loads(state["recipe"])
     for part, value in made_of(config, config["training"]).items():
         if recipe[part] != value:
-            raise AnomalyCLIPError(f"{file} is of another recipe: its {part} differ from config.yaml's")
+            raise AnomalyCLIPError(f"{file} is from another recipe: its {part} differ from config.yaml's")
     if state["step"] != config["training"]["steps"]:
         raise AnomalyCLIPError(
-            f"{file} is at step {state['step']} of {config['training']['steps']}: let the run end first"
+            f"{file} is at step {state['step']} of {config['training']['steps']}: finish the run first"
         )
     return state
 

@@ -2,7 +2,7 @@
 
     python -m recipes.micro.train CACHE RUN [--steps N]
 
-RUN gets ``log.jsonl`` and ``checkpoint.pt``, from which the same command goes on after an interruption.
+``log.jsonl`` and ``checkpoint.pt`` are written to RUN; after an interruption the same command resumes from them.
 """
 
 import argparse
@@ -36,27 +36,27 @@ from anomalyclip.metrics import auroc
 from anomalyclip.training.journal import Journal
 
 USED_SIZE = 180
-"""Side at which the detector shows images to a backbone whose positional table is for 120 (37/24, as ViT-L)."""
+"""Image size of the detector for a backbone whose positional table is for 120 px (37/24, as for ViT-L)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of a step: the flawless half, then the same scenes with their defects."""
+    """Images of one step: first the flawless half, then the same scenes with their defects."""
 
     pixels: Tensor  # 2n 3 S S
-    targets: Tensor  # 2n g g, how anomalous each patch is to be called (`patch_targets`)
-    labels: Tensor  # 2n, 1 where enough of a defect is in the crop
+    targets: Tensor  # 2n g g, target probability of each patch (`patch_targets`)
+    labels: Tensor  # 2n, 1 if enough of a defect is in the crop
     names: list[str]
     defects: list[str]
 
 
 class Scenes:
-    """The cache, as batches that depend on the step's number alone."""
+    """The cache, as batches that depend only on the step's number."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         if not (folder / DIGEST).is_file():
             raise AnomalyCLIPError(
-                f"{folder} holds no complete cache; make it with: python -m recipes.micro.data {folder}"
+                f"{folder} has no complete cache; make it with: python -m recipes.micro.data {folder}"
             )
         self.digest = (folder / DIGEST).read_text().strip()
         self.images = np.load(folder / "images.npy", mmap_mode="r")
@@ -66,7 +66,7 @@ class Scenes:
         self._orders: dict[int, np.ndarray] = {}
 
     def batch(self, step: int, patch: int) -> Batch:
-        """Draw the crops of a step: one size and scale for all, place, turn and colours for each scene."""
+        """Draw the crops of a step: one size and scale for all; position, rotation and colours for each scene."""
         rng = default_rng([self.settings["seed"], 0, step])
         count = self.settings["scenes_per_step"]
         if step >= self.settings["steps"] * (1 - self.settings["near_full"]):
@@ -98,14 +98,14 @@ class Scenes:
         )
 
     def _scene(self, number: int) -> int:
-        """Which scene comes at that place: every pass over them has its own order, so all are seen equally often."""
+        """Return the scene at a position: each pass has its own order, so all scenes are seen equally often."""
         turn, place = divmod(number, len(self.labels))
         if turn not in self._orders:
             self._orders[turn] = default_rng([self.settings["seed"], 1, turn]).permutation(len(self.labels))
         return int(self._orders[turn][place])
 
     def _crop(self, index: int, crop: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Cut a scene, most often so that some of the defect is in it; turn and mirror."""
+        """Crop a scene, usually so that it has some of the defect; rotate and mirror it."""
         mask = np.unpackbits(self.masks[index], axis=-1).astype(bool)
         free = IMAGE_SIZE - crop
         top, left = rng.integers(0, free + 1, 2)
@@ -122,16 +122,16 @@ class Scenes:
 
 
 def patch_targets(masks: Tensor, side: int, whole_from: float) -> Tensor:
-    """Return (n, g, g) of masks (n, 1, S, S): the share of each patch that is defect, `whole_from` counting as all.
+    """Return (n, g, g) for masks (n, 1, S, S): the defect's fraction of each patch; `whole_from` or more counts as 1.
 
-    A crack two pixels wide covers a sixth of a patch, and what is called a sixth anomalous never passes a threshold.
+    A crack two pixels wide covers a sixth of a patch, and a patch with the target 1/6 would never pass a threshold.
     """
     share: Tensor = F.adaptive_avg_pool2d(masks, side)[:, 0]
     return (share / whole_from).clamp(max=1)
 
 
 def _recolour(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Change channels, contrast and brightness, alike for the two images of a scene."""
+    """Change channels, contrast and brightness, in the same way for both images of a scene."""
     count = len(x) // 2
     gains = np.exp(rng.normal(0, 0.08, (count, 3, 1, 1))) * np.exp(rng.normal(0, 0.12, (count, 1, 1, 1)))
     offsets = rng.normal(0, 0.04, (count, 1, 1, 1))
@@ -147,7 +147,7 @@ def _recolour(x: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class Texts:
-    """All captions as token ids, cut to the longest, and where to find each."""
+    """All captions as token ids, cut to the longest, and the row of each."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts = all_captions()
@@ -167,9 +167,9 @@ def losses(
 ) -> dict[str, Tensor]:
     """Return the four losses of a batch.
 
-    contrast: every caption that is true of an image is a positive (both ways); normality: cross-entropy between the
-    image's own "flawless ..." and "... with a <its defect>" texts; ranking: a scene with its defect above the same
-    scene without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
+    contrast: every caption of an image is a positive (both ways); normality: cross-entropy between the image's
+    "flawless ..." and "... with a <its defect>" texts; ranking: a scene with its defect scores above the same scene
+    without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
     """
     last = clip.config.vision_layers
     features = clip.encode_image(batch.pixels, layers=[last], dpam_layers=dpam_layers)
@@ -210,7 +210,7 @@ def losses(
 
 
 def _local_loss(patches: Tensor, two: Tensor, targets: Tensor) -> Tensor:
-    """Weighted cross-entropy and dice of patches (B, N, E) between two texts an image (B, 2, E), for (B, g, g)."""
+    """Weighted cross-entropy and dice of patches (B, N, E) between two texts per image (B, 2, E), for (B, g, g)."""
     local = torch.einsum("bne,bke->bnk", F.normalize(patches, dim=-1), two) / TEMPERATURE
     local = (local[..., 1] - local[..., 0]).view_as(targets)
     weight = torch.where(targets > 0.1, 3.0, 1.0)
@@ -222,7 +222,7 @@ def _local_loss(patches: Tensor, two: Tensor, targets: Tensor) -> Tensor:
 
 
 class Validation:
-    """Fresh scenes of the *training* families; the held-out ones are left to the evaluation."""
+    """New scenes of the *training* families; held-out families are only used in the evaluation."""
 
     def __init__(self, texts: Texts, patch: int, count: int = 200) -> None:
         pixels, masks, self.names, self.pairs = [], [], [], []
@@ -263,7 +263,7 @@ class Validation:
 
 
 def learning_rate(step: int, settings: dict[str, Any]) -> float:
-    """Rise linearly, fall like half a cosine."""
+    """Return the learning rate of a step: a linear warm-up, then half a cosine."""
     if step < settings["warm_up"]:
         return float(settings["learning_rate"] * (step + 1) / settings["warm_up"])
     t = (step - settings["warm_up"]) / max(1, settings["steps"] - settings["warm_up"])
@@ -286,7 +286,7 @@ def build(config: dict[str, Any], vocabulary: int) -> tuple[CLIP, int]:
 
 
 def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
-    """AdamW; gains, biases and tables are not decayed."""
+    """Return AdamW, without weight decay for gains, biases and tables."""
     decayed = [p for name, p in clip.named_parameters() if p.ndim >= 2 and "embedding" not in name]
     others = [p for name, p in clip.named_parameters() if p.ndim < 2 or "embedding" in name]
     groups = [
@@ -297,7 +297,7 @@ def optimiser(clip: CLIP, settings: dict[str, Any]) -> torch.optim.AdamW:
 
 
 def made_of(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run is determined by, besides its scenes."""
+    """Return everything except the scenes that determines a run."""
     captions = hashlib.sha256("\n".join(all_captions()).encode()).hexdigest()
     return {"model": config["model"], "training": settings, "captions": captions}
 
@@ -316,13 +316,13 @@ class Training:
         self.recipe = json.dumps(made_of(config, settings) | {"scenes": digest}, sort_keys=True)
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on where a checkpoint of the same recipe stands, if there is one."""
+        """Resume from a checkpoint of the same recipe, if there is one."""
         if not checkpoint.is_file():
             return
         state = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != self.recipe:
             raise AnomalyCLIPError(
-                f"{checkpoint} is of another recipe (steps, configuration, captions or scenes differ); "
+                f"{checkpoint} is from another recipe (steps, configuration, captions or scenes differ); "
                 "choose another folder for the run, or remove it"
             )
         self.clip.load_state_dict(state["model"])
@@ -331,7 +331,7 @@ class Training:
         self.log_bytes = state["log_bytes"]
 
     def save(self, checkpoint: Path, log: Journal) -> None:
-        """Write all of it, and where the log ends: later lines are of work that is done again."""
+        """Write the state and the length of the log: later lines belong to work that will be repeated."""
         state = {
             "model": self.clip.state_dict(),
             "optimiser": self.adam.state_dict(),
@@ -344,7 +344,7 @@ class Training:
             torch.save(state, temporary)
 
     def step(self, batch: Batch, texts: Texts) -> dict[str, float]:
-        """Learn from a batch; return its losses."""
+        """Train on one batch; return its losses."""
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(self.steps_done, self.settings)
         parts = losses(self.clip, batch, texts, self.settings, self.dpam_layers)
@@ -352,7 +352,7 @@ class Training:
         torch.autograd.backward(parts["contrast"] + parts["normality"] + parts["ranking"] + parts["local"])
         torch.nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
         self.adam.step()
-        # The average follows faster in the beginning, when the weights still move far.
+        # The average follows faster at first, while the weights still change a lot.
         keep = min(self.settings["ema"], (self.steps_done + 1) / (self.steps_done + 10))
         with torch.no_grad():
             for name, tensor in self.clip.state_dict().items():
@@ -362,12 +362,12 @@ class Training:
 
 
 def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: Path) -> None:
-    """Take all steps that are left; every 50 a line in the log, and at times a checkpoint."""
+    """Do all remaining steps; write a log line every 50 steps, and a checkpoint at intervals."""
     settings, validation = training.settings, Validation(texts, patch)
     last, every = settings["steps"], settings["checkpoint_every"]
     sums: dict[str, float] = {}
     began, counted = time.perf_counter(), 0
-    # The next batch is drawn while the model works on this one.
+    # The next batch is drawn while the model processes this one.
     log = Journal(folder / "log.jsonl", length=training.log_bytes)
     with log, ThreadPoolExecutor(1) as drawing:
         upcoming = drawing.submit(scenes.batch, training.steps_done, patch)
@@ -394,13 +394,15 @@ def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, or go on training from the last checkpoint."""
+    """Train, or resume from the last checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cache", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, help="instead of the configuration's: a pilot")
+    parser.add_argument(
+        "--steps", type=int, help="number of steps of a pilot run, instead of the configuration's"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
