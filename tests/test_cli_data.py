@@ -109,7 +109,7 @@ def test_prepare_warns_of_a_missing_mask_by_name_and_goes_on(cli, nuts):
     done = cli("prepare", nuts)
     assert done.code == 0
     assert "missing mask (1): nut/test/bent/0.png" in done.err
-    assert "kept for image-level metrics, left out of pixel-level ones" in done.err
+    assert "used for image-level metrics, not for pixel-level metrics" in done.err
     assert ("test", "nut", "nut/test/bent/0.png", "", "bent", 1) in written(nuts / "meta.json")
 
 
@@ -172,8 +172,8 @@ def test_folders_of_ones_own_are_named_as_in_anomalib(cli, tmp_path):
         (["--dataset", "mvtec", "--normal-dir", "x"], "exclude each other"),
         (["--mask-dir", "x"], "need --normal-dir or --abnormal-dir"),
         (["--normal-dir", "x"], "no such folder"),
-        (["--dataset", "nope"], "is no known data set"),
-        ([], "no known layout"),
+        (["--dataset", "nope"], "unknown data set"),
+        ([], "unknown layout"),
     ],
 )
 def test_what_cannot_be_prepared_is_one_message_and_exit_code_2(cli, options, said, tmp_path):
@@ -191,7 +191,7 @@ def test_a_foreign_meta_file_of_an_unknown_layout_is_checked_and_left_alone(cli,
     (tmp_path / "meta.json").write_text(text)
     done = cli("prepare", tmp_path, "--check")
     assert done.code == 1
-    assert "no known layout" in done.err
+    assert "unknown layout" in done.err
     assert "missing image" in done.out
     assert (tmp_path / "meta.json").read_text() == text
 

@@ -75,7 +75,7 @@ def test_several_roots_give_one_table_and_the_papers_figures_beside_it(cli, mode
         *(*model, "--output", tmp_path / "out"),
     )
     assert done.code == 2
-    assert "not laid out as BTAD" in done.err
+    assert "does not have the layout of BTAD" in done.err
     done = cli("test", *roots, "--compare", "--format", "md", *model, "--output", tmp_path / "out")
     assert done.code == 0, done.err
     text = (tmp_path / "out" / "results.md").read_text()
@@ -114,7 +114,7 @@ def test_a_recognised_set_is_compared_with_the_paper(cli, model, tmp_path):
     assert results(tmp_path / "out")["paper"]["figures"]["mvtec"]["screw"]["image_auroc"] == 0.821
     assert "mean" not in results(tmp_path / "out")["paper"]["figures"]["mvtec"]
     assert (
-        "mvtec: its mean is not compared with the paper's, which is over other classes (missing cable,"
+        "mvtec: its mean is not compared with the paper's, which covers other classes (missing cable,"
         in done.err
     )
     assert "| screw | 2 | 2 |" in (tmp_path / "out" / "results.md").read_text()
@@ -137,7 +137,8 @@ def test_the_same_images_under_another_name_are_warned_of_too(cli, model, paper_
     replace(paper_case.prompts, info=info).save(tmp_path / "prompts.safetensors")
     done = cli("test", root, *model, "--format", "json", "--output", tmp_path / "out")
     assert (
-        "the prompts were trained on another name, the very data of this evaluation (here parts)" in done.err
+        "the prompts were trained on another name, the same data as in this evaluation (here parts)"
+        in done.err
     )
 
 
@@ -228,7 +229,7 @@ def test_a_killed_run_goes_on_to_the_same_results(cli, model, root, tmp_path):
     ("arguments", "message"),
     [
         (["--resume"], "--resume needs the folder"),
-        (["--dataset", "mvtec", "--dataset", "visa"], "1 data sets, 2 --dataset"),
+        (["--dataset", "mvtec", "--dataset", "visa"], "1 data sets, but 2 --dataset"),
         (["--from-maps", "nowhere"], "nowhere: no such folder"),
         (["--from-maps", ".", "--save", "map"], "makes no sense"),
     ],

@@ -145,7 +145,7 @@ def test_validating_on_the_training_set_is_warned_of(cli, arguments, root, tmp_p
     shutil.copytree(root, same)
     done = cli(*arguments, "--epochs", 1, "--val-root", same)
     assert done.code == 0, done.err
-    assert "the prompts were trained on set, the very data of this evaluation" in done.err
+    assert "the prompts were trained on set, the same data as in this evaluation" in done.err
 
 
 def test_a_folder_with_a_run_is_not_overwritten(cli, arguments):

@@ -126,7 +126,7 @@ def test_a_set_that_should_have_masks_and_has_none_is_found(tmp_path):
     paint(tmp_path / "bottle/test/broken/0.png", color=2)
     findings = check(list_samples(tmp_path, "mvtec"))
     assert [f.detail for f in findings if f.kind == "missing mask"] == [
-        "not one mask, but MVTec AD has them: no pixel-level metrics"
+        "no masks at all, but MVTec AD has masks: no pixel-level metrics"
     ]
 
 

@@ -109,7 +109,7 @@ def test_files_that_cannot_be_used_are_named_and_the_rest_counts(root, tmp_path)
 def test_a_set_of_which_nothing_can_be_used_is_an_error(root, tmp_path):
     for image in root.glob("*/test/*/*.png"):
         image.write_bytes(b"no image")
-    with pytest.raises(AnomalyCLIPError, match="none of its 20 test images could be used"):
+    with pytest.raises(AnomalyCLIPError, match="none of its 20 test images can be used"):
         run(root, tmp_path / "out")
 
 

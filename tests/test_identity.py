@@ -213,7 +213,7 @@ def test_a_data_set_that_was_trained_on_is_recognised_by_name_through_a_link(
         *("--format", "json", "--output", tmp_path / "out"),
     )
     assert done.code == 0, done.err
-    assert "the prompts were trained on parts, the very data" in done.err
+    assert "the prompts were trained on parts, the same data" in done.err
     assert json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]["dataset"] == "parts"
 
 

@@ -151,7 +151,7 @@ def test_a_number_out_of_range_is_named(given, message):
         ({"defects": []}, "defects 0: expected 1 or more"),
         ({"classes": []}, "classes 0: expected 1 or more"),
         ({"size": 8}, "size 8: expected 32 or more"),
-        ({"normal": 0, "anomalous": 0}, "0 normal and 0 anomalous images: expected 1 or more"),
+        ({"normal": 0, "anomalous": 0}, "0 normal and 0 anomalous images: expected at least 1 image"),
     ],
 )
 def test_a_data_set_of_nothing_is_refused_before_a_folder_is_made(given, message, tmp_path):
@@ -219,7 +219,7 @@ def test_a_process_that_is_killed_leaves_nothing_and_one_message(tmp_path):
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
 
-    with pytest.raises(AnomalyCLIPError, match="ended, perhaps for want of memory; .*fewer --workers"):
+    with pytest.raises(AnomalyCLIPError, match="killed, perhaps because memory ran out; .*fewer --workers"):
         write_dataset(
             tmp_path / "set", ["wood"], normal=60, anomalous=0, seed=0, size=32, workers=2, on_image=kill
         )
@@ -251,7 +251,7 @@ def test_a_second_ctrl_c_while_processes_are_ended_changes_nothing(tmp_path, mon
 
 def test_the_folder_that_one_stands_in_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(AnomalyCLIPError, match="the folder that you are in; give the name of a new one"):
+    with pytest.raises(AnomalyCLIPError, match="the current folder; choose a new folder"):
         write_dataset(Path("."), ["wood"], normal=1, anomalous=0, seed=0, size=48)
 
 

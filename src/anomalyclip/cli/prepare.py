@@ -116,7 +116,7 @@ def _list(root: Path, dataset: str | None, folder: "Folder", *, allow_outside: b
     except LayoutError:
         if not (root / FILE_NAME).is_file():
             raise
-        warn(f"no known layout: the samples are those of {root / FILE_NAME}, which stays as it is")
+        warn(f"unknown layout: the samples are those of {root / FILE_NAME}, which stays as it is")
         return read_meta(root, allow_outside=allow_outside), False
     return meta, True
 

@@ -36,7 +36,7 @@ def test(
     from anomalyclip.evaluation.run import evaluate, run_folder
 
     if settings.maps is not None:
-        options.refuse(context, options.ALL, "makes no sense with --from-maps: the maps are there already")
+        options.refuse(context, options.ALL, "makes no sense with --from-maps: the maps already exist")
     run = run_folder(output, resume=resume)
     with stoppable(lambda: f"stopped; the same command with --output {run.output} --resume continues"):
         evaluation = evaluate(

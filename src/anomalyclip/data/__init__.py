@@ -1,1 +1,1 @@
-"""Data sets: the catalogue, folder layouts, meta.json, samples as tensors, generated images."""
+"""Data sets: the catalogue, folder layouts, meta.json, generated images."""

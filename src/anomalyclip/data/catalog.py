@@ -1,6 +1,6 @@
-"""The data sets that are known by name: their classes, counts, metrics, layouts, homes and published figures.
+"""The data sets that are known by name: classes, counts, metrics, layouts, home pages and published figures.
 
-The table itself is ``catalog.yaml``, beside this file; a new set is a new entry there.
+The table itself is ``catalog.yaml``, next to this file; a new data set is a new entry there.
 """
 
 import difflib
@@ -15,18 +15,18 @@ from anomalyclip.errors import AnomalyCLIPError
 
 @dataclass(frozen=True)
 class KnownLayout:
-    """One of the shapes that a data set is found in.
+    """One of the folder layouts that a data set is distributed in.
 
     Parameters
     ----------
     shape : str
-        Name of the shape, a key of `anomalyclip.data.layouts.SHAPES`.
+        Name of the layout's shape, a key of `anomalyclip.data.layouts.SHAPES`.
     tree : str
-        The shape as a reader sees it, one pattern a line.
+        A description of the layout for people, one pattern per line.
     parameters : mapping
         Fields of the shape's class that differ from their defaults.
     same_counts : bool
-        Whether this copy holds the images that `DataSet.counts` counts.
+        Whether this copy has the numbers of images in `DataSet.counts`.
     """
 
     shape: str
@@ -37,34 +37,34 @@ class KnownLayout:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of one data set.
+    """An entry of the catalogue.
 
     Parameters
     ----------
     key, name, domain : str
         Name on the command line, name in the literature, "industrial" or "medical".
     classes : tuple of str
-        The things that it shows.
+        The objects and textures in the data set.
     counts : tuple of int
-        Normal and anomalous images of the test split that the paper used.
+        Normal and anomalous images in the test split that the paper used.
     counts_verified : bool
-        False where nobody has counted the files yet.
+        False if these numbers have not been checked against the files yet.
     metrics : tuple of str
-        What the paper reports: "image", "pixel" or both.
+        The levels that the paper reports: "image", "pixel" or both.
     home : str
-        Where it is published.
+        URL where it is published.
     license : str or None
-        None where it is not known here.
+        None if it is not known here.
     aliases : tuple of str
-        Names of the folders that it comes in.
+        Folder names that the data set is distributed with.
     layouts : tuple of KnownLayout
-        The paper's own first.
+        Known layouts, the paper's first.
     paper : mapping
         ``paper[level][method]``, percent; level "image" gives (AUROC, AP), level "pixel" (AUROC, AUPRO by the published
-        protocol); None where the paper has no figure. Source: AnomalyCLIP (ICLR 2024), tables 1 and 2.
+        protocol); None if the paper has no figure. Source: AnomalyCLIP (ICLR 2024), tables 1 and 2.
     log : mapping
         ``log[class]``, percent: (pixel AUROC, pixel AUPRO, image AUROC, image AP) of the authors' own run; "mean" is
-        over the classes. Empty where the authors published none.
+        the mean over the classes. Empty if the authors published no log.
     """
 
     key: str
@@ -82,9 +82,9 @@ class DataSet:
     log: Mapping[str, tuple[float, float, float, float]]
 
     def class_differences(self, found: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return the classes that are missing among those found, and those found that the data set has not.
+        """Return the classes that were not found, and the names that were found but are not classes of the data set.
 
-        Folders are written with underscores and with spaces ("electrical_commutators"); that is no difference.
+        Underscores and spaces in names ("electrical_commutators") are treated as equal.
         """
         there = {name.replace("_", " "): name for name in found}
         known = {name.replace("_", " "): name for name in self.classes}
@@ -138,12 +138,12 @@ def _layout(
 
 
 def known(key: str) -> DataSet:
-    """Return the data set of that key.
+    """Return the data set with this key.
 
     Raises
     ------
     AnomalyCLIPError
-        There is none; the message names the nearest keys.
+        The key is unknown; the message suggests similar keys.
 
     Examples
     --------
@@ -155,4 +155,4 @@ def known(key: str) -> DataSet:
         return table[key]
     near = difflib.get_close_matches(key.lower(), table, n=3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(near)}?" if near else "."
-    raise AnomalyCLIPError(f"{key!r} is no known data set{meant} Known are: {', '.join(table)}")
+    raise AnomalyCLIPError(f"unknown data set {key!r}{meant} Known data sets: {', '.join(table)}")

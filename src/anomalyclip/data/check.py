@@ -1,4 +1,4 @@
-"""What is wrong with a data set, found before hours are spent on it."""
+"""Checks a data set for problems before hours of computation are spent on it."""
 
 import hashlib
 from collections import defaultdict
@@ -13,9 +13,9 @@ from anomalyclip.readers import size_of
 
 
 def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Finding]:
-    """Return all findings about a data set: those of its listing, and what its files show.
+    """Return all findings about a data set: from listing it and from reading its files.
 
-    The headers of all images are read, masks of anomalous images are decoded, and images with files of equal size are
+    The headers of all images are read, masks of anomalous images are decoded, and image files of equal size are
     compared by their content (BLAKE2).
 
     Parameters
@@ -23,12 +23,12 @@ def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Fin
     meta : Meta
         The data set.
     progress : callable, optional
-        Called once for every sample.
+        Called once per sample.
 
     Returns
     -------
     list of Finding
-        In the order: the listing's, each sample's, duplicates, counts. Those with `note` set are no faults.
+        In this order: listing, each sample, duplicates, counts. Findings with `note` set are not problems.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Fin
     ...     sample = Sample("0.png", "0_mask.png", "nut", "bent", True)
     ...     for finding in check(Meta(Path(root), {"test": (sample,)})):
     ...         print(finding.kind, finding.path, "-", finding.detail)
-    sizes differ 0.png - is 8x6 pixels, its mask 0_mask.png is 8x8
+    sizes differ 0.png - is 8x6 pixels, but its mask 0_mask.png is 8x8
     empty mask 0_mask.png - no pixel above zero, but 0.png is anomalous
     """
     findings = list(meta.findings)
@@ -73,7 +73,7 @@ def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
         return
     height, width = mask.shape
     if size and size != (width, height):
-        detail = f"is {size[0]}x{size[1]} pixels, its mask {sample.mask} is {width}x{height}"
+        detail = f"is {size[0]}x{size[1]} pixels, but its mask {sample.mask} is {width}x{height}"
         yield Finding("sizes differ", sample.image, detail)
     if not mask.any():
         yield Finding("empty mask", sample.mask, f"no pixel above zero, but {sample.image} is anomalous")
@@ -121,21 +121,23 @@ def _check_counts(meta: Meta) -> Iterator[Finding]:
     dataset = catalog()[meta.dataset]
     said = f"{found[0]} normal and {found[1]} anomalous test images"
     if meta.counts is None:
-        yield Finding("counts", "", f"{said}; this copy holds others than the paper's selection", note=True)
+        yield Finding("counts", "", f"{said}; this copy is not the paper's selection of images", note=True)
     elif found != meta.counts:
         detail = f"{said}, but {dataset.name} has {meta.counts[0]} and {meta.counts[1]}"
         if not dataset.counts_verified:
-            detail += " (which nobody has verified)"
+            detail += " (not verified)"
         yield Finding("counts", "", detail, note=not dataset.counts_verified)
 
 
 def _check_classes(meta: Meta, dataset: DataSet) -> Iterator[Finding]:
     missing, unknown = dataset.class_differences(meta.phase("test").classes)
     for name in missing:
-        yield Finding("missing class", name, f"{dataset.name} has it, but there are no test images of it")
+        yield Finding(
+            "missing class", name, f"{dataset.name} has this class, but there are no test images of it"
+        )
     for name in unknown:
         yield Finding("unknown class", name, f"{dataset.name} has no such class")
     if "pixel" in dataset.metrics and not any(sample.mask for sample in meta):
         yield Finding(
-            "missing mask", "", f"not one mask, but {dataset.name} has them: no pixel-level metrics"
+            "missing mask", "", f"no masks at all, but {dataset.name} has masks: no pixel-level metrics"
         )

@@ -1,4 +1,4 @@
-"""Samples from folders of one's own, named as in anomalib's ``Folder``."""
+"""Samples from folders that the user names, with the names of anomalib's ``Folder``."""
 
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -12,21 +12,21 @@ from anomalyclip.errors import AnomalyCLIPError
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of one's own, with the names of anomalib's ``Folder``; all folders are searched with what is below them.
+    """A data set with its own layout, described as in anomalib's ``Folder``. All folders are searched recursively.
 
     Parameters
     ----------
     normal_dir : tuple of str
-        Folders of normal images, relative to the root: training images if `normal_test_dir` is given, else test images,
-        since nothing here is trained on normal images alone.
+        Folders of normal images, relative to the root: training images if `normal_test_dir` is given, otherwise test
+        images, because nothing here is trained on normal images alone.
     abnormal_dir : tuple of str
-        Folders of anomalous images, of the test phase. The folder that holds an image names its kind of defect.
+        Folders of anomalous images, for the test phase. An image's kind of defect is the name of its folder.
     normal_test_dir : tuple of str
         Folders of normal test images.
     mask_dir : tuple of str
-        Folders of masks, in the same subfolders as the images or in none. May be the images' own.
+        Folders of masks, with the same subfolders as the images or without subfolders. May be the image folders.
     image_suffix : tuple of str
-        File name endings of the images, such as ".png"; none means all known.
+        File extensions of the images, such as ".png"; if empty, all known extensions.
     """
 
     normal_dir: tuple[str, ...] = ()
@@ -71,11 +71,11 @@ class Folder:
         ):
             for folder in folders:
                 if tops.setdefault(_existing_folder(tree, folder), (phase, anomaly)) != (phase, anomaly):
-                    raise AnomalyCLIPError(f"{folder}: named twice, as folders of different kinds of images")
+                    raise AnomalyCLIPError(f"{folder}: named twice, for different kinds of images")
         return tops
 
     def _is_image(self, name: str, beside_masks: bool) -> bool:
-        """Return whether a file is an image, in a folder that also holds masks or not."""
+        """Return whether a file is an image and not a mask; `beside_masks`: its folder holds masks too."""
         endings = tuple(f".{suffix.lower().lstrip('.')}" for suffix in self.image_suffix)
         return not (beside_masks and is_mask_name(name)) and (not endings or name.lower().endswith(endings))
 
@@ -88,7 +88,7 @@ def _existing_folder(tree: Tree, folder: str) -> str:
 
 
 def _own_folders(tree: Tree, top: str, tops: Iterable[str]) -> list[str]:
-    """Return the folders from `top` down, less those that another named folder below it claims."""
+    """Return `top` and all folders below it, without those that belong to another named folder."""
     others = [other for other in tops if _is_below(other, top)]
     return [
         folder
@@ -102,10 +102,10 @@ def _is_below(folder: str, top: str) -> bool:
 
 
 def _mask_of(listing: Listing, image: str, top: str, mask_tops: Sequence[str]) -> str | None:
-    """Return an image's mask from folders that may mirror the images' or not; None where several would do.
+    """Return an image's mask, from mask folders with or without the images' subfolders; None if several fit.
 
-    The nearest relation decides: a mask folder that names the images' folder, then one with the same subfolders, then
-    the mask folders themselves.
+    The closest match wins: first mask folders with the name of the image folder, then mask folders with the same
+    subfolders, then the mask folders themselves.
     """
     name, below = posixpath.basename(top), posixpath.dirname(image)[len(top) :].strip("/")
     for folders in (
@@ -120,7 +120,7 @@ def _mask_of(listing: Listing, image: str, top: str, mask_tops: Sequence[str]) -
             return found.pop()
         if found:
             listing.report(
-                "ambiguous mask", image, f"several masks would do ({', '.join(sorted(found))}), none is used"
+                "ambiguous mask", image, f"several masks fit ({', '.join(sorted(found))}), so none is used"
             )
             return None
     return None

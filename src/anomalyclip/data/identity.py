@@ -1,4 +1,4 @@
-"""What a data set is recognised by, so that prompts are not evaluated unnoticed on what they were trained on."""
+"""Recognises a data set, so that evaluating prompts on their own training data does not go unnoticed."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ def content_digest(path: Path) -> str:
     Raises
     ------
     InputError
-        It cannot be read, or is no regular file.
+        It cannot be read, or is not a regular file.
     """
     try:
         require_regular(path)
@@ -29,7 +29,7 @@ def content_digest(path: Path) -> str:
 
 
 def content_fingerprint(digests: Iterable[str]) -> str:
-    """Return what a set of images is recognised by, whatever their names, folders and order: 64 hex digits.
+    """Return a fingerprint of a set of images that ignores their names, folders and order: 64 hex digits.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def content_fingerprint(digests: Iterable[str]) -> str:
 def same_data(
     info: Mapping[str, str], *, name: str | None, digests: Iterable[str] | None = None
 ) -> str | None:
-    """Say so if prompts are about to be evaluated on what they were trained on.
+    """Return a warning if prompts would be evaluated on the data that they were trained on.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def same_data(
     Returns
     -------
     str or None
-        A warning, or None where nothing is suspicious.
+        A warning, or None if there is no sign of it.
 
     Examples
     --------
     >>> same_data({"trained_on": "mvtec"}, name="mvtec")
-    'the prompts were trained on mvtec, the very data of this evaluation: its figures are not zero-shot'
+    'the prompts were trained on mvtec, the same data as in this evaluation: its figures are not zero-shot'
     >>> same_data({"trained_on": "mvtec"}, name="visa")
     """
     trained_on = info.get(TRAINED_ON)
@@ -72,6 +72,6 @@ def same_data(
         return None
     here = "" if name in (None, trained_on) else f" (here {name})"
     return (
-        f"the prompts were trained on {trained_on}, the very data of this evaluation{here}: "
+        f"the prompts were trained on {trained_on}, the same data as in this evaluation{here}: "
         "its figures are not zero-shot"
     )

@@ -1,4 +1,4 @@
-"""The shapes of folders that data sets come in: few serve all, each of them turns a folder into samples."""
+"""The folder layouts of the known data sets: a few shapes, each of which turns a folder into samples."""
 
 import csv
 import io
@@ -16,30 +16,30 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 
 
 class Shape(Protocol):
-    """A shape that a data set's folder can have."""
+    """A layout that a data set's folder can have."""
 
     title: ClassVar[str]
     pattern: ClassVar[str]
 
     def classes(self, tree: Tree, base: str) -> tuple[str, ...] | None:
-        """Return the classes that the folder `base` names; () if it names none; None if it has another shape."""
+        """Return the classes in the folder `base`; () if this shape has no class names; None if it does not match."""
         ...
 
     def samples(self, tree: Tree, base: str, class_name: str) -> Listing:
-        """List the samples below `base`; `class_name` is for shapes that name no class."""
+        """List the samples below `base`; `class_name` is used by shapes without class names."""
         ...
 
 
 @dataclass(frozen=True)
 class MVTecShape:
-    """``<class>/{train,test}/<good or defect>/*`` with ``<class>/ground_truth/<defect>/*``, or one such class alone.
+    """``<class>/{train,test}/<good or defect>/*`` with ``<class>/ground_truth/<defect>/*``, or just one such class.
 
     Parameters
     ----------
     normal : str or None
         Name of the folders of normal images; None if there are none.
     masks : str
-        Name of the folder of masks in a class: with a folder for each defect, or all masks in one.
+        Name of the mask folder of a class, with one subfolder per defect, or with all masks directly in it.
     """
 
     title: ClassVar[str] = "MVTec-like"
@@ -56,7 +56,7 @@ class MVTecShape:
 
     @staticmethod
     def _classes(tree: Tree, base: str) -> dict[str, str]:
-        """Return the folders of the classes by name; where there are none, `base` itself may be one."""
+        """Return the class folders by name; if there are none, `base` itself may be a class."""
 
         def is_class(path: str) -> bool:
             return any(tree.folders(join(path, phase)) for phase in ("train", "test"))
@@ -81,7 +81,7 @@ class MVTecShape:
                     folder = join(join(path, phase), defect)
                     listing.add_folder(phase, folder, name, defect, anomaly=anomaly, masks=masks)
             for folder in tree.walk(join(path, self.masks)):
-                listing.masks(folder)  # so that masks of defects that have no folder are reported as well
+                listing.masks(folder)  # so that masks of defects without an image folder are reported too
         return listing.finish()
 
     def _mask_folder(self, tree: Tree, path: str, defect: str) -> str:
@@ -124,7 +124,7 @@ class CSVSplitShape:
             mask = tree.relative(join(base, row["mask"])) if row["mask"] else None
             if not tree.has_file(image):
                 listing.report(
-                    "missing image", image, f"row {number} of {file} lists it, but it is not there: left out"
+                    "missing image", image, f"listed in row {number} of {file}, but does not exist: skipped"
                 )
                 continue
             if mask and not tree.has_file(mask):
@@ -150,7 +150,7 @@ class ImageMaskShape:
     pattern: ClassVar[str] = "images/*, masks/*"
     images: str = "images"
     masks: str = "masks"
-    # Only a name: two data sets that differ in nothing else have the same shape.
+    # Not compared: two data sets that differ only in this name have the same shape.
     defect: str = field(default="", compare=False)
 
     def classes(self, tree: Tree, base: str) -> tuple[str, ...] | None:
@@ -170,12 +170,12 @@ class ImageMaskShape:
 
 @dataclass(frozen=True)
 class LabelFoldersShape:
-    """A folder of normal images and a folder of anomalous ones, without masks; other folders are ignored.
+    """A folder of normal images and a folder of anomalous images, without masks; other folders are ignored.
 
     Parameters
     ----------
     normal, abnormal : str
-        The folders; the first part of each names the kind of defect.
+        The folders; the first part of each path is the kind of defect.
     """
 
     title: ClassVar[str] = "folders named by their label, without masks"
@@ -199,8 +199,8 @@ class LabelFoldersShape:
 class DAGMShape:
     """``<class>/{Train,Test}/*`` with ``<class>/{Train,Test}/Label/*_label.*``; an image without a label is normal.
 
-    A ``Labels.txt`` in the label folder names the label files that there should be; without it a lost label file cannot
-    be told from a normal image, and every image without one is noted.
+    A ``Labels.txt`` in the label folder lists the expected label files. Without it, an image whose label file was lost
+    looks like a normal image, so every image without a label file is noted.
     """
 
     title: ClassVar[str] = "image + Label folder"
@@ -234,21 +234,21 @@ class DAGMShape:
 
     @staticmethod
     def _labelled(tree: Tree, folder: str) -> set[str] | None:
-        """Return the stems of the images that have a label file by ``Labels.txt``; None if there is no such table."""
+        """Return the stems of the images that have a label file according to ``Labels.txt``; None without that file."""
         file = f"{folder}/Label/Labels.txt"
         return set(re.findall(r"(\w+)_label\.\w+", tree.read_text(file))) if tree.has_file(file) else None
 
 
 @dataclass(frozen=True)
 class LabelsCSVShape:
-    """Images in a flat folder and a table of their labels, with the columns id and, say, hemorrhage (0 or 1).
+    """Images in a flat folder and a table of their labels, with the columns id and, for example, hemorrhage (0 or 1).
 
     Parameters
     ----------
     file : str
         The table.
     label : str
-        Its column of labels; it also names the kind of defect.
+        The column with the labels; its name is also the kind of defect.
     """
 
     title: ClassVar[str] = "flat folder + table of labels"
@@ -275,7 +275,7 @@ class LabelsCSVShape:
         for image in (join(folder, name) for folder in tree.walk(base) for name in tree.images(folder)):
             number_or_name = _number(stem(image))
             if number_or_name not in labels:
-                listing.report("unlabelled image", image, f"{file} has no row for it: left out")
+                listing.report("unlabelled image", image, f"{file} has no row for it: skipped")
                 continue
             missing.pop(number_or_name, None)
             anomaly = labels[number_or_name]
@@ -283,22 +283,22 @@ class LabelsCSVShape:
             listing.add("test", Sample(image, None, class_name, defect, anomaly))
         for name in missing:
             listing.report(
-                "missing image", name, f"{file} lists it, but there is no image of that name: left out"
+                "missing image", name, f"listed in {file}, but there is no image with this name: skipped"
             )
         return listing
 
 
 @dataclass(frozen=True)
 class BesideShape:
-    """Masks beside their images, ``kos01/Part0.jpg`` and ``kos01/Part0_label.bmp``; an all-black mask means normal.
+    """Masks next to their images, ``kos01/Part0.jpg`` and ``kos01/Part0_label.bmp``; an all-black mask means normal.
 
     Parameters
     ----------
     folders : str
-        Pattern of the folders' names.
+        Pattern for the folder names.
     """
 
-    title: ClassVar[str] = "masks beside the images"
+    title: ClassVar[str] = "masks next to the images"
     pattern: ClassVar[str] = "kos01/Part0.jpg, kos01/Part0_label.bmp"
     folders: str
 
@@ -320,18 +320,18 @@ class BesideShape:
                 mask = masks.of(image)
                 if mask is None:
                     listing.report(
-                        "unlabelled image", image, "no mask beside it, so its label is unknown: left out"
+                        "unlabelled image", image, "no mask next to it, so its label is unknown: skipped"
                     )
                     continue
                 try:
                     anomaly = _has_defect(tree, mask)
                 except InputError as error:
-                    listing.report("unreadable", mask, f"{error}; the label of {image} is unknown: left out")
+                    listing.report("unreadable", mask, f"{error}; the label of {image} is unknown: skipped")
                     continue
                 defect = "defect" if anomaly else "good"
                 listing.add("test", Sample(image, mask if anomaly else None, class_name, defect, anomaly))
             for path in masks.unused:
-                listing.report("mask without image", path, "no image beside it has this name")
+                listing.report("mask without image", path, "no image next to it has this name")
         return listing
 
 
@@ -342,14 +342,15 @@ def _has_defect(tree: Tree, mask: str) -> bool:
 
 
 def _number(text: str) -> str:
-    """Return a number without leading zeros, so that 7 and 007 are one name; other names as they are."""
+    """Return a number without leading zeros, so that 7 and 007 are equal; other names are returned unchanged."""
     return str(int(text)) if text.isdecimal() else text
 
 
 def _rows(tree: Tree, path: str, columns: Sequence[str]) -> list[dict[str, str]] | None:
     """Return a table's rows; None if there is no such file or it lacks one of the columns.
 
-    Names of columns count in any case; spaces around values and semicolons or tabs for commas are accepted.
+    Column names may be in upper or lower case. Spaces around values are ignored, and semicolons or tabs may replace
+    commas.
     """
     if not tree.has_file(path):
         return None
@@ -361,7 +362,7 @@ def _rows(tree: Tree, path: str, columns: Sequence[str]) -> list[dict[str, str]]
     if not set(columns) <= set(names):
         return None
     rows = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
-    # Spreadsheets leave empty cells at a row's end away.
+    # Spreadsheets omit empty cells at the end of a row.
     return [dict(zip(names, row + [""] * len(names), strict=False)) for row in rows]
 
 
@@ -374,4 +375,4 @@ SHAPES: dict[str, type[Shape]] = {
     "labels_csv": LabelsCSVShape,
     "beside": BesideShape,
 }
-"""The shapes by the names that ``catalog.yaml`` uses."""
+"""The shapes by their names in ``catalog.yaml``."""

@@ -1,4 +1,4 @@
-"""A folder to samples: by its ``meta.json``, by a data set's key, by its recognised shape, or by named folders."""
+"""A folder to samples: from its ``meta.json``, a data set's key, its recognised layout, or folders that are named."""
 
 import os
 from collections.abc import Iterator
@@ -15,24 +15,24 @@ from anomalyclip.errors import AnomalyCLIPError
 
 @dataclass(frozen=True)
 class Match:
-    """A shape that a folder has.
+    """A layout that a folder matches.
 
     Parameters
     ----------
     shape : Shape
-        The shape.
+        The shape of the layout.
     base : str
-        Folder below the root where it begins.
+        Folder below the root where the layout starts.
     classes : tuple of str
-        The classes that it names; empty if it names none.
+        The class names in the folder; empty if the shape has no class folders.
     dataset : DataSet
-        A data set that is known in this shape.
+        A data set that is known to have this layout.
     layout : KnownLayout
-        Its entry in the catalogue.
+        The layout's entry in the catalogue.
     why : str
-        What was found, for people.
+        A description of the match, for people.
     certain : bool
-        Whether it is that data set, not only of that shape.
+        Whether the folder is this data set, and not only laid out like it.
     """
 
     shape: Shape
@@ -51,7 +51,7 @@ def load_samples(
     *,
     allow_outside: bool = False,
 ) -> SampleList:
-    """Return the samples of a data set: from its ``meta.json`` if there is one, else from its recognised layout.
+    """Return the samples of a data set: from its ``meta.json`` if it has one, otherwise from its recognised layout.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def load_samples(
     Raises
     ------
     AnomalyCLIPError
-        No known layout, a malformed ``meta.json``, or no samples in that phase.
+        The layout is unknown, ``meta.json`` is malformed, or the phase has no samples.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def load_samples(
     samples = meta.phase(phase)
     if not samples:
         there = ", ".join(f"{name} ({len(listed)})" for name, listed in meta.phases.items())
-        raise AnomalyCLIPError(f"{root}: no {phase} samples; by {meta.source} there are: {there or 'none'}")
+        raise AnomalyCLIPError(f"{root}: no {phase} samples; found with {meta.source}: {there or 'none'}")
     if dataset is None:
         return samples
     return SampleList(samples.root, samples.samples, known(dataset).key, samples.source, samples.findings)
@@ -107,7 +107,7 @@ def list_samples(
     folder: Folder | None = None,
     allow_outside: bool = False,
 ) -> Meta:
-    """List a data set's samples from its files, whether there is a ``meta.json`` or not.
+    """List a data set's samples from its files; an existing ``meta.json`` is ignored.
 
     Parameters
     ----------
@@ -116,27 +116,27 @@ def list_samples(
     dataset : str, optional
         Key in the catalogue; None recognises the layout.
     folder : Folder, optional
-        Folders of one's own, instead of a known layout.
+        Folders that the user named, instead of a known layout.
     allow_outside : bool
         Follow links and paths that leave the root.
 
     Returns
     -------
     Meta
-        Samples of all phases, and what was noticed.
+        Samples of all phases, and the findings.
 
     Raises
     ------
     LayoutError
         The layout is unknown or ambiguous.
     AnomalyCLIPError
-        There is not one image in it.
+        There are no images in it.
     """
     tree = Tree(root, allow_outside=allow_outside)
     name = tree.root.resolve().name
     known_set = counts = None
     if folder is not None:
-        listing, source = folder.samples(tree, name), "the folders named"
+        listing, source = folder.samples(tree, name), "the named folders"
     else:
         match = find(tree, known(dataset)) if dataset else recognise(tree)
         if match.certain:
@@ -156,12 +156,12 @@ def list_samples(
 
 
 def find(tree: Tree, dataset: DataSet) -> Match:
-    """Return where and in which of its shapes a data set is.
+    """Return which of its layouts a data set has, and where it starts.
 
     Raises
     ------
     AnomalyCLIPError
-        It is in none of them; the message shows those that were expected.
+        It has none of them; the message shows the expected layouts.
     """
     for base in _bases(tree):
         for layout in dataset.layouts:
@@ -171,22 +171,22 @@ def find(tree: Tree, dataset: DataSet) -> Match:
                 return Match(shape, base, classes, dataset, layout, _why(shape, base, dataset.name))
     expected = "\nor\n".join(_indent(layout.tree) for layout in dataset.layouts)
     raise AnomalyCLIPError(
-        f"{tree.root}: not laid out as {dataset.name}. Expected\n{expected}\nbut found {_contents(tree)}. "
-        f"Name the folder that holds what is expected, or {_CUSTOM}"
+        f"{tree.root}: does not have the layout of {dataset.name}. Expected\n{expected}\nbut found {_contents(tree)}. "
+        f"Give the folder with the expected layout, or {_CUSTOM}"
     )
 
 
 class LayoutError(AnomalyCLIPError):
-    """A folder has no known layout, or several."""
+    """A folder matches no known layout, or several."""
 
 
 def recognise(tree: Tree) -> Match:
-    """Return the shape of a folder, and the data set if shape, classes and folder names leave only one.
+    """Return the layout of a folder, and the data set if layout, classes and folder names leave only one.
 
     Raises
     ------
     LayoutError
-        No known shape fits, or several do.
+        No known layout matches, or several do.
     """
     for base in _bases(tree):
         matches = _matches(tree, base)
@@ -194,13 +194,13 @@ def recognise(tree: Tree) -> Match:
             return _choose(tree, base, matches)
     shapes = "\n".join(f"  {shape.title}: {shape.pattern}" for shape in SHAPES.values())
     raise LayoutError(
-        f"{tree.root}: no known layout; found {_contents(tree)}. Known are\n{shapes}\n"
-        f"Name the folder that holds one of these, or {_CUSTOM}"
+        f"{tree.root}: unknown layout; found {_contents(tree)}. Known layouts are\n{shapes}\n"
+        f"Give the folder with one of these layouts, or {_CUSTOM}"
     )
 
 
 def _matches(tree: Tree, base: str) -> list[Match]:
-    """Return all layouts in the catalogue that a folder has the shape of."""
+    """Return all layouts in the catalogue that a folder matches."""
     classes: dict[Shape, tuple[str, ...] | None] = {}
     matches = []
     for dataset in catalog().values():
@@ -215,8 +215,8 @@ def _matches(tree: Tree, base: str) -> list[Match]:
 
 
 def _choose(tree: Tree, base: str, matches: list[Match]) -> Match:
-    # What speaks for a data set: folders that are called as it is, else its classes' names. A shape that names no
-    # classes fits any set of that shape.
+    # A data set is recognised by folders that have its name, otherwise by its class names. A layout without class
+    # names fits every data set with that layout.
     around = _plain(tree.root.resolve().name, *base.split("/"), *tree.folders(base))
     fits = [match for match in matches if _plain(*match.classes) <= _plain(*match.dataset.classes)]
     called = [match for match in fits if around & _names(match.dataset)]
@@ -226,7 +226,7 @@ def _choose(tree: Tree, base: str, matches: list[Match]) -> Match:
         several = "\n".join(f"  {shape.title}: {shape.pattern}" for shape in shapes)
         raise LayoutError(
             f"{tree.root}: the layout is ambiguous; it could be\n{several}\n"
-            f"Say which data set it is with --dataset (see: anomalyclip datasets), or {_CUSTOM}"
+            f"Name the data set with --dataset (see: anomalyclip datasets), or {_CUSTOM}"
         )
     likely = [match for match in candidates if match in fits]
     if len(likely) == 1:
@@ -234,7 +234,7 @@ def _choose(tree: Tree, base: str, matches: list[Match]) -> Match:
     why = _why(candidates[0].shape, base, "a data set that is not in the catalogue")
     if likely:
         names = ", ".join(match.dataset.name for match in likely)
-        why += f"; {names} look like this too: --dataset says which it is"
+        why += f"; it could also be {names}: name the data set with --dataset"
     return replace(candidates[0], why=why, certain=False)
 
 
@@ -247,7 +247,7 @@ def _why(shape: Shape, base: str, name: str) -> str:
 
 
 def _plain(*names: str) -> set[str]:
-    """Return names without capitals and punctuation: "electrical_commutators" is "electrical commutators"."""
+    """Return names in lower case and without punctuation: "electrical_commutators" is "electrical commutators"."""
     return {"".join(filter(str.isalnum, name.lower())) for name in names} - {""}
 
 
@@ -256,7 +256,7 @@ def _shape(layout: KnownLayout) -> Shape:
 
 
 def _bases(tree: Tree) -> Iterator[str]:
-    """Give the root, and the folders that do nothing but wrap a data set, as archives have them."""
+    """Yield the root, and folders that only wrap the data set, as in many archives."""
     base = ""
     for _ in range(_WRAPPERS + 1):
         yield base
@@ -277,6 +277,6 @@ def _indent(text: str) -> str:
 
 
 _WRAPPERS = 2
-"""How many folders may be wrapped around a data set."""
+"""Maximum number of folders that wrap a data set."""
 
-_CUSTOM = "describe one of your own with --normal-dir, --abnormal-dir and --mask-dir (see: anomalyclip prepare --help)"
+_CUSTOM = "describe your own layout with --normal-dir, --abnormal-dir and --mask-dir (see: anomalyclip prepare --help)"

@@ -17,20 +17,20 @@ FILE_NAME = "meta.json"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and what is known of it.
+    """One image and its ground truth.
 
     Parameters
     ----------
     image : str
         Path relative to the data set's root, with forward slashes.
     mask : str or None
-        Path of its defect mask, likewise; None if it has none.
+        Path of its defect mask, in the same form; None if it has no mask.
     class_name : str
-        The thing that it shows.
+        The object or texture that it shows.
     defect : str
         Name of the kind of defect, or of the normal folder; may be empty.
     anomaly : bool
-        Whether anything is wrong with the thing.
+        Whether the image is anomalous.
     """
 
     image: str
@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def has_mask(self) -> bool:
-        """Whether every pixel's truth is known: a normal image needs no file for that, an anomalous one does."""
+        """Whether the truth of every pixel is known: anomalous images need a mask for that, normal images do not."""
         return self.mask is not None or not self.anomaly
 
 
@@ -52,13 +52,13 @@ class Finding:
     Parameters
     ----------
     kind : str
-        A few words that findings of one kind share, such as "missing mask".
+        A short name for findings of this kind, such as "missing mask".
     path : str
-        The file, relative to the root; empty if it concerns the whole.
+        The file, relative to the root; empty if the finding concerns the whole data set.
     detail : str
-        What is wrong, and what follows from it.
+        The problem and its consequence.
     note : bool
-        True if nothing is wrong.
+        True if it is only a remark, not a problem.
     """
 
     kind: str
@@ -67,25 +67,25 @@ class Finding:
     note: bool = False
 
 
-MISSING_MASK = "anomalous, but has no mask: kept for image-level metrics, left out of pixel-level ones"
+MISSING_MASK = "anomalous, but has no mask: used for image-level metrics, not for pixel-level metrics"
 
 
 @dataclass(frozen=True)
 class SampleList(Sequence[Sample]):
-    """The samples of one phase, with the folder that their paths are relative to.
+    """The samples of one phase, and the folder that their paths are relative to.
 
     Parameters
     ----------
     root : Path
         The data set's folder.
     samples : tuple of Sample
-        In the order of the listing: by class, then by folder, then by name.
+        Sorted by class, then by folder, then by name.
     dataset : str or None
         Key in the catalogue, if known.
     source : str
-        Where the list came from: a ``meta.json``, or the layout that was recognised.
+        Where the list comes from: a ``meta.json``, or the recognised layout.
     findings : tuple of Finding
-        What was noticed while listing (all phases).
+        Problems and remarks from listing the data set (all phases).
     """
 
     root: Path
@@ -106,7 +106,7 @@ class SampleList(Sequence[Sample]):
 
     @property
     def name(self) -> str:
-        """What the data set is called: its key in the catalogue, or the name of its folder, whatever link led there."""
+        """The data set's name: its key in the catalogue, or the name of its folder after resolving links."""
         return self.dataset or Path(os.path.realpath(self.root)).name
 
     @property
@@ -128,7 +128,7 @@ class Meta:
     dataset, source, findings
         As in `SampleList`.
     counts : tuple of int, optional
-        Normal and anomalous test images that there should be.
+        Expected numbers of normal and anomalous test images.
     """
 
     root: Path
@@ -139,7 +139,7 @@ class Meta:
     counts: tuple[int, int] | None = None
 
     def phase(self, name: str) -> SampleList:
-        """Return the samples of a phase, however its name is capitalised; an empty list if there is no such phase."""
+        """Return the samples of a phase, or an empty list if there is no such phase; upper and lower case are equal."""
         for phase, samples in self.phases.items():
             if phase.lower() == name.lower():
                 return SampleList(self.root, samples, self.dataset, self.source, self.findings)
@@ -151,7 +151,7 @@ class Meta:
 
 
 def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path:
-    """Write ``meta.json`` in the published format, whole or not at all.
+    """Write ``meta.json`` in the published format; the file is written completely or not at all.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path:
             json.dump(table, file, indent=1)
     except OSError as error:
         raise AnomalyCLIPError(
-            f"{target}: cannot be written: {error.strerror}; name another file with --output"
+            f"{target}: cannot be written: {error.strerror}; choose another file with --output"
         ) from None
     return target
 
@@ -212,29 +212,29 @@ def read_meta(
     root: str | os.PathLike[str] | None = None,
     allow_outside: bool = False,
 ) -> Meta:
-    """Read a ``meta.json``, this project's or one of the published scripts'.
+    """Read a ``meta.json`` that was written by this project or by one of the published scripts.
 
-    Absolute paths below the root become relative. Entries whose image is not there are left out, masks that are not
-    there are dropped; both are among the findings.
+    Absolute paths below the root become relative. Entries whose image does not exist are skipped, and masks that do not
+    exist are ignored; both are reported as findings.
 
     Parameters
     ----------
     path : path-like
         The file, or the folder that holds it.
     root : path-like, optional
-        What its paths are relative to; by default the file's folder.
+        The folder that its paths are relative to; by default the file's folder.
     allow_outside : bool
         Accept paths and links that leave the root.
 
     Returns
     -------
     Meta
-        Its samples; classes and entries keep the file's order.
+        Its samples; classes and entries are in the file's order.
 
     Raises
     ------
     AnomalyCLIPError
-        There is no such file, it is no JSON, an entry is malformed or leaves the root (the message names entry and
+        The file does not exist or is not JSON, an entry is malformed or leaves the root (the message names entry and
         field), or none of its images exist.
     """
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
@@ -242,7 +242,7 @@ def read_meta(
     try:
         table = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise AnomalyCLIPError(f"{file}: no such file; make it with: anomalyclip prepare ROOT") from None
+        raise AnomalyCLIPError(f"{file}: no such file; create it with: anomalyclip prepare ROOT") from None
     except (OSError, ValueError) as error:
         raise AnomalyCLIPError(f"{file}: cannot be read as JSON: {error}") from None
     phases = {}
@@ -256,7 +256,9 @@ def read_meta(
         )
     total = sum(map(len, phases.values()))
     if findings and not total:
-        raise AnomalyCLIPError(f"{file}: none of its images are in {tree.root}, such as {findings[0].path}")
+        raise AnomalyCLIPError(
+            f"{file}: none of its images are in {tree.root}, for example {findings[0].path}"
+        )
     if any(sample.mask for samples in phases.values() for sample in samples):
         known = {finding.path for finding in findings}
         findings += [
@@ -280,7 +282,7 @@ def _list(value: Any, where: str) -> list[Any]:
     return value
 
 
-_FORM = 'the form is {"test": {"<class>": [{"img_path": ..., "mask_path": ..., "cls_name": ..., ...}]}}'
+_FORM = 'the format is {"test": {"<class>": [{"img_path": ..., "mask_path": ..., "cls_name": ..., ...}]}}'
 
 
 def _describe(value: Any) -> str:
@@ -316,12 +318,14 @@ def _to_sample(entry: Any, tree: Tree, where: str) -> Sample:
 
 
 def _read_entry(entry: Any, tree: Tree, where: str, findings: list[Finding]) -> Sample | None:
-    """Return the sample as far as its files exist, and note what does not."""
+    """Return the sample without files that do not exist, which become findings; None if its image does not exist."""
     sample = _to_sample(entry, tree, where)
     if not tree.has_file(sample.image):
-        findings.append(Finding("missing image", sample.image, "listed, but not there: left out"))
+        findings.append(Finding("missing image", sample.image, "listed, but does not exist: skipped"))
         return None
     if sample.mask and not tree.has_file(sample.mask):
-        findings.append(Finding("missing mask", sample.image, f"{sample.mask} is not there: {MISSING_MASK}"))
+        findings.append(
+            Finding("missing mask", sample.image, f"{sample.mask} does not exist: {MISSING_MASK}")
+        )
         return replace(sample, mask=None)
     return sample

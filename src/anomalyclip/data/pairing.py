@@ -1,7 +1,7 @@
 """Masks and images are paired by name, never by position.
 
-``000.png`` goes with ``000_mask.png``, ``000_label.bmp``, ``000_Segmentation.png``, or another file whose name without
-its ending is ``000``.
+``000.png`` is paired with ``000_mask.png``, ``000_label.bmp``, ``000_Segmentation.png``, or another file whose name
+without its extension is ``000``.
 """
 
 import posixpath
@@ -13,16 +13,16 @@ from anomalyclip.data.meta import MISSING_MASK, Finding, Sample
 from anomalyclip.data.tree import Tree, join
 
 MASK_SUFFIXES = ("_mask", "_label", "_segmentation", "")
-"""What a mask's name adds to its image's (lower case), in the order of preference."""
+"""Suffixes (lower case) that a mask's name adds to the name of its image, in the order of preference."""
 
 
 def stem(name: str) -> str:
-    """Return a file's name without its folder and its ending."""
+    """Return a file's name without its folder and its extension."""
     return posixpath.splitext(posixpath.basename(name))[0]
 
 
 def is_mask_name(name: str) -> bool:
-    """Return whether a file's name says that it is a mask.
+    """Return whether a file's name marks it as a mask.
 
     Examples
     --------
@@ -38,9 +38,9 @@ class Masks:
     Parameters
     ----------
     folder : str
-        Where they are.
+        The folder.
     names : iterable of str
-        The files.
+        Names of the mask files.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class Masks:
         for suffix in MASK_SUFFIXES:
             paths = self._by_stem.get(name.lower() + suffix)
             if paths:
-                # Where names differ in nothing but capitals, the image's own spelling decides.
+                # If names differ only in upper and lower case, the image's own spelling wins.
                 mask = min(paths, key=lambda path: not stem(path).startswith(name))
                 self.unused.pop(mask, None)
                 return mask
@@ -76,7 +76,7 @@ class Listing:
     Parameters
     ----------
     tree : Tree
-        What is listed.
+        The data set's folder.
     phases : sequence of str
         Names of the phases, in the order in which they are written.
     """
@@ -88,13 +88,13 @@ class Listing:
         self._masks: dict[str, Masks] = {}
 
     def masks(self, folder: str, names: Iterable[str] | None = None) -> Masks:
-        """Return the masks of a folder: at first the files of these names, by default all images in it."""
+        """Return the masks of a folder. The first call sets their file names; by default, all images in the folder."""
         if folder not in self._masks:
             self._masks[folder] = Masks(folder, self.tree.images(folder) if names is None else names)
         return self._masks[folder]
 
     def has_masks(self, folder: str) -> bool:
-        """Return whether the folder is known as one of masks."""
+        """Return whether the folder is known as a folder of masks."""
         return folder in self._masks
 
     def report(self, kind: str, path: str, detail: str, *, note: bool = False) -> None:
@@ -102,7 +102,7 @@ class Listing:
         self.findings.append(Finding(kind, path, detail, note))
 
     def add(self, phase: str, sample: Sample, *, mask_expected: bool = False) -> None:
-        """Add a sample; where a mask is expected, an anomalous one without is a finding."""
+        """Add a sample; if a mask is expected, an anomalous sample without one becomes a finding."""
         self.phases[phase].append(sample)
         if mask_expected and not sample.has_mask:
             self.report("missing mask", sample.image, MISSING_MASK)
@@ -124,7 +124,7 @@ class Listing:
             self.add(phase, sample, mask_expected=masks is not None)
 
     def finish(self) -> "Listing":
-        """Take away masks that several images lay claim to, report those that none does, and return the listing."""
+        """Remove masks that match several images, report masks that match none, and return the listing."""
         claims = Counter(sample.mask for samples in self.phases.values() for sample in samples)
         for phase, samples in self.phases.items():
             for index, sample in enumerate(samples):
@@ -138,6 +138,8 @@ class Listing:
         for masks in self._masks.values():
             for path in masks.unused:
                 self.report(
-                    "mask without image", path, "no image has this name, or another mask of that name is used"
+                    "mask without image",
+                    path,
+                    "no image has this name, or another mask with this name is used",
                 )
         return self

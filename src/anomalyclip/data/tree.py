@@ -1,4 +1,4 @@
-"""A data set's folder as a listing: natural order, no junk, and nothing from outside unless that is allowed."""
+"""Lists a data set's folder: in natural order, without junk files, and only inside the folder unless allowed."""
 
 import os
 import posixpath
@@ -15,14 +15,14 @@ JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Return a sorting key that counts: "2.png" before "10.png".
+    """Return a sorting key for natural order: "2.png" before "10.png".
 
     Examples
     --------
     >>> sorted(["10.png", "2.png", "1.png"], key=natural)
     ['1.png', '2.png', '10.png']
     """
-    # Splitting on digit runs alternates text and number, so that keys always compare like with like; the name itself
+    # Splitting at runs of digits alternates text and numbers, so text is never compared with a number. The name itself
     # decides between "1" and "01".
     return [int(part) if index % 2 else part for index, part in enumerate(re.split("([0-9]+)", name))], name
 
@@ -33,7 +33,7 @@ def join(folder: str, name: str) -> str:
 
 
 class Tree:
-    """Folders and files below a root, read once each and only when asked for.
+    """Folders and files below a root. Each folder is read once, and only when it is needed.
 
     All paths are strings with forward slashes, relative to the root; "" is the root itself. With `allow_outside` they
     may also be absolute.
@@ -43,12 +43,12 @@ class Tree:
     root : path-like
         An existing folder.
     allow_outside : bool
-        Follow links and paths that leave the root, which are refused otherwise.
+        Follow links and paths that leave the root. Otherwise they are refused.
 
     Raises
     ------
     AnomalyCLIPError
-        The root is no folder; and, from every method, a path leaves the root or cannot be read.
+        The root is not a folder. Every method raises it if a path leaves the root or cannot be read.
 
     Examples
     --------
@@ -71,12 +71,12 @@ class Tree:
         self._files: dict[str, dict[str, bool]] = {}  # by folder: name -> whether it is a link
 
     def folders(self, path: str = "") -> list[str]:
-        """Return the names of the folders in a folder, in natural order; none if there is no such folder."""
+        """Return the names of the folders in a folder, in natural order; empty if there is no such folder."""
         self._scan(path)
         return self._folders[path]
 
     def images(self, path: str = "") -> list[str]:
-        """Return the names of the image files in a folder, in natural order; none if there is no such folder."""
+        """Return the names of the image files in a folder, in natural order; empty if there is no such folder."""
         self._scan(path)
         endings = tuple(suffixes())
         names = [name for name in self._files[path] if name.lower().endswith(endings)]
@@ -86,7 +86,7 @@ class Tree:
         return names
 
     def walk(self, path: str = "") -> Iterator[str]:
-        """Give a folder and all folders below it; a link back to a folder above is not followed again."""
+        """Yield a folder and all folders below it; a link to a folder that was already visited is not followed."""
         seen = set()
         waiting = [path]
         while waiting:
@@ -98,12 +98,12 @@ class Tree:
                 waiting += [join(folder, name) for name in reversed(self.folders(folder))]
 
     def has_folder(self, path: str) -> bool:
-        """Return whether there is such a folder."""
+        """Return whether the folder exists."""
         parent, _, name = path.rpartition("/")
         return name in self.folders(parent)
 
     def has_file(self, path: str) -> bool:
-        """Return whether there is such a file."""
+        """Return whether the file exists."""
         parent, _, name = path.rpartition("/")
         self._scan(parent)
         if self._files[parent].get(name):
@@ -111,7 +111,7 @@ class Tree:
         return name in self._files[parent]
 
     def read_text(self, path: str) -> str:
-        """Return a text file's content: UTF-8 with or without a byte order mark, else Latin-1."""
+        """Return a text file's content: UTF-8 with or without a byte order mark, otherwise Latin-1."""
         self.has_file(path)
         require_regular(self.root / path)
         content = (self.root / path).read_bytes()
@@ -121,17 +121,17 @@ class Tree:
             return content.decode("latin-1")
 
     def relative(self, path: str) -> str:
-        """Return a path that someone wrote as one relative to the root.
+        """Return a path from a file or a user as a path relative to the root.
 
         Parameters
         ----------
         path : str
-            Relative to the root or absolute, with slashes of either kind.
+            Relative to the root or absolute, with forward slashes or backslashes.
 
         Returns
         -------
         str
-            Relative to the root; with `allow_outside` perhaps absolute, or beginning with "..".
+            Relative to the root; with `allow_outside`, it may be absolute or start with "..".
 
         Raises
         ------
@@ -176,8 +176,8 @@ class Tree:
         real = os.path.realpath(os.path.join(self._absolute, path)).replace(os.sep, "/")
         if real != self._real and not real.startswith(self._real.rstrip("/") + "/"):
             raise AnomalyCLIPError(
-                f"{path}: leads out of the data set's folder {self.root}, to {real}; {_ALLOW}"
+                f"{path}: is a link to {real}, outside the data set's folder {self.root}; {_ALLOW}"
             )
 
 
-_ALLOW = "use --allow-outside (allow_outside=True) if you trust where it leads"
+_ALLOW = "use --allow-outside (allow_outside=True) if you trust the target"

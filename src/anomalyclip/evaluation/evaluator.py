@@ -1,6 +1,6 @@
-"""The evaluation of a data set: class after class, in memory that does not grow with the number of images.
+"""The evaluation of a data set: class by class, in memory that does not grow with the number of images.
 
-While one class is encoded, the metrics of the class before it are computed in a thread.
+While one class is encoded, the metrics of the previous class are computed in a thread.
 """
 
 import os
@@ -37,18 +37,18 @@ from anomalyclip.writers import safe_name
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation may take and leaves behind.
+    """Options of an evaluation.
 
     Parameters
     ----------
     memory : float
         Megabytes for sorting pixels.
     max_fpr : float
-        Limit of the false-positive rate of both AUPROs.
+        Highest false-positive rate in both AUPROs.
     cases : bool
         Draw the best and worst images of each class.
     threshold : Threshold, optional
-        Outlines what it marks in these drawings.
+        Anomalous regions at this threshold are outlined in the drawings.
     """
 
     memory: float = MEMORY
@@ -72,19 +72,19 @@ def evaluate_set(
     Parameters
     ----------
     source : Source
-        Where scores and maps come from; it is closed at the end.
+        The source of scores and maps; it is closed at the end.
     data : SampleList
         The samples; their masks are resized to the maps by the published rule.
     folder : path
-        Where the results of each class are kept, in ``classes/``.
+        Folder for the results of each class, in ``classes/``.
     scorer : str
-        What the results are filed under.
+        Name of the scorer in the results.
     options : Options, optional
         Memory, drawings.
     resume : bool
-        Take the classes whose results are in the folder as they are.
+        Reuse the results of the classes that are already in the folder.
     advance : callable
-        Called for every image that is done.
+        Called after every image.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def evaluate_set(
 
 
 def pooled(data: SampleList) -> SampleList:
-    """Return the same samples as one class, for a threshold that serves them all."""
+    """Return the same samples as one class, for one threshold for all of them."""
     samples = tuple(replace(sample, class_name="all") for sample in data)
     return replace(data, samples=samples)
 
@@ -134,7 +134,7 @@ def _evaluate_classes(
             start = time.perf_counter()
             scored = source.of(samples, failed, advance)
             seconds = time.perf_counter() - start
-            _wait(results)  # one class behind at most, or else their maps would pile up
+            _wait(results)  # at most one class behind; otherwise maps would accumulate
             work = _Class(name, data.root, folder, options)
             results.append(pool.submit(_finish, work, source, scored, failed, seconds, file))
         return tuple(result.result() if isinstance(result, Future) else result for result in results)
@@ -159,7 +159,7 @@ def _wait(results: Sequence[ClassResult | Future[ClassResult]]) -> None:
 def _require_images(data: SampleList, results: Sequence[ClassResult]) -> None:
     if not any(result.images for result in results):
         first = next((f": {why}" for result in results for why in result.failed.values()), "")
-        raise AnomalyCLIPError(f"{data.root}: none of its {len(data)} test images could be used{first}")
+        raise AnomalyCLIPError(f"{data.root}: none of its {len(data)} test images can be used{first}")
 
 
 def _finish(
@@ -170,7 +170,7 @@ def _finish(
     seconds: float,
     file: Path,
 ) -> ClassResult:
-    """Compute and keep the results of a class, and let its maps go."""
+    """Compute and save the results of a class, and release its maps."""
     start = time.perf_counter()
     result = work.result(scored, failed)
     result = replace(result, seconds={"encode": seconds, "metrics": time.perf_counter() - start})
@@ -218,7 +218,7 @@ class _Class:
     def _truth(
         self, scored: Sequence[Scored], scratch: Path, failed: dict[str, str]
     ) -> tuple[dict[int, None], list[Path | None]]:
-        """Return which images' pixels are known, and the files with their regions' areas (None: all normal)."""
+        """Return the images whose pixels are known, and the files with their regions' areas (None: all normal)."""
         known: dict[int, None] = {}
         areas: list[Path | None] = []
         for index, item in enumerate(scored):
@@ -244,8 +244,8 @@ class _Class:
         mask = read_mask(path, width if height == width else None)
         if mask.shape != (height, width):
             raise InputError(
-                f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, its map {item.map_file} {width} x {height}: "
-                "a map that is not square must have its mask's size"
+                f"{path}: has {mask.shape[1]} x {mask.shape[0]} pixels, but its map {item.map_file} has {width} x "
+                f"{height}: a map that is not square must have the size of its mask"
             )
         return region_areas(mask) if mask.any() else None
 
@@ -293,12 +293,12 @@ def _add_pixel_metrics(
     thresholds["pixel_f1"] = number(found.f1_max.threshold)
     thresholds["pixel_youden"] = number(found.youden.threshold)
     if found.roc is None or found.precision_recall is None or found.pro is None or np.isnan(found.auroc):
-        return  # the curves of one label alone have nothing to plot one rate against
+        return  # with only one label, there are no curves
     curves["pixel_roc"] = _points(found.roc.fpr, found.roc.tpr)
     curves["pixel_pr"] = _points(found.precision_recall.recall, found.precision_recall.precision)
     curves["pixel_pro"] = _points(found.pro.fpr, found.pro.pro)
 
 
 def _points(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[list[float], list[float]]:
-    """Return a curve as JSON has it; five digits are finer than any picture of it."""
+    """Return a curve as lists for JSON; five digits are more than a plot can show."""
     return x.round(5).tolist(), y.round(5).tolist()

@@ -1,4 +1,4 @@
-"""`evaluate`: the paper's evaluation of one or several data sets, from a detector to tables and a report."""
+"""`evaluate`: the paper's evaluation on one or several data sets, from a detector to tables and a report."""
 
 import os
 import warnings
@@ -57,32 +57,32 @@ def evaluate(
     Parameters
     ----------
     detector : Detector or DetectorSpec
-        What is evaluated; None with `maps`.
+        The detector to evaluate; None with `maps`.
     data : path, SampleList, or a sequence of these
         Folders of data sets (see `anomalyclip.data.listing.load_samples`).
     settings : EvaluationSettings, optional
-        How: protocol, formats, controls, what is kept, ... None: the defaults.
+        Protocol, formats, controls, files to save, ... None: the defaults.
     threshold : float, Threshold or path, optional
-        Its verdicts are counted in the report. None: the detector's own, if it has one.
+        The report counts the verdicts at this threshold. None: the detector's own, if it has one.
     output : path or RunFolder, optional
-        Folder for results, report and what a stopped run goes on from. None: nothing is kept.
+        Folder for results, the report and the state from which a run is resumed. None: nothing is kept.
     resume : bool
-        Go on with the run in `output`.
+        Resume the run in `output`.
     track : Track
-        Told how far it is.
+        Reports progress.
     **choices
         Single fields of `EvaluationSettings` (dataset, maps, controls, compare, formats, save, batch_size, ...); they
-        go before `settings`.
+        override `settings`.
 
     Returns
     -------
     Evaluation
-        Tables, figures by class and their means, notes; ``result.mean["pixel_auroc"]`` is within [0, 1].
+        Tables, figures per class and their means, notes; ``result.mean["pixel_auroc"]`` is in [0, 1].
 
     Raises
     ------
     AnomalyCLIPError
-        An option is unknown, a data set cannot be listed, no image of one can be used, or something cannot be written.
+        An option is unknown, a data set cannot be listed or has no usable image, or a file cannot be written.
 
     Examples
     --------
@@ -97,9 +97,7 @@ def evaluate(
     settings = chosen(EvaluationSettings, settings, choices)
     _check(detector, settings)
     if output is None and (resume or settings.save):
-        raise AnomalyCLIPError(
-            f"to {'resume' if resume else 'save maps'} there must be a folder: give output"
-        )
+        raise AnomalyCLIPError(f"{'resume' if resume else 'save'} needs a folder: give output")
     folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     limits = as_threshold(threshold)
@@ -133,16 +131,16 @@ def evaluate(
 
 
 def run_folder(output: str | os.PathLike[str] | None, *, resume: bool = False) -> RunFolder:
-    """Return where an evaluation leaves its results; None is a new folder, ``runs/test-1``, ``-2``, ..."""
+    """Return the folder for an evaluation's results; None is a new folder, ``runs/test-1``, ``-2``, ..."""
     return RunFolder("test", output, resume=resume, results="*/classes")
 
 
 def _check(detector: Detector | DetectorSpec | None, settings: EvaluationSettings) -> None:
-    """Refuse what could not work, before anything is loaded."""
+    """Refuse invalid options before anything is loaded."""
     if (detector is None) == (settings.maps is None):
-        raise AnomalyCLIPError("evaluate either a detector, or a folder of maps")
+        raise AnomalyCLIPError("give either a detector or a folder of maps")
     if settings.maps is not None and settings.save:
-        raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps are there already")
+        raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps already exist")
 
 
 def load_sets(
@@ -158,7 +156,7 @@ def load_sets(
     several = [data] if isinstance(data, str | os.PathLike | SampleList) else list(data)
     if keys and len(keys) != len(several):
         raise AnomalyCLIPError(
-            f"{len(several)} data sets, {len(keys)} --dataset: give one for each, in the same order"
+            f"{len(several)} data sets, but {len(keys)} --dataset: give one for each, in the same order"
         )
     found: dict[str, SampleList] = {}
     for index, one in enumerate(several):
@@ -166,8 +164,8 @@ def load_sets(
         samples = one if isinstance(one, SampleList) else load_samples(one, key, allow_outside=allow_outside)
         if samples.name in found:
             raise AnomalyCLIPError(
-                f"{found[samples.name].root} and {samples.root} are both called {samples.name!r}: evaluate them one "
-                "by one"
+                f"{found[samples.name].root} and {samples.root} are both called {samples.name!r}: evaluate them "
+                "separately"
             )
         found[samples.name] = samples
     return found
@@ -175,7 +173,7 @@ def load_sets(
 
 @contextmanager
 def _place(folder: RunFolder | None, run: "_Run") -> Iterator[Path]:
-    """Give the folder of the run; one that goes away where none was asked for."""
+    """Yield the folder of the run, or a temporary folder if `folder` is None."""
     if folder is None:
         with TemporaryDirectory(prefix="anomalyclip-") as name:
             yield Path(name)
@@ -186,7 +184,7 @@ def _place(folder: RunFolder | None, run: "_Run") -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is evaluated on what, and how."""
+    """One evaluation: detector or maps, data sets and options."""
 
     sets: Mapping[str, SampleList]
     detector: Detector | None
@@ -201,13 +199,13 @@ class _Run:
         return self.chosen.maps
 
     def settings(self) -> dict[str, Any]:
-        """Return what changes the results."""
+        """Return everything that changes the results."""
         data = [describe_data(samples, key) for key, samples in self.sets.items()]
         identity = {"maps": str(self.maps)} if self.detector is None else self.detector.identity()
         return {"data": data, **identity}
 
     def made_of(self) -> dict[str, Any]:
-        """Return what the detector was made from."""
+        """Return the spec of the detector, if it has one."""
         spec = None if self.detector is None else self.detector.spec
         return {} if spec is None else {"spec": spec.located().to_dict()}
 
@@ -216,7 +214,7 @@ class _Run:
         for key, samples in self.sets.items():
             if self.detector is None:
                 assert self.maps is not None
-                own = self.maps / key  # several data sets: a folder for each
+                own = self.maps / key  # several data sets: one folder for each
                 source: Source = FolderSource(own if len(self.sets) > 1 or own.is_dir() else self.maps)
             else:
                 source = self._source(self.detector, samples, place / key, keep=bool(self.chosen.save))
@@ -260,7 +258,7 @@ class _Run:
             )
 
     def about(self, results: Sequence[DatasetResult]) -> dict[str, Any]:
-        """Return what results say of themselves."""
+        """Return the provenance of the results: data, model, versions, time and memory."""
         encode, metrics = (sum(result.seconds(what) for result in results) for what in ("encode", "metrics"))
         about: dict[str, Any] = {"data": [describe_data(samples, key) for key, samples in self.sets.items()]}
         if self.detector is None:
@@ -281,7 +279,7 @@ class _Run:
         }
 
     def notes(self, results: Sequence[DatasetResult]) -> list[str]:
-        """Return what a reader of the figures must know."""
+        """Return notes that are needed to read the figures correctly."""
         notes = []
         if self.detector is not None:
             training = self.detector.describe().training
@@ -291,10 +289,10 @@ class _Run:
             notes += data_notes(result)
         for result in results if self.chosen.compare else ():
             if result.key not in catalog():
-                notes.append(f"{result.key} is not in the catalogue: there is nothing to compare it with")
+                notes.append(f"{result.key} is not in the catalogue, so it cannot be compared with the paper")
             elif differ := not_the_papers(result):
                 notes.append(
-                    f"{result.key}: its mean is not compared with the paper's, which is over other classes ({differ})"
+                    f"{result.key}: its mean is not compared with the paper's, which covers other classes ({differ})"
                 )
         return notes
 
@@ -306,7 +304,7 @@ def _write(found: Evaluation, folder: Path, formats: Sequence[str]) -> None:
 
         if not write_report(found, folder):
             warnings.warn(
-                "the report has no curves, since matplotlib is not installed: pip install 'anomalyclip[report]'",
+                "the report has no curves because matplotlib is not installed: pip install 'anomalyclip[report]'",
                 AnomalyCLIPWarning,
                 stacklevel=3,
             )

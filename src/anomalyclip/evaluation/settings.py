@@ -1,4 +1,4 @@
-"""`EvaluationSettings`: how data sets are evaluated, beside the model and the data sets themselves."""
+"""`EvaluationSettings`: all options of an evaluation except the model and the data sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,14 @@ PROTOCOLS = ("paper", "exact")
 """Which metrics a table shows; see `anomalyclip.evaluation.tables`."""
 
 FORMATS = ("json", "csv", "md", "html", "latex")
-"""Forms of the results; ``html`` is the report."""
+"""Formats of the results; ``html`` is the report."""
 
 DEFAULT_FORMATS = ("json", "csv", "md", "html")
 
 
 @dataclass(frozen=True)
 class EvaluationSettings(Settings):
-    """How data sets are evaluated.
+    """Options of an evaluation.
 
     Attributes
     ----------
@@ -31,13 +31,13 @@ class EvaluationSettings(Settings):
     protocol : {"paper", "exact"}
         Which metrics the tables show.
     compare : bool
-        Put the paper's figures beside these.
+        Show the paper's figures next to the results.
     controls : bool
-        Also evaluate two scorers that know nothing of defects, to compare with.
+        Also evaluate two scorers that know nothing about defects, for comparison.
     formats : sequence of str
         Some of `FORMATS`.
     save : sequence of {"map"}
-        What to keep of each image besides its score: its map (float32 ``.npy``).
+        Files to save for each image in addition to its score: its map (float32 ``.npy``).
     memory : float
         Megabytes for sorting the pixels of a class; does not change the results.
     batch_size : int

@@ -1,8 +1,8 @@
 """Generated images of surfaces and objects, with natural-looking defects and their exact masks.
 
-An image is determined by its class, its seeds and its number alone: any subset can be made again, in any order and by
-any number of processes, with the same pixels. A scene and its defect are drawn from separate streams of chance, so the
-same scene can be had with and without its defect.
+An image depends only on its class, its seeds and its number: any subset can be generated again, in any order and by
+any number of processes, with the same pixels. A scene and its defect use separate random streams, so the same scene can
+be generated with and without its defect.
 """
 
 import zlib
@@ -45,13 +45,13 @@ IMAGE_SIZE = 192
 """Default side of a generated image in pixels."""
 
 LEAST_SIZE = 32
-"""Smallest side in pixels; below it a scratch is no pixel wide."""
+"""Smallest side in pixels; in smaller images a scratch would be less than one pixel wide."""
 
 _VISIBLE = 0.045
-"""Mean change of the pixels in a mask below which a defect counts as invisible and is drawn again."""
+"""A defect whose mask has a smaller mean change of its pixels counts as invisible and is drawn again."""
 
 _ATTEMPTS = 4
-"""How often it is drawn at most for the sake of visibility; then the most visible of them is taken."""
+"""Maximum number of attempts to draw a visible defect; after that, the most visible one is used."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sample:
     image : ndarray of uint8 (S, S, 3)
         RGB.
     mask : ndarray of bool (S, S)
-        Where the defect is; all False if there is none.
+        True at the pixels of the defect; all False if there is none.
     normal : ndarray of uint8 (S, S, 3)
         The same scene, light and sensor noise without the defect; ``image`` itself if there is none.
     """
@@ -74,7 +74,7 @@ class Sample:
 
 
 def _stream(*key: int | str) -> Generator:
-    """Return a source of chance that depends on the key alone."""
+    """Return a random generator that depends only on the key."""
     return default_rng([zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key])
 
 
@@ -98,9 +98,10 @@ def generate(
     defect : str, optional
         Kind of defect, a key of `DEFECTS`; None for a flawless image.
     style : int, optional
-        Images of one style look like one product (colour, grain, light), 0 or more; None gives every image its own.
+        Images of one style look like one product (colour, grain, light), 0 or more; None gives each image its own
+        style.
     size : int
-        Side in pixels, at least `LEAST_SIZE`. What is seen scales with it; which grains lie where changes.
+        Side in pixels, at least `LEAST_SIZE`. The content scales with it, but the random details change.
 
     Returns
     -------
@@ -110,7 +111,7 @@ def generate(
     Raises
     ------
     AnomalyCLIPError
-        If there is no such class or defect, or a number is below its range.
+        If the class or defect is unknown, or a number is below its range.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Kinds of defects: each function changes a scene's colour and relief in place and returns where, as an exact mask."""
+"""Kinds of defects: each function changes a scene's colour and relief in place and returns the exact mask."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Defect = Callable[[Scene, Brush], Mask]
 
 
 def _somewhere(scene: Scene, brush: Brush, margin: float = 14.0) -> tuple[float, float]:
-    """Draw a place on the surface, or on the object."""
+    """Draw a random place on the surface or the object."""
     if scene.foreground is None:
         x, y = brush.rng.uniform(margin, NOMINAL_SIZE - margin, 2)
         return float(x), float(y)
@@ -24,7 +24,7 @@ def _somewhere(scene: Scene, brush: Brush, margin: float = 14.0) -> tuple[float,
 
 
 def _on(scene: Scene, share: Field) -> Field:
-    """Keep a defect on the object."""
+    """Restrict a defect to the object."""
     return share if scene.foreground is None else share * scene.foreground
 
 
@@ -42,7 +42,7 @@ def _local_colour(scene: Scene, share: Field) -> Field:
 
 
 def _contrast(scene: Scene, brush: Brush, share: Field, low: float = 0.18, high: float = 0.5) -> Field:
-    """Draw a grey or brownish colour that differs from what is under a defect."""
+    """Draw a grey or brownish colour that differs from the colour under a defect."""
     under = _local_colour(scene, share)
     step = brush.rng.uniform(low, high)
     dark = under.mean() > 0.35 if brush.rng.random() < 0.75 else under.mean() > 0.6
@@ -53,7 +53,7 @@ def _contrast(scene: Scene, brush: Brush, share: Field, low: float = 0.18, high:
 def _walk(
     brush: Brush, x: float, y: float, length: float, *, curl: float, kink: float = 0.0
 ) -> NDArray[np.float64]:
-    """Walk from a point: direction drifts by ``curl`` and jumps by ``kink`` (radians a step); (N, 2)."""
+    """Random walk around a point, (N, 2): direction drifts by ``curl`` and jumps by ``kink`` (radians per step)."""
     count = max(6, int(length / 4))
     turns = brush.rng.normal(0, curl, count).cumsum() + brush.rng.normal(0, kink, count)
     heading = brush.rng.uniform(0, 2 * np.pi) + turns
@@ -64,13 +64,13 @@ def _walk(
 
 
 def _taper(count: int, width: float, ends: float = 0.3) -> NDArray[np.float64]:
-    """Half-widths of a line that thins out towards its ends."""
+    """Half-widths of a line that becomes thinner towards its ends."""
     t = np.linspace(-1, 1, count)
     return width * (ends + (1 - ends) * np.sqrt(1 - t * t))
 
 
 def scratch(scene: Scene, brush: Brush) -> Mask:
-    """One to three grooves with raised rims; on glossy things they are bright."""
+    """One to three grooves with raised rims; bright on glossy surfaces."""
     mask = np.zeros(scene.height.shape, np.float32)
     x, y = _somewhere(scene, brush)
     for _ in range(int(brush.rng.integers(1, 4))):
@@ -140,7 +140,7 @@ def stain(scene: Scene, brush: Brush) -> Mask:
 
 
 def dent(scene: Scene, brush: Brush) -> Mask:
-    """Bump or hollow: only light shows it."""
+    """Bump or hollow, visible mainly through the lighting."""
     x, y = _somewhere(scene, brush)
     radius = brush.rng.uniform(9, 24)
     distance = brush.blob(x, y, radius, lobes=0.15)
@@ -196,7 +196,7 @@ def fold(scene: Scene, brush: Brush) -> Mask:
     x, y = _somewhere(scene, brush, 40)
     path = _walk(brush, x, y, brush.rng.uniform(70, 170), curl=0.03)
     width = brush.rng.uniform(2.5, 5)
-    # Widths below zero towards the ends push the distance up there, so that the crease runs out gently.
+    # Negative widths towards the ends increase the distance there, so that the crease fades out gently.
     distance = brush.stroke(path, -14 * np.linspace(-1, 1, len(path)) ** 8, reach=14)
     profile = _on(scene, np.exp(-np.maximum(distance, 0) / np.float32(width)) * smoothstep(13.5, 8, distance))
     sign = -1 if brush.rng.random() < 0.5 else 1
@@ -229,7 +229,7 @@ def thread(scene: Scene, brush: Brush) -> Mask:
 
 
 def _glyphs(brush: Brush, x: float, y: float) -> Field:
-    """Distance to a row of strokes that look like smeared signs."""
+    """Distance to a row of strokes that look like smeared characters."""
     distance = np.full((brush.size, brush.size), 9, np.float32)
     heading, tall = brush.rng.normal(0, 0.2), brush.rng.uniform(8, 18)
     for k in range(int(brush.rng.integers(2, 6))):
@@ -245,7 +245,7 @@ def _glyphs(brush: Brush, x: float, y: float) -> Field:
 
 
 def print_error(scene: Scene, brush: Brush) -> Mask:
-    """Ink where none belongs: signs, bars or a smear."""
+    """Ink in the wrong place: characters, bars or a smear."""
     x, y = _somewhere(scene, brush, 30)
     choice = brush.rng.random()
     if choice < 0.5:
@@ -295,7 +295,7 @@ def missing(scene: Scene, brush: Brush) -> Mask:
 
 
 def discolouration(scene: Scene, brush: Brush) -> Mask:
-    """Patch that is paler, darker or of another hue, with a soft edge."""
+    """Patch that is paler, darker or has another hue, with a soft edge."""
     x, y = _somewhere(scene, brush)
     radius = brush.rng.uniform(14, 38)
     distance = brush.blob(x, y, radius, lobes=0.35, rough=2)
@@ -333,14 +333,13 @@ def distortion(scene: Scene, brush: Brush) -> Mask:
         return moved
 
     reach = inside > 0
-    if (
-        scene.foreground is not None
-    ):  # the ground around an object stays as it is, except where the object is now
+    # The ground around an object does not change, except where the object is now.
+    if scene.foreground is not None:
         reach &= scene.foreground | (pulled(scene.foreground.astype(np.float32)) > 0.5)
     for channel in range(3):
         scene.albedo[reach, channel] = pulled(scene.albedo[..., channel])[reach]
     scene.height[reach] = pulled(scene.height)[reach]
-    # What is pulled also bulges, or the defect could not be seen at all where there is no structure.
+    # The pulled area also bulges: on a surface without structure, the defect would be invisible otherwise.
     scene.height[reach] += np.float32(radius * brush.rng.uniform(0.08, 0.2)) * np.square(inside[reach])
     return reach & (inside > 0.12)
 

@@ -1,4 +1,4 @@
-"""Random fields that materials are made of: fractal noise, cells, strokes, blobs. Lengths are in nominal pixels."""
+"""Random fields for drawing materials: fractal noise, cells, strokes, blobs. Lengths are in nominal pixels."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Field = NDArray[np.floating[Any]]
 
 NOMINAL_SIZE = 192
-"""Side, in nominal pixels, of every generated scene. An image of another size shows another scene of the same scale."""
+"""Side of every generated scene in nominal pixels. An image of another size shows another scene at the same scale."""
 
 
 @lru_cache(maxsize=8)
@@ -55,7 +55,7 @@ def standardised(field: Field) -> Field:
 
 
 def hashed(cell: NDArray[np.int64], salt: int = 0) -> Field:
-    """Give every integer its own pseudo-random number in [0, 1), the same each time.
+    """Return a pseudo-random number in [0, 1) for each integer, always the same.
 
     Examples
     --------
@@ -69,16 +69,16 @@ def hashed(cell: NDArray[np.int64], salt: int = 0) -> Field:
 
 @dataclass(frozen=True)
 class Cells:
-    """A jittered lattice of cells, as grains, bubbles or stones lie.
+    """A jittered lattice of cells, arranged like grains, bubbles or stones.
 
     Parameters
     ----------
     distance : ndarray of float32 (S, S)
         Distance to the nearest cell centre, in spacings.
     edge : ndarray of float32 (S, S)
-        How much further the second nearest centre is, in spacings: 0 on the border between two cells.
+        How much further away the second nearest centre is, in spacings: 0 on the border between two cells.
     ids : ndarray of int64 (S, S)
-        Which cell a pixel belongs to.
+        The cell that each pixel belongs to.
     """
 
     distance: Field
@@ -88,16 +88,16 @@ class Cells:
 
 @dataclass(frozen=True)
 class Brush:
-    """What a material is drawn with: a size and two sources of chance.
+    """Tools for drawing a material: an image size and two random generators.
 
     Parameters
     ----------
     size : int
         Side of the image in pixels.
     style : numpy.random.Generator
-        Draws what all images of one product share (colour, grain, weave).
+        Draws the properties that all images of one product share (colour, grain, weave).
     rng : numpy.random.Generator
-        Draws what differs from image to image (where each grain lies).
+        Draws the properties that differ between images (the position of each grain).
     """
 
     size: int
@@ -106,7 +106,7 @@ class Brush:
 
     @property
     def pixels(self) -> float:
-        """Pixels of the image in one nominal pixel."""
+        """Image pixels per nominal pixel."""
         return self.size / NOMINAL_SIZE
 
     @property
@@ -124,18 +124,18 @@ class Brush:
         return float(self.style.uniform(low, high))
 
     def chance(self, probability: float) -> bool:
-        """Decide whether the style has a feature."""
+        """Decide at random whether the style has a feature."""
         return bool(self.style.random() < probability)
 
     def axes(self, wobble: float = 0.03, *, aligned: bool = False) -> tuple[Field, Field]:
-        """Return coordinates (u, v), turned as the style says and shifted at random, for regular patterns.
+        """Return coordinates (u, v) for regular patterns, rotated by the style's angle and shifted at random.
 
         Parameters
         ----------
         wobble : float
-            Standard deviation in radians of the turn from image to image.
+            Standard deviation, in radians, of the rotation between images.
         aligned : bool
-            Keep near the image's own axes (products that lie straight), rather than any angle.
+            Stay close to the image's axes (for products that lie straight), instead of any angle.
         """
         angle = self.style.choice([0.0, np.pi / 2]) if aligned else self.style.uniform(0, np.pi)
         angle += self.rng.normal(0, wobble)
@@ -172,7 +172,7 @@ class Brush:
         return standardised(field)
 
     def spots(self, wavelength: float, width: float = 0.35) -> Field:
-        """Draw noise whose features all have about the same size (a band of frequencies); mean 0, deviation 1."""
+        """Draw noise whose features have about the same size (a band of frequencies); mean 0, standard deviation 1."""
         fx, fy = _frequencies(self.size)
         radius = np.sqrt(fx * fx + fy * fy) * np.float32(wavelength)
         gain = np.exp(-(((radius - 1) / np.float32(width)) ** 2))
@@ -197,7 +197,7 @@ class Brush:
         u, v : ndarray of float32 (S, S)
             Coordinates, e.g. from `axes`.
         spacing : float
-            Mean distance of neighbouring centres in nominal pixels; along u it is ``stretch`` times larger.
+            Mean distance between neighbouring centres in nominal pixels; along u it is ``stretch`` times larger.
         jitter : float
             0 for a square lattice, 1 for full disorder.
         warp : float
@@ -241,7 +241,7 @@ class Brush:
         half_widths : ndarray (N,)
             Half the width at each point, in nominal pixels.
         reach : float
-            How far around the line distances are computed; further away they are ``reach``.
+            Distances are computed up to this far from the line; further away, they are ``reach``.
         """
         scale = self.pixels
         field = np.full((self.size, self.size), reach, np.float32)
@@ -264,7 +264,7 @@ class Brush:
         return field
 
     def blob(self, x: float, y: float, radius: float, *, lobes: float = 0.25, rough: float = 0.0) -> Field:
-        """Signed distance, negative inside, to a smooth random outline around (x, y); ``rough`` frays it (pixels)."""
+        """Signed distance, negative inside, to a smooth random outline around (x, y), roughened by ``rough`` pixels."""
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
         angle = self.rng.uniform(0, np.pi)
         flat = self.rng.uniform(0.55, 1.0)

@@ -1,4 +1,4 @@
-"""Families of simple objects: a shape with a bevel, made of some material, lying on a plain ground."""
+"""Families of simple objects: a shape with a bevel and a material, lying on plain ground."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ Object = Callable[[Brush], Scene]
 
 
 def _pose(brush: Brush, turn: float) -> tuple[Field, Field]:
-    """Coordinates around the object's centre; ``turn`` is how far it may lie turned (radians)."""
+    """Coordinates around the object's centre; ``turn`` is the largest rotation (radians)."""
     angle = brush.rng.uniform(-turn, turn)
     x0, y0 = NOMINAL_SIZE / 2 + brush.rng.uniform(-7, 7, 2)
     dx, dy = brush.x - np.float32(x0), brush.y - np.float32(y0)
@@ -41,7 +41,7 @@ def _box(u: Field, v: Field, half_u: float, half_v: float, corner: float) -> Fie
 
 
 def _polygon(u: Field, v: Field, radius: float, corners: int) -> Field:
-    """Signed distance (to the nearest side's line) of a regular polygon of that inner radius."""
+    """Signed distance (to the line through the nearest side) of a regular polygon with this inner radius."""
     theta = np.arctan2(v, u)
     sector = np.float32(2 * np.pi / corners)
     return np.hypot(u, v) * np.cos(theta - sector * np.round(theta / sector)) - np.float32(radius)

@@ -11,7 +11,7 @@ from anomalyclip.data.synthetic.noise import NOMINAL_SIZE, Brush, Field
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in front of the camera, before light falls on it.
+    """The content in front of the camera, without lighting.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class Scene:
     gloss : float
         Strength of the highlights: 0 for felt, 1 for polished metal.
     behind : ndarray of float32 (S, S, 3)
-        What is seen where the surface is gone.
+        What is visible where the surface is missing.
     foreground : ndarray of bool (S, S), optional
         Where the object is; None for a surface that fills the image.
     """
@@ -34,7 +34,7 @@ class Scene:
     foreground: NDArray[np.bool_] | None = None
 
     def copy(self) -> "Scene":
-        """Return a scene whose arrays can be changed without changing this one's."""
+        """Return a copy whose arrays can be changed without changing this scene."""
         return replace(self, albedo=self.albedo.copy(), height=self.height.copy())
 
 
@@ -64,7 +64,7 @@ class Camera:
     light : tuple of float
         Direction to the light (x to the right, y downwards, z to the viewer), of length 1.
     ambient : float
-        Share of the light that comes from everywhere.
+        Share of the light that comes from all directions.
     tint : ndarray of float32 (3,)
         Colour and strength of the light.
     falloff : ndarray of float32 (S, S)
@@ -87,7 +87,7 @@ class Camera:
 
 
 def set_up_camera(brush: Brush) -> Camera:
-    """Draw the light and camera: the rig belongs to the style, its small changes to the image."""
+    """Draw light and camera at random: the set-up belongs to the style, small changes to each image."""
     azimuth = brush.pick(0, 2 * np.pi) + brush.rng.normal(0, 0.15)
     elevation = np.deg2rad(np.clip(brush.pick(32, 68) + brush.rng.normal(0, 3), 25, 75))
     light = (np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation))
@@ -112,10 +112,10 @@ def set_up_camera(brush: Brush) -> Camera:
 
 
 def photograph(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
-    """Light a scene and take its picture.
+    """Render a scene as an image.
 
-    Diffuse light by Lambert's law, highlights after Blinn and Phong, in linear light (a gamma of 2 instead of
-    sRGB's 2.2, since squares and roots are fast), then lens blur and sensor noise.
+    Diffuse light by Lambert's law and highlights after Blinn and Phong, in linear light (a gamma of 2 instead of
+    sRGB's 2.2, because squares and roots are fast), then lens blur and sensor noise.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def photograph(scene: Scene, camera: Camera) -> NDArray[np.uint8]:
     blur = camera.blur * float(scale)
     for channel in range(3):
         image[..., channel] = gaussian_filter(image[..., channel], blur, truncate=2.5)
-    # A soft shoulder, as film and cameras have, keeps highlights from burning out: x / (1 + x^4)^(1/4).
+    # A soft shoulder as in film and cameras, x / (1 + x^4)^(1/4), so that highlights are not clipped.
     image = np.maximum(image, 0)
     image = np.sqrt(image / np.sqrt(np.sqrt(1 + np.square(np.square(image))))) + camera.grain
     pixels: NDArray[np.uint8] = (np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)

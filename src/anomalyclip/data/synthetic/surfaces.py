@@ -174,7 +174,7 @@ def marble(brush: Brush) -> Scene:
 
 
 def _woven(brush: Brush, shift: float, warp: Colour | Field, weft: Colour | Field, pitch: float) -> Scene:
-    """Weave: warp and weft threads of a pitch; ``shift`` is 1 for plain weave, 1/2.. for twill."""
+    """Weave: warp and weft threads with this pitch; ``shift`` is 1 for plain weave, 1/2.. for twill."""
     u, v = brush.axes(0.02, aligned=brush.chance(0.7))
     u, v = u + 0.7 * brush.noise(60, 2.5), v + 0.7 * brush.noise(60, 2.5)
     pitch32 = np.float32(pitch)

@@ -18,9 +18,9 @@ from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, LEAST_SIZE,
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import writing
 
-# Every part of a data set numbers its images in a range of its own, so that no scene occurs twice.
+# Each part of a data set numbers its images in its own range, so that no scene occurs twice.
 _TRAIN, _GOOD, _ANOMALOUS = 0, 1_000_000, 2_000_000
-_PART = 8  # images that a process draws at a time
+_PART = 8  # images per task of a process
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def write_dataset(
 ) -> int:
     """Write a data set; all images of a class look like one product.
 
-    ``<class>/train/good`` and ``<class>/test/good`` get `normal` flawless images each, ``<class>/test/<defect>``
-    share the `anomalous` ones evenly, with masks in ``<class>/ground_truth/<defect>/NNN_mask.png``. The same
-    arguments give the same files, whatever the number of workers. The folder appears when it is complete.
+    ``<class>/train/good`` and ``<class>/test/good`` get `normal` flawless images each. The `anomalous` images are
+    distributed evenly over ``<class>/test/<defect>``, with masks in ``<class>/ground_truth/<defect>/NNN_mask.png``. The
+    same arguments give the same files for any number of workers. The folder appears only when it is complete.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def write_dataset(
     classes : sequence of str
         Keys of `CLASSES`.
     normal, anomalous : int
-        Images a class, 0 or more.
+        Images per class, 0 or more.
     seed : int
         0 or more; another seed gives other products and other images.
     defects : sequence of str, optional
@@ -68,20 +68,20 @@ def write_dataset(
     size : int
         Side of the images in pixels, at least `LEAST_SIZE`.
     workers : int
-        Processes that draw, 1 or more.
+        Number of processes, 1 or more.
     on_image : callable
         Called after every image.
 
     Returns
     -------
     int
-        How many images were written.
+        Number of images written.
 
     Raises
     ------
     AnomalyCLIPError
-        If a class or defect is unknown, a number is out of its range, nothing is asked for, the folder is not empty or
-        cannot be written, or a process was ended.
+        If a class or defect is unknown, a number is out of its range, both numbers of images are 0, the folder is not
+        empty or cannot be written, or a process was killed.
 
     Examples
     --------
@@ -101,9 +101,9 @@ def write_dataset(
         if number < smallest:
             raise AnomalyCLIPError(f"{what} {number}: expected {smallest} or more")
     if not normal + anomalous:
-        raise AnomalyCLIPError("0 normal and 0 anomalous images: expected 1 or more of either")
+        raise AnomalyCLIPError("0 normal and 0 anomalous images: expected at least 1 image")
     if output.resolve() == Path.cwd():
-        raise AnomalyCLIPError(f"{output} is the folder that you are in; give the name of a new one")
+        raise AnomalyCLIPError(f"{output} is the current folder; choose a new folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AnomalyCLIPError(f"{output} exists and is not empty; choose another folder or remove it")
     with writing(output):
@@ -125,7 +125,7 @@ def write_dataset(
 def _check_known(what: str, given: Sequence[str], known: Mapping[str, object]) -> None:
     for name in given:
         if name not in known:
-            raise AnomalyCLIPError(f"unknown {what} {name!r}; there are: {', '.join(sorted(known))}")
+            raise AnomalyCLIPError(f"unknown {what} {name!r}; choose from: {', '.join(sorted(known))}")
 
 
 def _umask() -> int:
@@ -157,7 +157,7 @@ def _run(jobs: Sequence[_Job], workers: int) -> Generator[None]:
     if workers == 1:
         yield from map(_draw, jobs)
         return
-    # Ctrl-C reaches all processes at once; the workers leave it to this one, which ends them in order.
+    # Ctrl-C reaches all processes at once. The workers ignore it, and this process stops them in order.
     leave_it = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=leave_it) as pool:
         try:
@@ -166,10 +166,9 @@ def _run(jobs: Sequence[_Job], workers: int) -> Generator[None]:
                 yield from [None] * part.result()
         except BrokenProcessPool:
             raise AnomalyCLIPError(
-                "a process that was drawing has been ended, perhaps for want of memory; nothing was kept: give fewer "
-                "--workers"
+                "a worker process was killed, perhaps because memory ran out; nothing was written: use fewer --workers"
             ) from None
-        except BaseException:  # the rest must not be drawn first
+        except BaseException:  # stop now, without drawing the rest first
             with _deaf():
                 pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -177,8 +176,8 @@ def _run(jobs: Sequence[_Job], workers: int) -> Generator[None]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Ignore further Ctrl-C while processes are ended and files removed: it would leave both half done."""
-    if current_thread() is not main_thread():  # which alone gets signals, and may say what becomes of them
+    """Ignore further Ctrl-C while processes are stopped and files are removed, so that both are completed."""
+    if current_thread() is not main_thread():  # only the main thread gets signals and may set their handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
