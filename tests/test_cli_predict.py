@@ -46,7 +46,7 @@ def test_the_golden_scores_and_maps_come_out_of_the_command_line(
         f"{photographs}/a.png",
         f"{photographs}/line 2/c.png",
     ]
-    for i, (record, name) in enumerate(zip(records, ["a.png", "line 2/c.png"], strict=True)):
+    for i, (record, name) in enumerate(zip(records, ["a", "line 2/c"], strict=True)):
         assert record["pred_score"] == pytest.approx(paper_case.arrays["score"][i], abs=1e-5)
         assert record["pred_label"] is None
         saved = np.load(tmp_path / "out" / "maps" / f"{name}.npy")
@@ -58,15 +58,15 @@ def test_the_golden_scores_and_maps_come_out_of_the_command_line(
 def test_a_threshold_brings_verdicts_masks_and_regions(cli, model, photographs, tmp_path):
     done = cli(
         *("predict", photographs, *model, "--threshold", 0.5, "--output", tmp_path / "out"),
-        *("--save", "mask", "--save", "heatmap"),
+        *("--save", "mask", "--save", "heatmap", "--no-caption"),
     )
     first, second = lines(tmp_path / "out")
     assert (first["pred_label"], second["pred_label"]) == (True, False)
     assert first["regions"][0]["peak_score"] > 0.5
-    mask = open_image(tmp_path / "out" / "masks" / "a.png.png")
+    mask = open_image(tmp_path / "out" / "masks" / "a_mask.png")
     assert mask.size == open_image(photographs / "a.png").size
     assert set(np.unique(np.asarray(mask))) <= {0, 255}
-    assert open_image(tmp_path / "out" / "heatmaps" / "a.png.png").size == mask.size
+    assert open_image(tmp_path / "out" / "heatmaps" / "a_heatmap.png").size == mask.size
     assert "anomalous" in done.out
     assert "normal" in done.out
 
@@ -283,8 +283,17 @@ def test_colours_are_options(cli, model, photographs, tmp_path):
     for colormap in ("inferno", "gray"):
         options = ["--save", "heatmap", "--colormap", colormap, "--output", tmp_path / colormap]
         assert cli("predict", photographs / "a.png", *model, *options).code == 0
-        pictures[colormap] = np.asarray(open_image(tmp_path / colormap / "heatmaps" / "a.png.png"))
+        pictures[colormap] = np.asarray(open_image(tmp_path / colormap / "heatmaps" / "a_heatmap.png"))
     assert not np.array_equal(pictures["inferno"], pictures["gray"])
+
+
+def test_without_a_caption_a_heat_map_has_the_photograph_s_size(cli, model, photographs, tmp_path):
+    size = open_image(photographs / "a.png").size
+    for option, there in (("--no-caption", False), ("--alpha=0.5", True)):
+        output = tmp_path / option
+        run = ["predict", photographs / "a.png", *model, "--save", "heatmap", option, "--output", output]
+        assert cli(*run).code == 0
+        assert (open_image(output / "heatmaps" / "a_heatmap.png").size != size) == there
 
 
 def test_an_interrupted_run_says_how_to_go_on(cli, model, photographs, tmp_path, monkeypatch):

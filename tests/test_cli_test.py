@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.data.meta import Sample
+from anomalyclip.evaluation.maps import FolderSource
 from anomalyclip.prediction import Threshold
 from anomalyclip.prompts import Prompts
 from tests.generated_sets import make_set
@@ -187,6 +189,34 @@ def test_maps_of_predict_are_evaluated(cli, model, root, tmp_path):
     assert results(tmp_path / "out")["results"][0]["mean"]["pixel_auroc"] is not None
 
 
+def test_a_map_is_the_image_s_whose_line_names_it_and_never_a_namesake_s(tmp_path):
+    def sample(image):
+        return Sample(image, None, "nut", "good", False)
+
+    lines = [("a.jpg", "a", 0.25), ("a.png", "a.png", 0.5), ("b.jpg", "b", 0.75)]
+    (tmp_path / "maps").mkdir()
+    for _, name, score in lines:
+        np.save(tmp_path / "maps" / f"{name}.npy", np.full((2, 2), score, np.float32))
+    (tmp_path / "predictions.jsonl").write_text(
+        "".join(
+            json.dumps({"image_path": f"x/{path}", "pred_score": score, "files": {"map": f"maps/{name}.npy"}})
+            + "\n"
+            for path, name, score in lines
+        )
+    )
+    failed = {}
+    samples = [sample(name) for name in ("a.jpg", "a.png", "b.jpg", "b.png")]
+    scored = FolderSource(tmp_path).of(samples, failed, lambda: None)
+    assert {item.sample.image: item.score for item in scored} == {"a.jpg": 0.25, "a.png": 0.5, "b.jpg": 0.75}
+    assert "b.npy is another image's" in failed["b.png"]
+    (tmp_path / "predictions.jsonl").unlink()  # nothing says whose a.npy and b.npy are
+    failed.clear()
+    assert [item.sample.image for item in FolderSource(tmp_path).of(samples, failed, lambda: None)] == [
+        "a.png"
+    ]
+    assert failed.keys() == {"a.jpg", "b.jpg", "b.png"}
+
+
 def test_a_threshold_file_brings_verdicts_into_the_report(cli, model, root, tmp_path):
     Threshold(score=0.5, pixel=0.5, info={"images": 20}).to_file(tmp_path / "threshold.json")
     done = cli("test", root, *model, "--threshold", tmp_path / "threshold.json", "--output", tmp_path / "out")
@@ -345,5 +375,5 @@ def test_one_example_is_scored_and_drawn(run_script, paper_case, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert f"{paper_case.arrays['score'][0]:.4f}" in done.stdout
-    assert np.load(tmp_path / "runs" / "maps" / f"{image.name}.npy").shape == (70, 70)
+    assert np.load(tmp_path / "runs" / "maps" / f"{image.stem}.npy").shape == (70, 70)
     assert run_script("test_one_example.sh").returncode == 2

@@ -37,7 +37,7 @@ def test_the_demo_leaves_its_pictures_heat_maps_and_one_sheet(done, tmp_path):
     pictures = sorted(path.name for path in (folder / "pictures").iterdir())
     assert len(pictures) == 12
     assert sorted(path.name for path in (folder / "heatmaps").iterdir()) == [
-        f"{name}.png" for name in pictures
+        f"{Path(name).stem}_heatmap.png" for name in pictures
     ]
     with Image.open(folder / "demo.png") as sheet:
         assert sheet.width > 600

@@ -366,7 +366,7 @@ def test_predict_writes_a_line_and_a_heat_map_for_every_image_of_a_file(cli, fol
         f"{folder}/{name}" for name in ("x.toy#1", "x.toy#2", "y.png")
     ]
     files = [record["files"]["heatmap"] for record in records]
-    assert files == [f"heatmaps/{name}.png" for name in ("x.toy#1", "x.toy#2", "y.png")]
+    assert files == [f"heatmaps/{name}_heatmap.png" for name in ("x#1", "x#2", "y")]
     assert {str(path.relative_to(out)) for path in (out / "heatmaps").iterdir()} == set(files)
     assert len(list((out / "maps").iterdir())) == 3
 

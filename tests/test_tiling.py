@@ -193,7 +193,7 @@ def test_the_command_cuts_large_images_and_saves_maps_of_their_size(cli, tiny_ba
         tmp_path / "out",
     )
     assert (done.code, done.err) == (0, "")
-    assert np.load(tmp_path / "out/maps/large.tif.npy").shape == (120, 150)
-    assert open_image(tmp_path / "out/masks/large.tif.png").size == (150, 120)
+    assert np.load(tmp_path / "out/maps/large.npy").shape == (120, 150)
+    assert open_image(tmp_path / "out/masks/large_mask.png").size == (150, 120)
     settings = json.loads((tmp_path / "out/settings.json").read_text())
     assert (settings["tile"], settings["overlap"]) == (80, 0.25)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prediction import Prediction
-from anomalyclip.visualize import COLORMAPS, contact_sheet, heat_map, overlay
+from anomalyclip.visualize import COLORMAPS, captioned, contact_sheet, heat_map, overlay
 
 BLOB = np.exp(-((np.arange(64)[:, None] - 20) ** 2 + (np.arange(64) - 40) ** 2) / 60).astype(np.float32)
 
@@ -55,13 +55,30 @@ def test_values_beyond_the_scale_get_the_colours_of_its_ends():
     assert lightness(heat_map(values, colormap="gray", scale=(0.25, 0.5))).tolist() == [0, 0, 255, 255]
 
 
-def test_an_overlay_changes_the_anomalous_pixels_only():
+def test_without_a_threshold_an_overlay_changes_what_is_not_in_the_lowest_tenth_of_the_scale():
     image = photograph((90, 60))
-    drawn = overlay(image, predicted(BLOB, image.size).with_threshold(0.5))
+    drawn = overlay(image, predicted(BLOB, image.size))
     before, after = np.asarray(image, int), np.asarray(drawn, int)
     at_size = predicted(BLOB, image.size).map_at()
     assert (before[at_size < 0.09] == after[at_size < 0.09]).all()
     assert (before[at_size > 0.3] != after[at_size > 0.3]).any(axis=1).mean() > 0.95
+
+
+@pytest.mark.parametrize("colormap", ["inferno", "turbo"])
+@pytest.mark.parametrize("threshold", [0.03, 0.5, 0.97, 1.0])
+def test_with_a_pixel_threshold_the_colour_begins_where_the_contour_runs(threshold, colormap):
+    image = Image.new("RGB", (90, 60), (120, 120, 120))
+    prediction = predicted(BLOB, image.size).with_threshold(threshold)
+    drawn = np.asarray(overlay(image, prediction, colormap=colormap, contour=False), int)
+    changed = (np.abs(drawn - 120) > 8).any(axis=2)
+    assert (changed == prediction.mask_at()).all()
+
+
+def test_a_scale_of_ones_own_goes_before_the_threshold():
+    image = Image.new("RGB", (64, 64), "white")
+    prediction = predicted(BLOB, image.size)
+    own = overlay(image, prediction.with_threshold(0.5), scale=(0, 1), contour=False)
+    assert own.tobytes() == overlay(image, prediction).tobytes()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (640, 480), (37, 800)])
@@ -130,6 +147,43 @@ def test_a_photograph_with_exif_orientation_is_drawn_upright():
 def test_unusable_options_are_named(options, message):
     with pytest.raises(AnomalyCLIPError, match=message):
         overlay(photograph((8, 8)), predicted(BLOB, (8, 8)), **options)
+
+
+def test_a_caption_hides_nothing_and_leaves_the_picture_at_its_size():
+    image = photograph((400, 300))
+    prediction = predicted(BLOB, image.size).with_threshold(0.5)
+    whole = captioned(image, prediction)
+    assert whole.crop((0, 0, 400, 300)).tobytes() == overlay(image, prediction).tobytes()
+    assert whole.width == 400
+    assert 15 <= whole.height - 300 <= 40
+
+
+def test_a_caption_says_anomalous_in_red_and_normal_in_green():
+    image = Image.new("L", (400, 300))
+
+    def strip(threshold):
+        pixels = np.asarray(captioned(image, predicted(BLOB * 0, image.size).with_threshold(threshold)), int)[
+            300:
+        ]
+        red, green = pixels[..., 0] - pixels[..., 1], pixels[..., 1] - pixels[..., 0]
+        return bool((red[:, :300] > 90).any()), bool((green[:, :300] > 70).any())
+
+    assert strip(0.5) == (True, False)
+    assert strip(0.95) == (False, True)
+    assert strip(None) == (False, False)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (8, 2000), (2000, 8), (150, 100), (4000, 3000)])
+def test_a_caption_is_whole_at_every_size(size, threshold):
+    """Nothing of the text touches the edges of the strip below the black picture."""
+    image = Image.new("RGB", size)
+    whole = np.asarray(captioned(image, predicted(BLOB * 0, size).with_threshold(threshold)))
+    strip = whole[np.flatnonzero((whole == 0).all(axis=2).any(axis=1))[-1] + 1 :]
+    ink = np.argwhere((strip != whole[-1, 0]).any(axis=2))
+    (top, left), (bottom, right) = ink.min(axis=0), ink.max(axis=0)
+    assert min(top, left, strip.shape[0] - 1 - bottom, strip.shape[1] - 1 - right) >= 2
+    assert bottom - top >= 8
 
 
 def test_a_contact_sheet_has_as_many_columns_as_asked_for_and_equal_cells():

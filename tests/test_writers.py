@@ -14,7 +14,7 @@ from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.prediction import Prediction
-from anomalyclip.visualize import overlay
+from anomalyclip.visualize import captioned, overlay
 from anomalyclip.writers import PredictionWriter
 
 RAMP = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (8, 1))
@@ -55,9 +55,9 @@ def test_maps_heat_maps_and_masks_lie_under_the_relative_path(tmp_path):
     with PredictionWriter(out, save=("mask", "map", "heatmap")) as writer:
         record = writer.write(prediction, name="line 1/a.png")
     assert record["files"] == {
-        "map": "maps/line 1/a.png.npy",
-        "heatmap": "heatmaps/line 1/a.png.png",
-        "mask": "masks/line 1/a.png.png",
+        "map": "maps/line 1/a.npy",
+        "heatmap": "heatmaps/line 1/a_heatmap.png",
+        "mask": "masks/line 1/a_mask.png",
     }
     assert files(out) == sorted([*record["files"].values(), "predictions.jsonl"])
     anomaly_map = np.load(out / record["files"]["map"])
@@ -67,7 +67,7 @@ def test_maps_heat_maps_and_masks_lie_under_the_relative_path(tmp_path):
     assert (mask.dtype, mask.shape) == (np.uint8, (20, 40))
     assert (mask == np.where(np.arange(40) < 20, 0, 255)).all()
     heat = Image.open(out / record["files"]["heatmap"])
-    assert heat.tobytes() == overlay(Image.open(photograph), prediction).tobytes()
+    assert heat.tobytes() == captioned(Image.open(photograph), prediction).tobytes()
 
 
 def test_the_drawing_of_heat_maps_can_be_chosen(tmp_path):
@@ -85,13 +85,38 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path):
             for path, name in [("a.png", None), ("a.jpg", None), ("x/a.png", "a.png"), ("A.png", None)]
         }
     assert names == {
-        "a.png": "maps/a.png.npy",
+        "a.png": "maps/a.npy",
         "a.jpg": "maps/a.jpg.npy",
-        "x/a.png": "maps/a.png~2.npy",
-        "A.png": "maps/A.png~3.npy",
+        "x/a.png": "maps/a.png.npy",
+        "A.png": "maps/A.png~2.npy",
     }
     with PredictionWriter(tmp_path, save=["map"], resume=True) as writer:
-        assert writer.write(predicted("y/a.png"), name="a.png")["files"]["map"] == "maps/a.png~4.npy"
+        assert writer.write(predicted("y/a.png"), name="a.png")["files"]["map"] == "maps/a.png~3.npy"
+    assert len(files(tmp_path)) == 6
+
+
+def test_a_resumed_run_knows_the_names_that_are_taken_whatever_was_saved(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    with PredictionWriter(tmp_path, save=["mask", "heatmap"]) as writer:
+        writer.write(predicted("a.png"), image=image)
+    with PredictionWriter(tmp_path, save=["mask", "heatmap"], resume=True) as writer:
+        assert writer.write(predicted("a.jpg"), image=image)["files"] == {
+            "heatmap": "heatmaps/a.jpg_heatmap.png",
+            "mask": "masks/a.jpg_mask.png",
+        }
+
+
+def test_a_name_is_cut_by_an_image_s_ending_alone(tmp_path):
+    with PredictionWriter(tmp_path, save=["map"]) as writer:
+        for path, file in (
+            ("b/x.tif#2", "b/x#2"),
+            ("b/x.tif#3", "b/x#3"),
+            ("v1.2", "v1.2"),
+            ("scan.TIFF", "scan"),
+            (".png", ".png"),
+            ("b/.png", "b/.png"),
+        ):
+            assert writer.write(predicted(path))["files"]["map"] == f"maps/{file}.npy"
 
 
 @pytest.mark.parametrize("path", ["../../x.png", "/x.png", "a/../../../x.png", "..", "/"])
@@ -214,7 +239,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_clear_error(tmp_path):
     (tmp_path / "maps").write_text("")
     with (
         PredictionWriter(tmp_path, save=["map"]) as writer,
-        pytest.raises(AnomalyCLIPError, match=r"maps/a\.png\.npy cannot be written"),
+        pytest.raises(AnomalyCLIPError, match=r"maps/a\.npy cannot be written"),
     ):
         writer.write(predicted("a.png"))
     assert records(tmp_path) == []  # no line without its files

@@ -17,7 +17,7 @@ from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Source, locate
 from anomalyclip.runs import RunFolder
 from anomalyclip.spec import DetectorSpec
-from anomalyclip.visualize import overlay
+from anomalyclip.visualize import captioned
 from anomalyclip.writers import PREDICTIONS, PredictionWriter
 
 _KEPT = 20
@@ -70,7 +70,7 @@ def predict(
     resume: bool = False,
     overwrite: bool = False,
     batch_size: int = 1,
-    draw: Callable[[Image.Image, Prediction], Image.Image] = overlay,
+    draw: Callable[[Image.Image, Prediction], Image.Image] = captioned,
     on_error: Callable[[str, InputError], None] | None = None,
     track: Track = silent,
 ) -> PredictionRun:

@@ -3,17 +3,20 @@
 ```
 OUTPUT/predictions.jsonl      one JSON object per image, in the order of the images
 OUTPUT/errors.jsonl           image_path and error of each image that could not be scored, if there are any
-OUTPUT/maps/NAME.npy          the anomaly map, float32 (S, S), or (height, width) if the image was cut into tiles
-OUTPUT/heatmaps/NAME.png      the image with the map drawn over it, at the image's size
-OUTPUT/masks/NAME.png         0 and 255, at the image's size
+OUTPUT/maps/NAME.npy                 the anomaly map, float32 (S, S), or (height, width) if the image was cut into tiles
+OUTPUT/heatmaps/NAME_heatmap.png     the image with the map drawn over it, and a caption
+OUTPUT/masks/NAME_mask.png           0 and 255, at the image's size
 ```
 
-NAME is the image's relative path with its extension: `a.png` and `a.jpg` become `a.png.npy` and `a.jpg.npy`.
+NAME is the image's relative path without its ending: ``line 1/a.png`` becomes ``line 1/a_mask.png``. If
+another image already has the NAME, the later one keeps its ending (``a.jpg_mask.png`` after ``a.png``), and if that is taken too, it gets a
+number (``a.jpg~2_mask.png``).
 """
 
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -25,13 +28,17 @@ from PIL import Image
 from anomalyclip.errors import AnomalyCLIPError, concerning
 from anomalyclip.files import replacing, writing
 from anomalyclip.prediction import Prediction
-from anomalyclip.readers import open_image
-from anomalyclip.visualize import overlay
+from anomalyclip.readers import open_image, suffixes
+from anomalyclip.visualize import captioned
 
 PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
 """Names of the two files with one line per image: images that were scored, and images that could not be scored."""
 
-_FOLDERS = {"map": ("maps", ".npy"), "heatmap": ("heatmaps", ".png"), "mask": ("masks", ".png")}
+_FOLDERS = {
+    "map": ("maps", ".npy"),
+    "heatmap": ("heatmaps", "_heatmap.png"),
+    "mask": ("masks", "_mask.png"),
+}
 SAVEABLE = tuple(_FOLDERS)
 
 
@@ -52,8 +59,8 @@ class PredictionWriter:
     overwrite : bool
         Replace existing predictions; the files that their lines name are deleted.
     draw : callable, optional
-        (image, prediction) -> PIL.Image.Image, for "heatmap"; default `anomalyclip.visualize.overlay`. To set
-        its options: `functools.partial(overlay, colormap="turbo")`.
+        (image, prediction) -> PIL.Image.Image, for "heatmap"; default `anomalyclip.visualize.captioned`.
+        To set its options: `functools.partial(captioned, colormap="turbo")`; `overlay` draws no caption.
 
     Attributes
     ----------
@@ -79,7 +86,7 @@ class PredictionWriter:
     >>> with PredictionWriter(tempfile.mkdtemp(), save=["map"]) as writer:
     ...     record = writer.write(prediction)
     >>> record["pred_score"], record["files"]
-    (0.25, {'map': 'maps/line 1/a.png.npy'})
+    (0.25, {'map': 'maps/line 1/a.npy'})
     """
 
     def __init__(
@@ -89,7 +96,7 @@ class PredictionWriter:
         save: Collection[str] = (),
         resume: bool = False,
         overwrite: bool = False,
-        draw: Callable[[Image.Image, Prediction], Image.Image] = overlay,
+        draw: Callable[[Image.Image, Prediction], Image.Image] = captioned,
     ) -> None:
         unknown = set(save) - set(SAVEABLE)
         if unknown:
@@ -142,7 +149,7 @@ class PredictionWriter:
         name : str, optional
             Path of its files within `maps/` and so on, usually the image's path relative to the input folder;
             default: its `image_path`. It never leaves the output folder: a root is removed, and `..` becomes
-            `_`. A name that another image already has gets a number (`a.png`, `a.png~2`).
+            `_`. Its ending is left out, unless another image already has that name.
         image : PIL.Image.Image, optional
             The image, for "heatmap"; default: `anomalyclip.readers.open_image` of its `image_path`.
 
@@ -234,11 +241,14 @@ class PredictionWriter:
                 stray.unlink()
 
     def _free_name(self, path: str) -> str:
-        name = wanted = safe_name(path)
+        whole = safe_name(path)
+        name = without_ending(whole)
+        if _key(name) in self._names:
+            name = whole
         number = 1
         while _key(name) in self._names:
             number += 1
-            name = f"{wanted}~{number}"
+            name = f"{whole}~{number}"
         return name
 
     def _write_content(
@@ -266,6 +276,20 @@ def safe_name(path: str | os.PathLike[str]) -> str:
     pure = PurePath(os.path.normpath(path))
     parts = ["_" if part == ".." else part for part in pure.parts if part != pure.anchor]
     return "/".join(parts) or "_"
+
+
+def without_ending(name: str) -> str:
+    """Return an image's name without the ending that says what kind of file it is; a number in a file stays.
+
+    Examples
+    --------
+    >>> without_ending("line 1/a.png"), without_ending("v1.2"), without_ending("pages.tif#3")
+    ('line 1/a', 'v1.2', 'pages#3')
+    """
+    path, number = re.fullmatch(r"(.*?)(#\d+)?", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    endings = [ending for ending in suffixes() if path.lower().endswith(ending)]
+    stem = path[: len(path) - len(max(endings, key=len, default=""))]
+    return stem + number if stem.rpartition("/")[2] else name  # of ".png" nothing would be left
 
 
 def _key(name: str) -> str:

@@ -62,8 +62,8 @@ def predict(
     save: Annotated[
         list[Saved] | None,
         typer.Option(
-            help="Also save: map (float32 .npy), heatmap (overlay, .png), mask (.png, needs --threshold); repeat for "
-            "several.",
+            help="Also save: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, needs --threshold); "
+            "repeat for several.",
             show_default=False,
         ),
     ] = None,
@@ -83,13 +83,23 @@ def predict(
         typer.Option(help="Opacity of the strongest colour, 0 to 1.", min=0, max=1, rich_help_panel=_DRAWING),
     ] = 0.7,
     scale: Annotated[
-        tuple[float, float],
+        tuple[float, float] | None,
         typer.Option(
-            help="Map values of the first and the last colour, for example --scale 0.1 0.6.",
+            help="Map values of the first and the last colour, for example --scale 0.1 0.6. Default: from the pixel "
+            "threshold, or 0 without one, to 1.",
             metavar="LOW HIGH",
+            show_default=False,
             rich_help_panel=_DRAWING,
         ),
-    ] = (0.0, 1.0),
+    ] = None,
+    no_caption: Annotated[
+        bool,
+        typer.Option(
+            "--no-caption",
+            help="Heat maps without the line that says score, verdict and threshold: of the photograph's size.",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = False,
 ) -> None:
     """Score images and draw where they are anomalous.
 
@@ -99,11 +109,11 @@ def predict(
     from functools import partial
 
     from anomalyclip import predicting
-    from anomalyclip.visualize import overlay
+    from anomalyclip.visualize import captioned, overlay
 
     skipped: Counter[str] = Counter()
     images = _images(paths or [], from_file, skipped)
-    if not 0 <= scale[0] < scale[1] <= 1:
+    if scale is not None and not 0 <= scale[0] < scale[1] <= 1:
         raise AnomalyCLIPError(
             f"--scale {scale[0]} {scale[1]}: expected two map values, 0 <= first < second <= 1"
         )
@@ -124,7 +134,9 @@ def predict(
             folder,
             save=kinds,
             batch_size=batch_size,
-            draw=partial(overlay, colormap=colormap.value, alpha=alpha, scale=scale),
+            draw=partial(
+                overlay if no_caption else captioned, colormap=colormap.value, alpha=alpha, scale=scale
+            ),
             on_error=_name_failure,
             track=track,
         )

@@ -7,7 +7,9 @@ stopped run goes on at the image where it was.
 import json
 import math
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from anomalyclip.data.meta import Sample
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.readers import locate
-from anomalyclip.writers import PredictionWriter, safe_name
+from anomalyclip.writers import PredictionWriter, safe_name, without_ending
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class DetectorSource:
 class FolderSource:
     """Takes maps from a folder: ``maps/<relative path>.npy`` as ``predict --save map`` writes them, of any system.
 
+    The path may have the image's ending or not: ``a.png.npy`` goes before ``a.npy``, which has to be of one image.
     Scores are read from the folder's predictions.jsonl; a map that is not listed there has its maximum as its score.
 
     Parameters
@@ -163,9 +166,9 @@ class FolderSource:
             )
         self._folder = folder
         self._maps = folder / "maps" if (folder / "maps").is_dir() else folder
-        self._scores = {
-            os.path.normpath(folder / record["files"]["map"]): float(record["pred_score"])
-            for _, record in _records(folder)
+        self._known = {
+            os.path.normpath(folder / record["files"]["map"]): (path, float(record["pred_score"]))
+            for path, record in _records(folder)
             if "map" in record["files"]
         }
 
@@ -174,15 +177,30 @@ class FolderSource:
     ) -> list[Scored]:
         """Find the maps; see `Source`."""
         found = []
+        namesakes = Counter(without_ending(safe_name(sample.image)) for sample in samples)
         for sample in samples:
-            path = self._maps / f"{safe_name(sample.image)}.npy"
             try:
-                score = self._scores.get(os.path.normpath(path))
+                path = self._file_of(sample.image, namesakes)
+                _, score = self._known.get(os.path.normpath(path), (None, None))
                 found.append(Scored(sample, float(read_map(path).max()) if score is None else score, path))
             except InputError as error:
                 failed[sample.image] = str(error)
             advance()
         return found
+
+    def _file_of(self, image: str, namesakes: Counter[str]) -> Path:
+        """Return the file of an image's map; the short name of two images is that image's which its line names."""
+        whole = safe_name(image)
+        own = self._maps / f"{whole}.npy"
+        if own.is_file():
+            return own
+        short = without_ending(whole)
+        path = self._maps / f"{short}.npy"
+        owner, _ = self._known.get(os.path.normpath(path), (None, None))
+        named = owner is None or re.split(r"[/\\]", owner)[-1] == whole.rpartition("/")[2]
+        if not named or (owner is None and namesakes[short] > 1):
+            raise InputError(f"{own}: no such map, and {path.name} is another image's")
+        return path
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Leave them: they are the user's."""
