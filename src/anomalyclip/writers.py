@@ -8,9 +8,9 @@ OUTPUT/heatmaps/NAME_heatmap.png     the image with the map drawn over it, and a
 OUTPUT/masks/NAME_mask.png           0 and 255, at the image's size
 ```
 
-NAME is the image's relative path without its ending: ``line 1/a.png`` becomes ``line 1/a_mask.png``. If
-another image already has the NAME, the later one keeps its ending (``a.jpg_mask.png`` after ``a.png``), and if that is taken too, it gets a
-number (``a.jpg~2_mask.png``).
+NAME is the image's relative path without its ending: ``line 1/a.png`` becomes ``line 1/a_mask.png``. If another image
+already has the NAME, the later one keeps its ending (``a.jpg_mask.png`` after ``a.png``), and if that is taken too, it
+gets a number (``a.jpg~2_mask.png``).
 """
 
 import io
