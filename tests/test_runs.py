@@ -189,3 +189,39 @@ def test_another_commands_folder_stays_its_own(done):
     with pytest.raises(AnomalyCLIPError, match="predict"):
         work(RunFolder("test", done, results="*/classes"), {"sigma": 4.0})
     assert json.loads((done / "settings.json").read_text())["command"] == "predict"
+
+
+# --- temporary files and folders of killed processes
+
+KEEPS = """
+import pathlib, sys
+from anomalyclip.files import replacing, staging
+with replacing(sys.argv[1] + "/a.txt") as file, staging(sys.argv[1]) as folder:
+    file.write_text("half")
+    (folder / "b.txt").write_text("half")
+    print(file.name, folder.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next_one_and_what_a_living_one_uses_is_not(tmp_path):
+    run = [sys.executable, "-c", KEEPS, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(run, **pipes) as killed, subprocess.Popen(run, **pipes) as living:
+        left, used = (process.stdout.readline().split() for process in (killed, living))
+        killed.kill()
+        killed.wait()
+        (tmp_path / ".mine.tmp").touch()
+        with subprocess.Popen(run, **pipes) as next_one:
+            own = next_one.stdout.readline().split()
+            there = {path.name for path in tmp_path.iterdir()}
+            assert there == {*used, *own, ".mine.tmp"}
+            assert not there.intersection(left)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "a.txt"]
+
+
+def test_a_new_file_has_the_permissions_that_any_new_file_has(tmp_path):
+    (tmp_path / "usual").touch()
+    with replacing(tmp_path / "ours") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -3,14 +3,21 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -18,6 +25,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which is renamed to `path` when the block ends without an error.
 
     Missing parent folders are created. After an error the temporary file is deleted, and an existing file is unchanged.
+    Temporary files that a killed process left there are deleted too.
 
     Examples
     --------
@@ -30,12 +38,103 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
+    with _claimed(path.parent, _make_file) as temporary:
         yield temporary
         os.replace(temporary, path)
+
+
+@contextmanager
+def staging(parent: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder in `parent`, for files that are moved to their places when all of them are complete.
+
+    When the block ends, the folder is deleted with everything left in it. Temporary folders that a killed process left
+    there are deleted too.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with staging(parent) as folder:
+    ...         _ = (folder / "part").write_text("whole")
+    ...         os.replace(folder / "part", f"{parent}/part")
+    ...     os.listdir(parent)
+    ['part']
+    """
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    with _claimed(parent, Path.mkdir) as folder:
+        yield folder
+
+
+_TEMPORARY = re.compile(r"\.[0-9]+-[0-9a-f]{8}\.tmp")
+_swept: set[str] = set()
+"""Folders in which this process has deleted what killed processes left."""
+
+
+@contextmanager
+def _claimed(parent: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a new file or folder with a temporary name, locked while it is in use."""
+    _sweep(parent)
+    path, lock = _claim(parent, make)
+    try:
+        yield path
     finally:
-        temporary.unlink(missing_ok=True)
+        _delete(path)
+        if lock is not None:
+            os.close(lock)
+
+
+def _claim(parent: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    while True:
+        path = parent / f".{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        make(path)
+        lock = _lock(path, wait=True)
+        if path.exists():  # otherwise another process deleted it before it was locked
+            return path, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """Return the descriptor that keeps a file or folder locked; None if it cannot be locked.
+
+    The system releases the lock when the process ends, even if it was killed.
+    """
+    if fcntl is None:  # Windows
+        return None
+    try:
+        lock = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what killed processes left in a folder: temporary names that no process has locked."""
+    if str(parent) in _swept:
+        return
+    _swept.add(str(parent))
+    with suppress(OSError):
+        for name in os.listdir(parent):
+            if _TEMPORARY.fullmatch(name) and (lock := _lock(parent / name, wait=False)) is not None:
+                _delete(parent / name)
+                os.close(lock)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

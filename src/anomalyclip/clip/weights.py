@@ -6,9 +6,8 @@ import math
 import os
 import pickle
 import re
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from anomalyclip.clip.checkpoints import load_checkpoint, not_plain
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.torchscript import read_torchscript
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing
 
 EXPECTED = (
     "expected the weights of a CLIP with a vision transformer: OpenAI's archive (.pt), a state dict "
@@ -161,11 +161,14 @@ def save_weights(weights: Weights, path: str | os.PathLike[str]) -> Path:
             metadata = {
                 _METADATA_KEY: json.dumps(config)
             }  # a single entry, since several are written in random order
-            _replace(path, lambda file: save_file(tensors, file, metadata))
+            with replacing(path) as file:
+                save_file(tensors, file, metadata)
         else:
             text = json.dumps(config, indent=2) + "\n"
-            _replace(path / "model.safetensors", lambda file: save_file(tensors, file, {"format": "pt"}))
-            _replace(path / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+            with replacing(path / "model.safetensors") as file:
+                save_file(tensors, file, {"format": "pt"})
+            with replacing(path / "config.json") as file:
+                file.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise AnomalyCLIPError(f"{path}: cannot be written ({error})") from error
     return path
@@ -554,23 +557,3 @@ def _check(tensors: dict[str, Tensor], config: CLIPConfig) -> None:
 def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, and rename it to `path` once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,9 +4,7 @@ import copy
 import hashlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -27,7 +25,7 @@ from anomalyclip.engines.card import KEY, ModelCard
 from anomalyclip.engines.exported import ExportedScorer, first_line
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
-from anomalyclip.files import check_writable, writing
+from anomalyclip.files import check_writable, staging, writing
 from anomalyclip.images import squash
 from anomalyclip.inputs import find_images
 from anomalyclip.methods import METHODS
@@ -139,7 +137,7 @@ def export(
     card = _card(detector, scorer, precision, images)
     for remark in detector.remarks():
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
-    with writing(output), _staging(output) as folder:
+    with writing(output), staging(output.parent) as folder:
         graph = folder / "graph.onnx"
         _write_onnx(scorer, graph, card, half=precision == "fp16" and format == "onnx", dynamic=dynamic_batch)
         if format == "onnx" and (weights := graph.with_name(f"{graph.name}.data")).exists():
@@ -289,17 +287,6 @@ def installed() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to the output, so that finished files only have to be renamed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool, dynamic: bool) -> None:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,7 @@ import numpy as np
 
 from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, LEAST_SIZE, generate
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import writing
+from anomalyclip.files import staging, writing
 
 # Each part of a data set numbers its images in its own range, so that no scene occurs twice.
 _TRAIN, _GOOD, _ANOMALOUS = 0, 1_000_000, 2_000_000
@@ -85,6 +84,7 @@ def write_dataset(
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     count = write_dataset(Path(folder, "set"), ["cork"], normal=1, anomalous=1, seed=1, size=48)
     ...     count, sorted(path.name for path in Path(folder, "set", "cork").iterdir())
@@ -106,15 +106,12 @@ def write_dataset(
         raise AnomalyCLIPError(f"{output} is the current folder; choose a new folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise AnomalyCLIPError(f"{output} exists and is not empty; choose another folder or remove it")
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+    with writing(output), staging(output.parent) as unfinished:
         try:
             jobs = list(_jobs(unfinished, names, kinds, normal, anomalous, seed, size))
             with closing(_run(jobs, workers)) as drawn:
                 for _ in drawn:
                     on_image()
-            unfinished.chmod(0o777 & ~_umask())
             os.replace(unfinished, output)
         finally:
             with _deaf():
@@ -126,12 +123,6 @@ def _check_known(what: str, given: Sequence[str], known: Mapping[str, object]) -
     for name in given:
         if name not in known:
             raise AnomalyCLIPError(f"unknown {what} {name!r}; choose from: {', '.join(sorted(known))}")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _jobs(
