@@ -79,7 +79,7 @@ def test_a_broken_image_is_named_the_rest_is_scored_and_the_exit_code_is_one(
     assert done.code == 1
     assert len(lines(tmp_path / "out")) == 2
     assert done.err.count("error: ") == 1
-    assert "parts/b.png: not a PNG, JPEG, BMP" in done.err
+    assert "parts/b.png: not an image of a known format (PNG, JPEG, BMP" in done.err
     assert "1 failed" in done.out
     assert "b.png" in (tmp_path / "out" / "errors.jsonl").read_text()
 

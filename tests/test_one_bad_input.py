@@ -343,7 +343,7 @@ def test_a_file_with_eps_content_never_starts_ghostscript(tmp_path):
         timeout=60,
         check=True,
     )
-    assert done.stdout.count("not a PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM image") == 2
+    assert done.stdout.count("not an image of a known format") == 2
     assert not (tmp_path / "started").exists()
 
 
@@ -356,5 +356,5 @@ def test_the_documented_formats_are_told_by_content_whatever_the_name(format, tm
 @pytest.mark.parametrize("format", ["ICO", "TGA", "PCX", "SGI", "JPEG2000", "PDF", "EPS"])
 def test_other_formats_are_refused_under_any_name(format, tmp_path):
     Image.new("RGB", (16, 16), "gray").save(tmp_path / "a.png", format)
-    with pytest.raises(AnomalyCLIPError, match=r"a\.png: not a PNG, JPEG, BMP"):
+    with pytest.raises(AnomalyCLIPError, match=r"a\.png: not an image of a known format \(PNG, JPEG, BMP"):
         open_image(tmp_path / "a.png")

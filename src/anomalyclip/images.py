@@ -23,7 +23,7 @@ from anomalyclip.files import require_regular
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 """Formats that are opened, recognised by content. Pillow knows more formats, and some of them start programs (EPS)."""
 
-_READ = "PNG, JPEG, BMP, TIFF, WebP, GIF, PPM or PGM"
+_READ = "PNG, JPEG, BMP, TIFF, WebP, GIF, PPM, PGM"
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 """Per-channel mean of CLIP's training images, RGB, for values in [0, 1] (openai/CLIP, ``clip.py``)."""
@@ -132,7 +132,7 @@ def decoding(name: object) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except UnidentifiedImageError:
-        raise InputError(f"{name}: not a {_READ} image") from None
+        raise InputError(f"{name}: not an image of a known format ({_READ})") from None
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: image too large: {error}; scale it down or cut it into parts") from None
     except Exception as error:  # on damaged files, decoders raise nearly any type of exception

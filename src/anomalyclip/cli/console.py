@@ -10,13 +10,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_PLAIN: Any = {"markup": False, "emoji": False}
+"""What is printed is text: a file may be called [red] or :warning:."""
+
+
 @cache
 def out() -> "Console":
     """Return the console for results (standard output)."""
     from rich.console import Console
 
     # In a pipe a table is as wide as it must be: folded paths are of no use to the next program.
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+    width = None if sys.stdout.isatty() else 1000
+    return Console(highlight=False, soft_wrap=True, width=width, **_PLAIN)
 
 
 @cache
@@ -24,7 +29,7 @@ def err() -> "Console":
     """Return the console for progress, warnings and errors (standard error)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, **_PLAIN)
 
 
 def printable(text: str) -> str:
@@ -64,9 +69,10 @@ def track(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}", markup=False)  # a data set may be called [/] or {}
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err(), transient=True, disable=not err().is_terminal) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(printable(what), total=total)
         yield lambda: progress.advance(task)
 
 

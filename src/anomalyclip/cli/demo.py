@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomalyclip.cli.console import out
-from anomalyclip.cli.tables import new_table
+from anomalyclip.cli.tables import new_table, verdict
 
 if TYPE_CHECKING:
     from anomalyclip.prediction import Prediction
@@ -44,7 +44,7 @@ def _show(predictions: "list[Prediction]") -> None:
         table.add_row(
             Path(str(prediction.image_path)).stem,
             f"{prediction.pred_score:.2f}",
-            "[red]anomalous[/]" if prediction.pred_label else "[green]normal[/]",
+            verdict(bool(prediction.pred_label)),
             f"{share:.1%}" if share else "",
         )
     out().print(table)

@@ -12,7 +12,7 @@ import typer
 
 from anomalyclip.cli import options
 from anomalyclip.cli.console import fail, out, printable, stoppable, track
-from anomalyclip.cli.tables import new_table
+from anomalyclip.cli.tables import new_table, verdict
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.spec import DetectorSpec
 
@@ -176,9 +176,10 @@ def _show(run: "PredictionRun", skipped: Counter[str]) -> None:
     if run.top:
         table = new_table("score", *["verdict"] * run.judged, "image", right=["score"])
         for record in run.top:
-            verdict = "[red]anomalous[/]" if record["pred_label"] else "[green]normal[/]"
             image = Text(printable(record["image_path"]))
-            table.add_row(f"{record['pred_score']:.4f}", *[verdict] * run.judged, image)
+            table.add_row(
+                f"{record['pred_score']:.4f}", *[verdict(bool(record["pred_label"]))] * run.judged, image
+            )
         out().print(table)
         if run.scored > len(run.top):
             out().print(

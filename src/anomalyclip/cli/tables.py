@@ -7,6 +7,7 @@ from anomalyclip.cli.console import out, printable, warn
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from anomalyclip.data.meta import Finding
 
@@ -29,7 +30,16 @@ def show(table: "Table") -> None:
     from rich.console import Console
 
     console = out()
-    (console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)).print(table)
+    (console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH, markup=False)).print(
+        table
+    )
+
+
+def verdict(anomalous: bool) -> "Text":
+    """Return a verdict in its colour."""
+    from rich.text import Text
+
+    return Text("anomalous", "red") if anomalous else Text("normal", "green")
 
 
 def show_findings(findings: Sequence["Finding"]) -> None:

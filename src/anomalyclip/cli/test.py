@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anomalyclip.cli import options
-from anomalyclip.cli.console import fail, out, stoppable, track, warn
+from anomalyclip.cli.console import fail, out, printable, stoppable, track, warn
 from anomalyclip.cli.tables import new_table
 from anomalyclip.evaluation.settings import EvaluationSettings
 from anomalyclip.spec import DetectorSpec
@@ -57,7 +57,7 @@ def test(
 def _show(evaluation: "Evaluation", folder: Path | None, settings: EvaluationSettings) -> None:
     from anomalyclip.evaluation.tables import SOURCE
 
-    out().print(str(evaluation.about["title"]), markup=False)
+    out().print(printable(str(evaluation.about["title"])), markup=False)
     table = _drawn(evaluation.tables[0])
     # Whole numbers or nothing: a table that is wider than the screen is wrapped by the terminal, not cut here.
     table.width = out().measure(table, options=out().options.update(max_width=1000)).maximum
@@ -71,10 +71,12 @@ def _show(evaluation: "Evaluation", folder: Path | None, settings: EvaluationSet
     elif evaluation.controls:
         out().print("the model beats both controls by every metric")
     what = "report.html" if "html" in settings.formats else ", ".join(settings.formats)
-    out().print(f"results in {folder} ({what})", markup=False)
+    out().print(printable(f"results in {folder} ({what})"), markup=False)
 
 
 def _drawn(table: "Table") -> Any:
+    from rich.text import Text
+
     from anomalyclip.evaluation.results import METRICS
 
     columns = table.columns(short=True)
@@ -84,6 +86,6 @@ def _drawn(table: "Table") -> Any:
         heads.append(f"{level}\n{name}" if column.source == "ours" else f"\n{column.head}")
     drawn = new_table(table.first, "normal", "anom.", *heads, right=["normal", "anom.", *heads], gap=1)
     for row in table.rows:
-        cells = [row.label, str(row.normal), str(row.anomalous), *(column.text(row) for column in columns)]
-        drawn.add_row(*cells, style="bold" if row.label == "mean" else None)
+        cells = [str(row.normal), str(row.anomalous), *(column.text(row) for column in columns)]
+        drawn.add_row(Text(printable(row.label)), *cells, style="bold" if row.label == "mean" else None)
     return drawn

@@ -82,5 +82,6 @@ def train(
         else:
             out().print(f"shard {part[0]}/{part[1]} is done; when all are, train without --shard")
     if unreadable:
-        fail(f"{len(unreadable)} images could not be used and were left out")
+        count = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
+        fail(f"left out, since they cannot be used: {count}")
         raise typer.Exit(1)

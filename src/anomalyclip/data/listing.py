@@ -94,10 +94,11 @@ def load_samples(
     samples = meta.phase(phase)
     if not samples:
         there = ", ".join(f"{name} ({len(listed)})" for name, listed in meta.phases.items())
-        raise AnomalyCLIPError(f"{root}: no {phase} samples; found with {meta.source}: {there or 'none'}")
-    if dataset is None:
-        return samples
-    return SampleList(samples.root, samples.samples, known(dataset).key, samples.source, samples.findings)
+        gone = f"; {len(samples.missing)} are listed, but do not exist" if samples.missing else ""
+        raise AnomalyCLIPError(
+            f"{root}: no {phase} samples; found with {meta.source}: {there or 'none'}{gone}"
+        )
+    return samples if dataset is None else replace(samples, dataset=known(dataset).key)
 
 
 def list_samples(

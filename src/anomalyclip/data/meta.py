@@ -3,8 +3,9 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -67,6 +68,22 @@ class Finding:
     note: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file that a ``meta.json`` lists and that does not exist.
+
+    Parameters
+    ----------
+    path : str
+        The image or the mask, relative to the root.
+    sample : Sample
+        The entry. Where its image is missing, it is not among the samples; where its mask is, it is there without one.
+    """
+
+    path: str
+    sample: Sample
+
+
 MISSING_MASK = "anomalous, but has no mask: used for image-level metrics, not for pixel-level metrics"
 
 
@@ -86,6 +103,8 @@ class SampleList(Sequence[Sample]):
         Where the list comes from: a ``meta.json``, or the recognised layout.
     findings : tuple of Finding
         Problems and remarks from listing the data set (all phases).
+    missing : tuple of Missing
+        Files of this phase that the ``meta.json`` lists and that do not exist.
     """
 
     root: Path
@@ -93,6 +112,7 @@ class SampleList(Sequence[Sample]):
     dataset: str | None = None
     source: str = ""
     findings: tuple[Finding, ...] = ()
+    missing: tuple[Missing, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -114,6 +134,14 @@ class SampleList(Sequence[Sample]):
         """Names of the classes, in the order of the list."""
         return tuple(dict.fromkeys(sample.class_name for sample in self.samples))
 
+    @property
+    def vanished(self) -> dict[str, int]:
+        """Classes of which not one image is there, and how many are listed."""
+        here = set(self.classes)
+        return dict(
+            Counter(gone.sample.class_name for gone in self.missing if gone.sample.class_name not in here)
+        )
+
 
 @dataclass(frozen=True)
 class Meta:
@@ -129,6 +157,8 @@ class Meta:
         As in `SampleList`.
     counts : tuple of int, optional
         Expected numbers of normal and anomalous test images.
+    missing : mapping
+        Phase to the files that are listed, but do not exist.
     """
 
     root: Path
@@ -137,13 +167,13 @@ class Meta:
     source: str = ""
     findings: tuple[Finding, ...] = ()
     counts: tuple[int, int] | None = None
+    missing: dict[str, tuple[Missing, ...]] = field(default_factory=dict)
 
     def phase(self, name: str) -> SampleList:
         """Return the samples of a phase, or an empty list if there is no such phase; upper and lower case are equal."""
-        for phase, samples in self.phases.items():
-            if phase.lower() == name.lower():
-                return SampleList(self.root, samples, self.dataset, self.source, self.findings)
-        return SampleList(self.root, (), self.dataset, self.source, self.findings)
+        own = next((phase for phase in self.phases if phase.lower() == name.lower()), name)
+        samples, missing = self.phases.get(own, ()), self.missing.get(own, ())
+        return SampleList(self.root, samples, self.dataset, self.source, self.findings, missing)
 
     def __iter__(self) -> Iterator[Sample]:
         for samples in self.phases.values():
@@ -215,7 +245,7 @@ def read_meta(
     """Read a ``meta.json`` that was written by this project or by one of the published scripts.
 
     Absolute paths below the root become relative. Entries whose image does not exist are skipped, and masks that do not
-    exist are ignored; both are reported as findings.
+    exist are ignored; both are reported as findings and in `Meta.missing`.
 
     Parameters
     ----------
@@ -245,15 +275,17 @@ def read_meta(
         raise AnomalyCLIPError(f"{file}: no such file; create it with: anomalyclip prepare ROOT") from None
     except (OSError, ValueError) as error:
         raise AnomalyCLIPError(f"{file}: cannot be read as JSON: {error}") from None
-    phases = {}
-    findings: list[Finding] = []
+    phases, missing = {}, {}
     for phase, classes in _object(table, str(file)).items():
+        gone: list[Missing] = []
         phases[phase] = tuple(
             sample
             for name, entries in _object(classes, f"{file}: {phase}").items()
             for number, entry in enumerate(_list(entries, f"{file}: {phase} / {name}"))
-            if (sample := _read_entry(entry, tree, f"{file}: {phase} / {name} / entry {number}", findings))
+            if (sample := _read_entry(entry, tree, f"{file}: {phase} / {name} / entry {number}", gone))
         )
+        missing[phase] = tuple(gone)
+    findings = [_finding(gone) for several in missing.values() for gone in several]
     total = sum(map(len, phases.values()))
     if findings and not total:
         raise AnomalyCLIPError(
@@ -267,7 +299,7 @@ def read_meta(
             for sample in samples
             if not sample.has_mask and sample.image not in known
         ]
-    return Meta(tree.root, phases, source=str(file), findings=tuple(findings))
+    return Meta(tree.root, phases, source=str(file), findings=tuple(findings), missing=missing)
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -293,21 +325,25 @@ def _describe(value: Any) -> str:
 def _to_sample(entry: Any, tree: Tree, where: str) -> Sample:
     fields = _object(entry, where)
     texts = {}
-    for field in ("img_path", "mask_path", "cls_name", "specie_name"):
-        if not isinstance(fields.get(field), str):
-            problem = f"is {_describe(fields[field])}" if field in fields else "is missing"
-            raise AnomalyCLIPError(f"{where}: field {field!r} {problem}, expected text")
-        texts[field] = fields[field]
+    for name in ("img_path", "mask_path", "cls_name", "specie_name"):
+        if not isinstance(fields.get(name), str):
+            problem = f"is {_describe(fields[name])}" if name in fields else "is missing"
+            raise AnomalyCLIPError(f"{where}: field {name!r} {problem}, expected text")
+        if "\0" in fields[name]:
+            raise AnomalyCLIPError(
+                f"{where}: field {name!r} is {_describe(fields[name])}, expected text without NUL"
+            )
+        texts[name] = fields[name]
     if not texts["img_path"]:
         raise AnomalyCLIPError(f"{where}: field 'img_path' is empty, expected the path of an image")
     if fields.get("anomaly") not in (0, 1):
         problem = f"is {_describe(fields['anomaly'])}" if "anomaly" in fields else "is missing"
         raise AnomalyCLIPError(f"{where}: field 'anomaly' {problem}, expected 0 or 1")
-    for field in ("img_path", "mask_path"):
+    for name in ("img_path", "mask_path"):
         try:
-            texts[field] = texts[field] and tree.relative(texts[field])
+            texts[name] = texts[name] and tree.relative(texts[name])
         except AnomalyCLIPError as error:
-            raise AnomalyCLIPError(f"{where}: field {field!r}: {error}") from None
+            raise AnomalyCLIPError(f"{where}: field {name!r}: {error}") from None
     return Sample(
         image=texts["img_path"],
         mask=texts["mask_path"] or None,
@@ -317,15 +353,20 @@ def _to_sample(entry: Any, tree: Tree, where: str) -> Sample:
     )
 
 
-def _read_entry(entry: Any, tree: Tree, where: str, findings: list[Finding]) -> Sample | None:
-    """Return the sample without files that do not exist, which become findings; None if its image does not exist."""
+def _read_entry(entry: Any, tree: Tree, where: str, missing: list[Missing]) -> Sample | None:
+    """Return the sample without files that do not exist, which become `missing`; None if its image does not exist."""
     sample = _to_sample(entry, tree, where)
     if not tree.has_file(sample.image):
-        findings.append(Finding("missing image", sample.image, "listed, but does not exist: skipped"))
+        missing.append(Missing(sample.image, sample))
         return None
     if sample.mask and not tree.has_file(sample.mask):
-        findings.append(
-            Finding("missing mask", sample.image, f"{sample.mask} does not exist: {MISSING_MASK}")
-        )
+        missing.append(Missing(sample.mask, sample))
         return replace(sample, mask=None)
     return sample
+
+
+def _finding(missing: Missing) -> Finding:
+    sample = missing.sample
+    if missing.path == sample.image:
+        return Finding("missing image", sample.image, "listed, but does not exist: skipped")
+    return Finding("missing mask", sample.image, f"{sample.mask} does not exist: {MISSING_MASK}")

@@ -3,6 +3,7 @@
 While one class is encoded, the metrics of the previous class are computed in a thread.
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,10 @@ class Options:
     threshold: Threshold | None = None
 
 
+_LONGEST = 100
+"""Bytes of a class's name that its files are called by; most file systems allow 255, endings included."""
+
+
 def evaluate_set(
     source: Source,
     data: SampleList,
@@ -109,7 +114,8 @@ def evaluate_set(
 def pooled(data: SampleList) -> SampleList:
     """Return the same samples as one class, for one threshold for all of them."""
     samples = tuple(replace(sample, class_name="all") for sample in data)
-    return replace(data, samples=samples)
+    missing = tuple(replace(gone, sample=replace(gone.sample, class_name="all")) for gone in data.missing)
+    return replace(data, samples=samples, missing=missing)
 
 
 def _evaluate_classes(
@@ -123,32 +129,45 @@ def _evaluate_classes(
 ) -> tuple[ClassResult, ...]:
     results: list[ClassResult | Future[ClassResult]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="metrics") as pool:
-        for name, samples in _classes(data):
+        for name, samples, missing in _classes(data):
             file = folder / "classes" / f"{_file_name(name)}.json"
             if resume and file.is_file():
                 results.append(ClassResult.load(file))
                 for _ in samples:
                     advance()
                 continue
-            failed: dict[str, str] = {}
+            failed = {
+                path: f"{data.root / path}: {data.source} lists it, but it does not exist" for path in missing
+            }
             start = time.perf_counter()
             scored = source.of(samples, failed, advance)
             seconds = time.perf_counter() - start
             _wait(results)  # at most one class behind; otherwise maps would accumulate
-            work = _Class(name, data.root, folder, options)
+            work = _Class(name, data.root, folder, options, missing)
             results.append(pool.submit(_finish, work, source, scored, failed, seconds, file))
         return tuple(result.result() if isinstance(result, Future) else result for result in results)
 
 
-def _classes(data: SampleList) -> Iterator[tuple[str, list[Sample]]]:
-    grouped: dict[str, list[Sample]] = {}
+def _classes(data: SampleList) -> Iterator[tuple[str, list[Sample], tuple[str, ...]]]:
+    """Yield each class with its samples and its missing files; a class that has vanished has no samples."""
+    grouped: dict[str, tuple[list[Sample], list[str]]] = {
+        name: ([], []) for name in (*data.classes, *data.vanished)
+    }
     for sample in data:
-        grouped.setdefault(sample.class_name, []).append(sample)
-    yield from grouped.items()
+        grouped[sample.class_name][0].append(sample)
+    for gone in data.missing:
+        grouped[gone.sample.class_name][1].append(gone.path)
+    for name, (samples, missing) in grouped.items():
+        yield name, samples, tuple(missing)
 
 
 def _file_name(class_name: str) -> str:
-    return safe_name(class_name).replace("/", "_")
+    """Return what the files of a class are called: its name where that can be a file's, else with a digest of it."""
+    name = safe_name(class_name).replace("/", "_")
+    if name == class_name and len(os.fsencode(name)) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(class_name.encode(errors="surrogateescape")).hexdigest()[:8]
+    return os.fsdecode(os.fsencode(name)[:_LONGEST]) + f"-{digest}"
 
 
 def _wait(results: Sequence[ClassResult | Future[ClassResult]]) -> None:
@@ -185,6 +204,7 @@ class _Class:
     root: Path
     folder: Path
     options: Options
+    missing: tuple[str, ...]
 
     def result(self, scored: Sequence[Scored], failed: dict[str, str]) -> ClassResult:
         with TemporaryDirectory(dir=_made(self.folder), prefix=".areas-") as scratch:
@@ -213,7 +233,9 @@ class _Class:
                 name=_file_name(self.name),
                 threshold=self.options.threshold,
             )
-        return ClassResult(self.name, images, failed, metrics, thresholds, curves, cases)
+        return ClassResult(
+            self.name, images, failed, metrics, thresholds, curves, cases, missing=self.missing
+        )
 
     def _truth(
         self, scored: Sequence[Scored], scratch: Path, failed: dict[str, str]

@@ -44,6 +44,7 @@ _STYLE: Any = {
     "xtick.color": "#5f6368",
     "ytick.color": "#5f6368",
     "svg.hashsalt": "anomalyclip",
+    "text.parse_math": False,  # a class may be called $1
 }
 _LIMIT = 0.3  # of the false-positive rate under the PRO curve
 
@@ -83,7 +84,9 @@ def _draw_curve(axes: "Axes", kind: str, classes: Sequence[ClassResult]) -> None
         x, y = entry.curves.get(kind, ([], []))  # a class without this curve keeps its place in the legend
         color, dashes = _COLORS[index % len(_COLORS)], "-" if index < len(_COLORS) else "--"
         step = "steps-post" if kind == "image_roc" else "default"
-        axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.3, label=entry.name, drawstyle=step)
+        axes.plot(
+            x, y, color=color, linestyle=dashes, linewidth=1.3, label=_shown(entry.name), drawstyle=step
+        )
     if kind == "image_roc":
         axes.plot([0, 1], [0, 1], color="#bdc1c6", linewidth=0.8, linestyle=":")
     axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 1.02))
@@ -128,9 +131,16 @@ def _draw_histogram(axes: "Axes", entry: ClassResult, bins: Any, threshold: floa
             axes.hist(scores, bins=bins, color=color, alpha=0.65, label=name)
     if threshold is not None:
         axes.axvline(threshold, color="#202124", linewidth=1.2, linestyle="--", label="threshold")
-    axes.set_title(entry.name)
+    axes.set_title(_shown(entry.name))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _shown(name: str) -> str:
+    """Return a name as matplotlib can draw it: valid text, on one line, not hidden by an underscore before it."""
+    text = name.encode(errors="backslashreplace").decode()
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return f" {text}" if text.startswith("_") else text
 
 
 def _figure(width: float, height: float) -> "Figure":

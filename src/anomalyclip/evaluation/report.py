@@ -60,7 +60,9 @@ def write_report(evaluation: Evaluation, folder: Path) -> bool:
         footer=f"Made by anomalyclip on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
     )
     with writing(folder / NAME), replacing(folder / NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # names need not be valid text
     return drawn
 
 

@@ -90,7 +90,7 @@ class ClassResult:
     images : tuple of ImageResult
         Every image that was scored.
     failed : dict of str to str
-        Images (and masks) that could not be used, and why.
+        Images (and masks) that could not be used, and why; those in `missing` too.
     metrics : dict of str to float or None
         See `METRICS`.
     thresholds : dict of str to float or None
@@ -101,6 +101,8 @@ class ClassResult:
         Best and worst images, if they were drawn.
     seconds : dict of str to float
         "encode" and "metrics".
+    missing : tuple of str
+        Images and masks that the data set lists and that are not there.
     """
 
     name: str
@@ -111,6 +113,7 @@ class ClassResult:
     curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def normal(self) -> int:
@@ -146,6 +149,7 @@ class ClassResult:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["images"] = tuple(ImageResult(**image) for image in content["images"])
             content["cases"] = tuple(Case(**case) for case in content["cases"])
+            content["missing"] = tuple(content.get("missing", ()))
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AnomalyCLIPError(
@@ -229,6 +233,7 @@ def to_json(result: DatasetResult) -> dict[str, Any]:
                 "normal": entry.normal,
                 "anomalous": entry.anomalous,
                 "without_mask": entry.without_mask,
+                "missing": len(entry.missing),
                 "metrics": entry.metrics,
                 "best_thresholds": entry.thresholds,
                 "failed": entry.failed,

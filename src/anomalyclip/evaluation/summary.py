@@ -136,7 +136,7 @@ def write_results(evaluation: Evaluation, folder: Path, formats: Iterable[str]) 
     for name, content in [*(WRITERS[kind] for kind in formats), ("images.csv", _images_csv)]:
         path = folder / name
         with writing(path), replacing(path) as temporary:
-            temporary.write_text(content(evaluation), encoding="utf-8")
+            temporary.write_text(content(evaluation), encoding="utf-8", errors="backslashreplace")
         files.append(path)
     return files
 
@@ -161,7 +161,7 @@ def describe_data(data: "SampleList", key: str) -> dict[str, Any]:
         "images": len(data),
         "classes": len(data.classes),
         "source": data.source,
-        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "listing_sha256": hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest(),
     }
 
 
@@ -173,9 +173,20 @@ def data_notes(result: DatasetResult) -> list[str]:
         notes.append(
             f"{result.key}: {without} anomalous images have no mask: they count for image metrics, not for pixel ones"
         )
-    if result.failed:
+    missing = sum(len(entry.missing) for entry in result.classes)
+    if missing:
         notes.append(
-            f"{result.key}: {len(result.failed)} files could not be used and are left out (see results.json)"
+            f"{result.key}: {missing} files listed in meta.json do not exist and are left out (see results.json)"
+        )
+    for entry in result.classes:
+        if entry.missing and not entry.images:
+            notes.append(
+                f"{result.key}: the class {entry.name} has vanished: none of its {len(entry.missing)} images exists, "
+                "and the mean is over the other classes"
+            )
+    if len(result.failed) > missing:
+        notes.append(
+            f"{result.key}: {len(result.failed) - missing} files could not be used and are left out (see results.json)"
         )
     return notes
 

@@ -179,7 +179,8 @@ def not_the_papers(result: DatasetResult) -> str | None:
     """Say which classes are missing or unknown, where the classes are not those of the paper's means."""
     if result.key not in catalog():
         return None
-    missing, unknown = catalog()[result.key].class_differences(entry.name for entry in result.classes)
+    scored = (entry.name for entry in result.classes if entry.images)
+    missing, unknown = catalog()[result.key].class_differences(scored)
     parts = [
         f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names
     ]
@@ -263,7 +264,7 @@ def to_markdown(all_tables: Sequence[Table]) -> str:
 
 
 def _pipes(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def to_latex(all_tables: Sequence[Table]) -> str:
@@ -292,4 +293,5 @@ def _latex(table: Table) -> str:
 
 def _escaped(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)
+    line = " ".join(text.split())
+    return "".join(special.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in line)

@@ -55,7 +55,7 @@ def identify(samples: SampleList, *, on_error: OnUnreadable) -> list[TrainingIma
     samples : SampleList
         From `anomalyclip.data.listing.load_samples`.
     on_error : callable
-        Called with a file that cannot be read and the error; its sample is skipped.
+        Called with a file that is missing or cannot be read and the error; its sample is skipped.
 
     Returns
     -------
@@ -73,6 +73,9 @@ def identify(samples: SampleList, *, on_error: OnUnreadable) -> list[TrainingIma
             return error
         return TrainingImage(path, mask, sample.class_name, sample.anomaly, *digests)
 
+    for gone in samples.missing:
+        path = samples.root / gone.path
+        on_error(path, InputError(f"{path}: {samples.source} lists it, but it does not exist"))
     with ThreadPoolExecutor(4) as pool:
         images = []
         for sample, result in zip(samples, pool.map(one, range(len(samples))), strict=True):

@@ -304,6 +304,10 @@ def open_session(
     )
     images = identify(samples, on_error=on_error)
     session = Session(root, spec, settings, samples.name, backbone.clip, scorer, start, store, images)
+    session.remarks += [
+        f"the class {name} has vanished: none of its {count} images exists"
+        for name, count in samples.vanished.items()
+    ]
     _hold_out(session, on_error)
     return session
 

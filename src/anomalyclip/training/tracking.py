@@ -22,7 +22,7 @@ class TensorBoard:
     Raises
     ------
     AnomalyCLIPError
-        TensorBoard is not installed.
+        TensorBoard is not installed, or cannot write to a folder of this name.
     """
 
     def __init__(self, folder: Path, *, steps_per_epoch: int, done: int) -> None:
@@ -31,7 +31,12 @@ class TensorBoard:
         except ImportError:
             raise AnomalyCLIPError("--track needs TensorBoard: pip install 'anomalyclip[track]'") from None
         self._steps_per_epoch = steps_per_epoch
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=done + 1)
+        try:
+            self._writer = SummaryWriter(folder / "tensorboard", purge_step=done + 1)
+        except UnicodeEncodeError:
+            raise AnomalyCLIPError(
+                f"{folder}: TensorBoard takes only paths in UTF-8: choose another folder, or leave out --track"
+            ) from None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add one line of the journal."""
