@@ -3,9 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 2000
+"""Characters of a message; what it quotes may be as long as a file."""
+
 
 class AnomalyCLIPError(Exception):
-    """Something that the user gave cannot be used; the message says what and why."""
+    """Something that the user gave cannot be used; the message says what and why.
+
+    Examples
+    --------
+    >>> len(str(AnomalyCLIPError("name " + "x" * 5000 + " is too long")))
+    2005
+    """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        half = LONGEST // 2
+        super().__init__(text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}")
 
 
 class InputError(AnomalyCLIPError):

@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
@@ -11,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
@@ -221,6 +224,61 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+_DEEPEST = 100
+_LONGEST = 20
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON text holds, if it is of the kind that programs write.
+
+    Not accepted are NaN and infinite numbers, integers of more than 20 digits, and more than 100 levels of nesting:
+    they would cause errors later, when the values are used or written again.
+
+    Raises
+    ------
+    ValueError
+        It is not such JSON, or not text.
+
+    Examples
+    --------
+    >>> parse_json('{"score": 0.5}')
+    {'score': 0.5}
+    >>> parse_json('[NaN]')
+    Traceback (most recent call last):
+    ValueError: NaN is not a JSON number
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_moderate)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _refuse(text[:_LONGEST])
+
+
+def _moderate(text: str) -> int:
+    if len(text) > _LONGEST:
+        raise ValueError(f"{text[:_LONGEST]}... has {len(text)} digits")
+    return int(text)
 
 
 def file_digest(path: Path, kind: str) -> str:

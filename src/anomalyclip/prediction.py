@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import parse_json, replacing, writing
 
 # float32 softmax and Gaussian filter overshoot 1 by a few units in the last place.
 _ROUNDING = 1e-5
@@ -63,7 +63,7 @@ class Threshold:
             If the file cannot be read or is not a threshold file.
         """
         try:
-            content = json.loads(Path(path).read_bytes())
+            content = parse_json(Path(path).read_bytes())
         except OSError as error:
             raise AnomalyCLIPError(
                 f"threshold {path}: expected a number from 0 to 1, such as 0.5, or a threshold file ({error.strerror})"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.identity import differences
 
 SETTINGS = "settings.json"
@@ -209,6 +209,6 @@ def begin(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(parse_json(path.read_text()))
     except (ValueError, TypeError):
         raise AnomalyCLIPError(f"{path}: damaged file; start again in another folder") from None

@@ -441,9 +441,11 @@ class DetectorSpec:
     @classmethod
     def from_json(cls, text: str) -> "DetectorSpec":
         """Return the spec of a JSON object as `to_json` returns it; see `from_dict`."""
+        from anomalyclip.files import parse_json
+
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise AnomalyCLIPError(f"a detector's specification is not JSON ({error})") from None
         if not isinstance(content, dict):
             raise AnomalyCLIPError("a detector's specification must be a JSON object")

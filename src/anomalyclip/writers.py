@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError, concerning
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image, suffixes
 from anomalyclip.visualize import captioned
@@ -209,7 +209,7 @@ class PredictionWriter:
         with self._predictions.open("rb") as lines:
             for line in lines:
                 try:
-                    files = [str(file) for file in json.loads(line)["files"].values()]
+                    files = [str(file) for file in parse_json(line)["files"].values()]
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue  # a damaged line names no files
                 for file in files:
@@ -221,8 +221,10 @@ class PredictionWriter:
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 path, files = record["image_path"], record["files"]
+                if not isinstance(path, str):
+                    raise TypeError("image_path is no text")
                 self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise AnomalyCLIPError(

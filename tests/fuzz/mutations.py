@@ -273,7 +273,7 @@ def tensor_junk(old: Any, chance: Random) -> Any:
         lambda: value[None],
         lambda: value[..., :-1].contiguous(),
         lambda: torch.cat([value, value]),
-        lambda: value.T.contiguous(),
+        lambda: value.transpose(0, -1).contiguous(),
         lambda: torch.zeros(1, dtype=value.dtype).expand(10**5, 10**5),
         lambda: value.to_sparse(),
         lambda: torch.empty(value.shape, dtype=value.dtype, device="meta"),

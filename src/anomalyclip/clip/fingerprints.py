@@ -12,7 +12,7 @@ from typing import Any
 from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip.weights import fingerprint, read_weights, weight_files
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing
+from anomalyclip.files import parse_json, replacing
 
 REMEMBERED_FROM = 64_000_000
 """Files of at least this many bytes have their fingerprint cached; smaller ones are hashed quickly."""
@@ -74,7 +74,7 @@ def _note(source: Path) -> Path:
 
 def _remembered(source: Path, seen: list[Any]) -> str | None:
     try:
-        note = json.loads(_note(source).read_text())
+        note = parse_json(_note(source).read_text())
         known = str(note["sha256"])
         return known if note["files"] == seen and re.fullmatch("[0-9a-f]{64}", known) else None
     except (OSError, ValueError, KeyError, TypeError):

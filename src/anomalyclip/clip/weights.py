@@ -21,7 +21,7 @@ from anomalyclip.clip.checkpoints import load_checkpoint, not_plain
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.torchscript import read_torchscript
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing
+from anomalyclip.files import parse_json, replacing
 
 EXPECTED = (
     "expected the weights of a CLIP with a vision transformer: OpenAI's archive (.pt), a state dict "
@@ -307,8 +307,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if not isinstance(weight_map, dict):
         raise _Unusable('has no "weight_map"; expected the index of a transformers model')
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(weight_map.values())):
-        shard = index.parent / Path(str(name)).name  # never outside the folder
+    for name in sorted({str(name) for name in weight_map.values()}):
+        shard = index.parent / Path(name).name  # never outside the folder
         if not shard.is_file():
             raise _Unusable(
                 f"refers to {shard.name}, which is not in the same folder; download the whole folder"
@@ -318,7 +318,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_zip(file: Path) -> dict[str, Tensor]:
-    with zipfile.ZipFile(file) as archive:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise _Unusable(f"is a damaged zip archive ({error}); copy or download it again") from error
+    with archive:
         names = archive.namelist()
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if not pickles:
@@ -369,7 +373,7 @@ def _read_settings(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     beside = file.with_name("open_clip_config.json" if file.name.startswith("open_clip_") else "config.json")
     try:
         if _METADATA_KEY in metadata:
-            return _stated(json.loads(metadata[_METADATA_KEY]))
+            return _stated(parse_json(metadata[_METADATA_KEY]))
         if _is_transformers(tensors):
             if not beside.is_file():
                 raise _Unusable(
@@ -419,7 +423,7 @@ def _transformers_settings(content: dict[str, Any]) -> _Settings:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _Unusable(f"{file.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
@@ -463,7 +467,10 @@ def _from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed[name] = tensor
     for name in [name for name in renamed if ".attn.q_proj." in name]:
         parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
-        if all(part in renamed for part in parts):
+        if (
+            all(part in renamed and renamed[part].shape == renamed[name].shape for part in parts)
+            and renamed[name].ndim
+        ):
             stacked = torch.cat([renamed.pop(part) for part in parts])
             renamed[name.replace("q_proj.", "in_proj_")] = stacked
     for name in ("visual.proj", "text_projection"):

@@ -358,10 +358,13 @@ def _rows(tree: Tree, path: str, columns: Sequence[str]) -> list[dict[str, str]]
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    names = [name.strip().lower() for name in next(reader, [])]
-    if not set(columns) <= set(names):
-        return None
-    rows = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
+    try:
+        names = [name.strip().lower() for name in next(reader, [])]
+        if not set(columns) <= set(names):
+            return None
+        rows = [[cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise AnomalyCLIPError(f"{tree.root / path}, line {reader.line_num}: not a table ({error})") from None
     # Spreadsheets omit empty cells at the end of a row.
     return [dict(zip(names, row + [""] * len(names), strict=False)) for row in rows]
 

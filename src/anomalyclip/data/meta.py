@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from anomalyclip.data.tree import Tree
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing
+from anomalyclip.files import parse_json, replacing
 
 FILE_NAME = "meta.json"
 
@@ -270,7 +270,7 @@ def read_meta(
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     tree = Tree(file.parent if root is None else root, allow_outside=allow_outside)
     try:
-        table = json.loads(file.read_text(encoding="utf-8-sig"))
+        table = parse_json(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise AnomalyCLIPError(f"{file}: no such file; create it with: anomalyclip prepare ROOT") from None
     except (OSError, ValueError) as error:

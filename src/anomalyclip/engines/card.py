@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import parse_json
 from anomalyclip.prediction import Threshold
 from anomalyclip.tiling import Tiling
 
@@ -97,7 +98,7 @@ class ModelCard:
                 f"{name}: a model, but not one written by `anomalyclip export`: its metadata has no {KEY!r} entry"
             )
         try:
-            content = dict(json.loads(text))
+            content = dict(parse_json(text))
             version = int(content["version"])
         except (ValueError, TypeError, KeyError):
             raise AnomalyCLIPError(
@@ -115,7 +116,7 @@ class ModelCard:
                 content = _from_version_1(content)
             card = cls(**{**content, "labels": tuple(content["labels"])})
             card._check()
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, AnomalyCLIPError) as error:
             raise AnomalyCLIPError(
                 f"{name}: its {KEY!r} metadata is damaged ({error}); export it again"
             ) from None

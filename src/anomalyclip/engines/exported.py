@@ -168,7 +168,12 @@ def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None)
             "installed?"
         )
     card = ModelCard.from_json(session.get_modelmeta().custom_metadata_map.get(KEY), name=path)
-    first = session.get_inputs()[0].shape[0]
+    shapes = [tensor.shape for tensor in session.get_inputs()]
+    if [len(shape) for shape in shapes] != [4]:
+        raise AnomalyCLIPError(
+            f"{path}: takes inputs of the shapes {shapes}; expected one, of images; export it again"
+        )
+    first = shapes[0][0]
 
     def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         scores, maps = session.run(["score", "map"], {"image": pixels})
@@ -236,7 +241,7 @@ def _read_openvino(core: Any, path: Path) -> tuple[Any, ModelCard]:
     try:
         model = core.read_model(path)
         text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise AnomalyCLIPError(
             f"{path}: not a model that OpenVINO can read ({first_line(error)}); expected a file written by "
             "`anomalyclip export --format openvino`"

@@ -4,7 +4,6 @@ Maps are kept as ``.npy`` files until their class is evaluated, so that memory d
 stopped run goes on at the image where it was.
 """
 
-import json
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from anomalyclip.data.meta import Sample
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.files import parse_json
 from anomalyclip.readers import locate
 from anomalyclip.writers import PredictionWriter, safe_name, without_ending
 
@@ -221,7 +221,7 @@ def read_map(path: Path) -> NDArray[np.float32]:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such map") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # what a damaged header raises depends on the damage
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
     if (
         not isinstance(values, np.ndarray)
@@ -266,7 +266,7 @@ def _records(folder: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                record = {"files": {}, **json.loads(line)}
+                record = {"files": {}, **parse_json(line)}
                 if not (
                     math.isfinite(record["pred_score"]) and isinstance(record["files"].get("map", ""), str)
                 ):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import parse_json, replacing, writing
 
 Metrics = dict[str, float | None]
 """By name (a key of `METRICS`), within [0, 1]; None where a metric does not apply."""
@@ -146,15 +146,24 @@ class ClassResult:
             The file is damaged.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             content["images"] = tuple(ImageResult(**image) for image in content["images"])
             content["cases"] = tuple(Case(**case) for case in content["cases"])
             content["missing"] = tuple(content.get("missing", ()))
-            return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            result = cls(**content)
+            result._check()
+            return result
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AnomalyCLIPError(
                 f"{path}: damaged ({error}); delete it, and --resume evaluates this class again"
             ) from None
+
+    def _check(self) -> None:
+        """Raise TypeError for values that would make a report fail later."""
+        for figures in (self.metrics, self.thresholds, self.seconds):
+            for name, value in figures.items():
+                if value is not None and not isinstance(value, int | float):
+                    raise TypeError(f"{name} is {value!r}")
 
 
 @dataclass(frozen=True)
