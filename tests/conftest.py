@@ -116,6 +116,32 @@ def worded_clip(tiny_state: dict[str, torch.Tensor], rivals: dict[str, np.ndarra
     return CLIP.frozen(TINY, tiny_state | {"token_embedding.weight": words})
 
 
+def rival_arrays(name: str) -> dict[str, np.ndarray]:
+    """What public code of a rival method computed; docs/methods.md says whose."""
+    with np.load(GOLDEN / f"rival_{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def rival_inputs() -> dict[str, np.ndarray]:
+    """Pictures, and embeddings of all words that the rivals' sentences have."""
+    return rival_arrays("inputs")
+
+
+@pytest.fixture(scope="session")
+def rival_backbone(
+    tiny_state: dict[str, torch.Tensor],
+    rival_inputs: dict[str, np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """The small CLIP with these embeddings, as a file of OpenAI's form."""
+    words = tiny_state["token_embedding.weight"].clone()
+    words[rival_inputs["word_ids"].astype(np.int64)] = torch.from_numpy(rival_inputs["word_embeddings"])
+    path = tmp_path_factory.mktemp("rivals") / "tiny.pt"
+    torch.save(tiny_state | {"token_embedding.weight": words}, path)
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a run of the command line left on the screen."""

@@ -74,12 +74,14 @@ def test_the_highest_hundredth_is_rounded_down_and_one_pixel_at_least(size, coun
 
 @pytest.mark.parametrize("name", ["paper", "multilayer"])
 def test_image_scores_that_use_the_map_equal_the_published_rules(name, tiny_clip):
-    """AdaptCLIP's mean with the maximum, and with MRAD's mean of the highest hundredth, in the detector as a whole."""
+    """AdaptCLIP's, MRAD's and FAPrompt's, and MRAD's mean of the highest hundredth alone, in the whole detector."""
     case, rules = golden_case(name), json.loads((GOLDEN / "fusion.json").read_text())[name]
     published = {
         "text": case.arrays["score"],
         "max": rules["adaptclip"],
         "top1": (case.arrays["score"] + rules["top1_mean"]) / 2,
+        "mrad": rules["mrad"],
+        "faprompt": rules["faprompt_mean_layers"],  # of the map; published: of the last block's alone
     }
     settings = {"image_size": case.image_size, "layers": case.layers, "dpam_layers": case.dpam_layers}
     for rule, expected in published.items():
@@ -89,6 +91,12 @@ def test_image_scores_that_use_the_map_equal_the_published_rules(name, tiny_clip
         for prediction, expected_map in zip(predictions, case.published_map("anomaly_map"), strict=True):
             np.testing.assert_allclose(prediction.anomaly_map, expected_map, atol=1e-5)  # the same for all
         assert detector.identity()["image_score"] == rule
+
+
+def test_the_mean_of_the_map_may_count_as_much_as_the_text():
+    maps = torch.rand(2, 8, 8)
+    expected = (torch.tensor([0.2, 0.8]) + maps.mean(dim=(1, 2))) / 2
+    torch.testing.assert_close(image_score(torch.tensor([0.2, 0.8]), maps, "mean"), expected)
 
 
 def test_without_an_option_the_image_score_is_the_published_one(golden, tiny_clip):

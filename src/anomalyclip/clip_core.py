@@ -66,6 +66,14 @@ class ClipCore(Core):
         positions = visual.positions(side, side, rule=taps.positions).detach().clone()
         self.register_buffer("positions", positions, persistent=False)
 
+    def settings(self) -> dict[str, object]:
+        """Return what decides the scores besides weights and texts, JSON-ready."""
+        return {
+            "image_size": self.image_size,
+            "sigma": float(self.sigma),
+            "image_score": self.score_rule,
+        }
+
     def encode(self, pixels: Tensor) -> Features:
         """Return what one pass of normalised pixels (B, 3, S, S) keeps for this core."""
         return self.encode_for(pixels, self.taps)
@@ -141,18 +149,16 @@ class TextCore(ClipCore):
         return self.path.blocks
 
     def settings(self) -> dict[str, object]:
-        """Return what decides the scores besides weights and texts, JSON-ready; newer options only if they are used."""
+        """Return what decides the scores besides weights and texts; newer options only if they are used."""
         unusual = {
             "local_attention": (self.path.attends, "v"),
             "ln_post": (self.ln_post, False),
             "feature_surgery": (self.surgery, False),
         }
         return {
-            "image_size": self.image_size,
+            **super().settings(),
             "layers": list(self.layers),
             "dpam_layers": self.dpam_layers,
-            "sigma": float(self.sigma),
-            "image_score": self.score_rule,
             **{name: value for name, (value, usual) in unusual.items() if value != usual},
         }
 

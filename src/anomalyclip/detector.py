@@ -140,6 +140,19 @@ class Detector:
         spec = DetectorSpec(model=os.fspath(path), provider=providers, threads=threads, tile=tile)  # type: ignore[arg-type]
         return spec.load(threshold=threshold)
 
+    def of_class(self, name: str) -> "Detector":
+        """Return the detector of a class: itself, unless its method puts the class's name into sentences.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The method cannot name it.
+        """
+        of_class = getattr(self.scorer, "of_class", None)
+        if of_class is None:
+            return self
+        return Detector(of_class(name), threshold=self.threshold, tiling=self.tiling, spec=self.spec)
+
     def identity(self) -> dict[str, Any]:
         """Return all that decides the scores, JSON-ready: the scorer's identity, and how images are cut."""
         tiles = {} if self.tiling is None else {"tile": self.tiling.size, "overlap": self.tiling.overlap}

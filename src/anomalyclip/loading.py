@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def load(
-    spec: DetectorSpec, *, threshold: "float | Threshold | str | os.PathLike[str] | None" = None
+    spec: DetectorSpec,
+    *,
+    threshold: "float | Threshold | str | os.PathLike[str] | None" = None,
+    by_class: bool = False,
 ) -> "Detector":
     """Return the detector of a spec; see `DetectorSpec.load`. An exported file does not import PyTorch."""
     from anomalyclip.detector import Detector
@@ -24,7 +27,9 @@ def load(
     if spec.model is None:
         from anomalyclip.methods import METHODS
 
-        detector = Detector(METHODS[spec.method](spec), threshold=ready, tiling=tiling, spec=spec)
+        detector = Detector(
+            METHODS[spec.method](spec, by_class=by_class), threshold=ready, tiling=tiling, spec=spec
+        )
     else:
         from anomalyclip.engines.exported import ExportedScorer
 
@@ -39,10 +44,15 @@ def load(
     return detector
 
 
-def as_detector(detector: "Detector | DetectorSpec", *, threshold: "Threshold | None" = None) -> "Detector":
-    """Return a detector, loading it if a spec is given; `threshold` replaces the detector's own if it is given."""
+def as_detector(
+    detector: "Detector | DetectorSpec", *, threshold: "Threshold | None" = None, by_class: bool = False
+) -> "Detector":
+    """Return a detector, loading it if a spec is given; `threshold` replaces the detector's own if it is given.
+
+    With `by_class` the spec need not name a class, since `Detector.of_class` will be told it.
+    """
     if isinstance(detector, DetectorSpec):
-        return load(detector, threshold=threshold)
+        return load(detector, threshold=threshold, by_class=by_class)
     if threshold is None:
         return detector
     from anomalyclip.detector import Detector

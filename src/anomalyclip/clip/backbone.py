@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anomalyclip.clip.fingerprints import of_file
 from anomalyclip.clip.model import CLIP
@@ -27,8 +27,17 @@ class Backbone:
     fingerprint: Callable[[], str]
 
 
-def load_backbone(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> Backbone:
+def load_backbone(
+    backbone: str | os.PathLike[str] = DEFAULT_BACKBONE, *, activation: str | None = None
+) -> Backbone:
     """Return a frozen CLIP by name (downloaded if it is not cached), file or folder.
+
+    Parameters
+    ----------
+    backbone : str or path
+        The weights.
+    activation : {"quick-gelu", "gelu"}, optional
+        Of both towers. None: the one that the weights were trained with.
 
     Raises
     ------
@@ -38,7 +47,10 @@ def load_backbone(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> Backbo
     source = resolve_backbone(backbone)
     fingerprint = of_file(source)  # taken before reading: if the file changes meanwhile, that is an error
     weights = read_weights(source)
-    return Backbone(CLIP.frozen(weights.config, weights.state_dict), fingerprint)
+    config = weights.config
+    if activation is not None:
+        config = replace(config, quick_gelu=activation == "quick-gelu")
+    return Backbone(CLIP.frozen(config, weights.state_dict), fingerprint)
 
 
 def load_clip(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> CLIP:

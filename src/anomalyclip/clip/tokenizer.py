@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,10 @@ class Tokenizer:
             period=self._word("."),
             end=self._end,
         )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the vocabulary in hex."""
+        return sha256(self._vocabulary.to_str().encode()).hexdigest()
 
     def words(self) -> list[str]:
         """Return the words of a vocabulary that knows whole words only, in alphabetical order."""

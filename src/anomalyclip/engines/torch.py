@@ -1,5 +1,6 @@
 """The PyTorch engine: runs a method's `Core` on a device, in a given precision, compiled or not."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -86,6 +87,23 @@ class TorchScorer:
                 f"the model returned NaN or infinite scores at precision {self.precision}: {_NAN}"
             )
         return scores.cpu().numpy(), maps.cpu().numpy()
+
+    def with_core(
+        self, core: Core, *, identity: Callable[[], Mapping[str, Any]], description: Description
+    ) -> "TorchScorer":
+        """Return a scorer of another core with the same encoder, for which nothing is compiled or moved again.
+
+        Parameters
+        ----------
+        core : Core
+            Its `encode` must give the same as this one's; it differs in what features are compared with.
+        identity, description
+            As for the class.
+        """
+        other = copy.copy(self)
+        other.core = core.to(self.device)
+        other._identity, other._description, other._known_identity = identity, description, None
+        return other
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the scores; see `anomalyclip.scorer.Scorer`."""

@@ -95,6 +95,7 @@ class DetectorSource:
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
     ) -> list[Scored]:
         """Score what is not scored yet; see `Source`."""
+        detector = self._detector.of_class(samples[0].class_name)
         paths = {os.path.join(self._root, sample.image): sample for sample in samples}
         done = [path for path in paths if path in self._done and (self._folder / self._done[path]).is_file()]
         for _ in done:
@@ -114,7 +115,7 @@ class DetectorSource:
                 on_error(file, InputError(f"{file}: {why}"))
             return True
 
-        predictions = self._detector.stream(
+        predictions = detector.stream(
             wanted, batch_size=self._batch_size, on_error=on_error, skip=is_one_of_several
         )
         for prediction in predictions:

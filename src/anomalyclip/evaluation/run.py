@@ -102,7 +102,9 @@ def evaluate(
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     limits = as_threshold(threshold)
     if detector is not None:
-        detector = as_detector(detector, threshold=limits)
+        detector = as_detector(detector, threshold=limits, by_class=True)
+        for name in {sample.class_name: None for samples in sets.values() for sample in samples}:
+            detector.of_class(name)  # one that cannot be named is refused before anything is scored
         limits = detector.threshold
     cases = folder is not None and "html" in settings.formats
     run = _Run(

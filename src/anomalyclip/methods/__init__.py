@@ -33,19 +33,31 @@ class Method:
         Makes a scorer from a spec: a function, a class, or ``"package.module:name"``, imported when needed.
     options : frozenset of str
         The fields of `DetectorSpec` that it uses; any other field that is set is an error.
+    names_class : bool
+        Whether it puts the class's name into sentences. Without one it is only for evaluations, which know the class of
+        every image: the builder then gives a scorer with a method ``of_class(name)``.
     """
 
     name: str
     builder: _Builder | str
     options: frozenset[str]
+    names_class: bool = False
 
-    def __call__(self, spec: DetectorSpec) -> Scorer:
+    def __call__(self, spec: DetectorSpec, *, by_class: bool = False) -> Scorer:
         """Return the scorer of a spec.
+
+        Parameters
+        ----------
+        spec : DetectorSpec
+            All options.
+        by_class : bool
+            Whether the class of every image will be known, so that the spec need not name one.
 
         Raises
         ------
         AnomalyCLIPError
-            The spec sets an option that the method does not use, or a value that cannot be used.
+            The spec sets an option that the method does not use, a value that cannot be used, or no class name where
+            the method needs one.
         """
         given = [name for name in spec.changed() if name in FIXED_BY_MODEL]
         if needless := [name for name in given if name != "method" and name not in self.options]:
@@ -53,7 +65,18 @@ class Method:
                 f"method {self.name!r} has no {' and no '.join(name.replace('_', ' ') for name in needless)}: leave "
                 f"it out (options it takes: {', '.join(sorted(self.options)) or 'none'})"
             )
+        if not by_class and self.lacks_class(spec):
+            raise AnomalyCLIPError(
+                f"method {self.name!r} puts the name of what the images show into its sentences: give --class-name "
+                "NAME, or --normal and --abnormal without {}"
+            )
         return self._build(spec)
+
+    def lacks_class(self, spec: DetectorSpec) -> bool:
+        """Tell whether the method needs a class name that the spec does not give."""
+        own = spec.normal is not None and spec.abnormal is not None
+        said = (*(spec.normal or ()), *(spec.abnormal or ()))
+        return self.names_class and spec.class_name is None and not (own and not any("{}" in t for t in said))
 
     @property
     def _build(self) -> _Builder:
@@ -114,7 +137,7 @@ METHODS = _Methods()
 """All methods by name; ``METHODS[name](spec)`` returns a scorer."""
 
 
-def register(name: str, builder: Any = None, *, options: Iterable[str]) -> Any:
+def register(name: str, builder: Any = None, *, options: Iterable[str], names_class: bool = False) -> Any:
     """Register a method under a name; also usable as a decorator of a class or function that takes a spec.
 
     Parameters
@@ -124,6 +147,8 @@ def register(name: str, builder: Any = None, *, options: Iterable[str]) -> Any:
     builder : callable or str, optional
         As in `Method`. Without it, `register` returns a decorator.
     options : iterable of str
+        As in `Method`.
+    names_class : bool
         As in `Method`.
 
     Examples
@@ -150,12 +175,12 @@ def register(name: str, builder: Any = None, *, options: Iterable[str]) -> Any:
     >>> METHODS.remove("dark")
     """
     if builder is None:
-        return partial(_registered, name, frozenset(options))
-    return _registered(name, frozenset(options), builder)
+        return partial(_registered, name, frozenset(options), names_class)
+    return _registered(name, frozenset(options), names_class, builder)
 
 
-def _registered(name: str, options: frozenset[str], builder: Any) -> Any:
-    METHODS.add(Method(name, builder, options))
+def _registered(name: str, options: frozenset[str], names_class: bool, builder: Any) -> Any:
+    METHODS.add(Method(name, builder, options, names_class))
     return builder
 
 
@@ -165,4 +190,24 @@ register(
     "anomalyclip",
     "anomalyclip.methods.anomalyclip:build",
     options=[*_COMMON, "prompts", "layers", "dpam_layers", "local_attention"],
+)
+
+_WORDS = ("normal", "abnormal", "templates", "class_name", "activation")
+
+register(
+    "clip",
+    "anomalyclip.methods.words:clip",
+    options=[*_COMMON, *_WORDS, "layers", "ln_post"],
+    names_class=True,
+)
+register(
+    "clip-ac",
+    "anomalyclip.methods.words:clip_ac",
+    options=[*_COMMON, *_WORDS, "layers", "ln_post"],
+    names_class=True,
+)
+register(
+    "words",
+    "anomalyclip.methods.words:words",
+    options=[*_COMMON, *_WORDS, "layers", "ln_post", "dpam_layers", "local_attention", "feature_surgery"],
 )

@@ -1,0 +1,240 @@
+"""What methods that compare images with words have in common: from a spec to a scorer, or to one for each class."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomalyclip.clip.backbone import load_backbone
+from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.registry import resolve_backbone
+from anomalyclip.clip.tokenizer import Tokenizer, tokenizer_of
+from anomalyclip.clip_core import ClipCore
+from anomalyclip.engines.torch import TorchScorer, check_runnable
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.scorer import Description
+from anomalyclip.spec import DetectorSpec
+from anomalyclip.texts import Texts
+from anomalyclip.words import Words, words_of
+
+TextFeatures = Callable[[], Tensor]
+
+
+class WordedCore(Protocol):
+    """Makes the core of one class: from the model, the spec and what gives the (2, E) text features."""
+
+    def __call__(self, clip: CLIP, spec: DetectorSpec, text_features: TextFeatures) -> ClipCore:
+        """Return the core."""
+        ...
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is compared with images, but for the class name.
+
+    Parameters
+    ----------
+    texts : callable
+        Gives the texts of a class; None where no text names one.
+    digest : str
+        SHA-256 of all that decides them besides the class name.
+    facts : mapping
+        What reports say of them, JSON-ready.
+    training : mapping of str to str
+        What is known of their making (`Description.training`).
+    """
+
+    texts: Callable[[str | None], Texts]
+    digest: str
+    facts: Mapping[str, Any]
+    training: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A backbone and the texts for it, from which the scorer of any class is made.
+
+    Parameters
+    ----------
+    spec : DetectorSpec
+        All options.
+    clip : CLIP
+        The model; the text tower is kept, since another class may come.
+    weights_sha256 : callable
+        Gives `anomalyclip.clip.weights.fingerprint` of its weights.
+    said : Said
+        The texts.
+    make_core : callable
+        See `WordedCore`.
+    hashes : mapping of str to str
+        Of other trained parts.
+    """
+
+    spec: DetectorSpec
+    clip: CLIP
+    weights_sha256: Callable[[], str]
+    said: Said
+    make_core: WordedCore
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def text_features(self, class_name: str | None) -> Tensor:
+        """Return the (2, E) text features of a class."""
+        with torch.inference_mode():
+            return self.said.texts(class_name).text_features(self.clip)
+
+    def core(self, text_features: TextFeatures) -> ClipCore:
+        """Return the core of a class, whose text features are computed once all options are known to be possible."""
+        with torch.inference_mode():
+            return self.make_core(self.clip, self.spec, text_features)
+
+    def scorer(self, core: ClipCore, class_name: str | None) -> TorchScorer:
+        """Return the scorer of a core."""
+        spec = self.spec
+        return TorchScorer(
+            core,
+            identity=lambda: self.identity(core, class_name),
+            description=self.describe(class_name),
+            device=spec.device,
+            precision=spec.precision,
+            compiled=spec.compiled,
+        )
+
+    def identity(self, core: ClipCore, class_name: str | None) -> dict[str, Any]:
+        """Return all that decides the scores besides the precision; without a class, those of all classes."""
+        changed = {} if self.spec.activation is None else {"activation": self.spec.activation}
+        return {
+            "method": self.spec.method,
+            **core.settings(),
+            **changed,
+            "class_name": class_name,
+            "weights_sha256": self.weights_sha256(),
+            "words_sha256": self.said.digest,
+            **self.hashes,
+        }
+
+    def describe(self, class_name: str | None) -> Description:
+        """Return what reports say of it."""
+        title = f"{Path(self.spec.backbone).name}, method {self.spec.method}"
+        facts = {"method": self.spec.method, "backbone": self.spec.backbone, **self.said.facts}
+        return Description(title, {**facts, "class_name": class_name}, dict(self.said.training))
+
+
+class ClassScorer:
+    """A method that names the class, before it is known: gives a scorer for each, all of one backbone.
+
+    Parameters
+    ----------
+    parts : Parts
+        What the scorers are made of.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        nothing = torch.zeros(2, parts.clip.config.embed_dim)
+        core = parts.core(lambda: nothing)
+        self._parts = parts
+        self._encoder = parts.scorer(core, None)
+        self._texts: dict[str, Tensor] = {}
+        self.image_size = core.image_size
+
+    def of_class(self, name: str) -> TorchScorer:
+        """Return the scorer of a class; its text features are computed once.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The name has a word that is not in the backbone's vocabulary.
+        """
+        parts = self._parts
+        if name not in self._texts:
+            try:
+                self._texts[name] = parts.text_features(name)
+            except AnomalyCLIPError as error:
+                raise AnomalyCLIPError(
+                    f"class {name!r}: {error}; --class-name NAME names all classes"
+                ) from None
+        core = parts.core(lambda: self._texts[name])
+        return self._encoder.with_core(
+            core, identity=lambda: parts.identity(core, name), description=parts.describe(name)
+        )
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Refuse: there is no class.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            Always.
+        """
+        raise AnomalyCLIPError(
+            f"method {self._parts.spec.method!r} names the class, which is not known here: give --class-name NAME"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the scores of every class; see `anomalyclip.scorer.Scorer`."""
+        return self._encoder.identity()
+
+    def describe(self) -> Description:
+        """Return what reports say of it."""
+        return self._encoder.describe()
+
+
+def build_worded(
+    spec: DetectorSpec,
+    make_core: WordedCore,
+    *,
+    words: str,
+    templates: str,
+    each_normalised: bool = False,
+    class_name: str | None = None,
+    parts: Callable[[Parts], Parts] = lambda parts: parts,
+) -> TorchScorer | ClassScorer:
+    """Return the scorer of a spec whose texts are words.
+
+    Parameters
+    ----------
+    spec : DetectorSpec
+        All options.
+    make_core : callable
+        See `WordedCore`.
+    words, templates : str
+        The method's own, by name (`anomalyclip.words.words_of`).
+    each_normalised : bool
+        How features are averaged over a side's texts (`anomalyclip.words.Words`).
+    class_name : str, optional
+        What is named where the spec names no class. None: the method refuses to guess.
+    parts : callable
+        Adds what else the method is made of.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Backbone or words cannot be had or read, or an option cannot be used with them.
+    """
+    check_runnable(spec.device, spec.precision)  # before a gigabyte is fetched
+    source = resolve_backbone(spec.backbone)
+    said = words_of(spec, source, words=words, templates=templates, each_normalised=each_normalised)
+    backbone = load_backbone(spec.backbone, activation=spec.activation)
+    config = backbone.clip.config
+    tokenizer = tokenizer_of(source, vocabulary=config.vocab_size, context_length=config.context_length)
+    made = parts(Parts(spec, backbone.clip, backbone.fingerprint, _said(said, tokenizer), make_core))
+    chosen = spec.class_name or class_name
+    if said.name_class and chosen is None:
+        return ClassScorer(made)
+    named = chosen if said.name_class else None
+    return made.scorer(made.core(lambda: made.text_features(named)), named)
+
+
+def _said(words: Words, tokenizer: Tokenizer) -> Said:
+    digest = sha256(f"{words.digest()} {tokenizer.digest()}".encode()).hexdigest()
+    facts = {
+        "normal": list(words.normal),
+        "abnormal": list(words.abnormal),
+        "templates": list(words.templates),
+    }
+    return Said(lambda name: words.texts(tokenizer, name), digest, facts)
