@@ -156,19 +156,18 @@ def starts(side: int, window: Window) -> list[int]:
 
 
 @lru_cache(maxsize=16)
-def window_patches(side: int, window: Window) -> Tensor:
-    """Return the patches of each window, (W, n) int64, counted from 0 row by row; windows row by row too."""
-    with torch.inference_mode(False):
-        offsets = torch.arange(window[0])
-        along = torch.tensor(starts(side, window))
-        rows = along[:, None] + offsets  # w k
-        grid = rows[:, None, :, None] * side + rows[None, :, None, :]  # w w k k
-        return grid.flatten(2).flatten(0, 1)  # W n
+def window_patches(side: int, window: Window) -> list[list[int]]:
+    """Return the patches of each window, counted from 0 row by row; windows row by row too."""
+    along = [range(start, start + window[0]) for start in starts(side, window)]
+    return [
+        [row * side + column for row in rows for column in columns] for rows in along for columns in along
+    ]
 
 
 def _windows(visual: VisionTransformer, tokens: Tensor, window: Window, side: int) -> Tensor:
     """Return the last CLS (B, W, D) of windows, each of which goes through the tower alone."""
-    patches = window_patches(side, window).to(tokens.device) + 1  # W n, CLS is row 0
+    # A list is what is kept: a tensor that was made while the model is exported would be of no use later.
+    patches = torch.tensor(window_patches(side, window), device=tokens.device) + 1  # W n, CLS is row 0
     found = []
     for part in torch.split(patches, _TOGETHER):
         cls = tokens[:, None, :1].expand(-1, len(part), -1, -1)  # B w 1 D

@@ -211,3 +211,9 @@ register(
     "anomalyclip.methods.words:words",
     options=[*_COMMON, *_WORDS, "layers", "ln_post", "dpam_layers", "local_attention", "feature_surgery"],
 )
+register(
+    "winclip",
+    "anomalyclip.methods.winclip:build",
+    options=[*_COMMON, *_WORDS, "windows", "window_stride", "window_rule"],
+    names_class=True,
+)
