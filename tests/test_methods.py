@@ -61,7 +61,7 @@ def test_it_predicts(cli, good, tmp_path):
         [brightest(good / f"{number:03}.png") for number in range(3)]
     )
     assert not any(record["pred_label"] for record in records)
-    saved = np.load(out / "maps" / "000.png.npy")
+    saved = np.load(out / "maps" / "000.npy")
     expected = np.asarray(open_image(good / "000.png")).mean(axis=2) / 255
     np.testing.assert_allclose(saved, expected, atol=1e-6)
     settings = json.loads((out / "settings.json").read_text())
