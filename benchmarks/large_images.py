@@ -2,7 +2,7 @@
 
     python benchmarks/large_images.py [--megapixels 25 100] [--mode RGB|I;16]
 
-Each run is a process of its own with an exported file of the micro backbone; the images are LZW TIFFs in a temporary
+Each run is a separate process with an exported file of the micro backbone; the images are LZW TIFFs in a temporary
 folder.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# A process that tells the peak of its resident memory when it is done.
+# A process that prints its peak resident memory when it ends.
 RUN = """
 import atexit, sys
 from anomalyclip.cli import main
@@ -67,7 +67,7 @@ def main() -> None:
             options += ["--threshold", 0.5, "--save", "map", "--save", "heatmap", "--save", "mask"]
             peak = run("predict", image, *options, "--output", folder / f"{megapixels:g}")
             small = small or peak
-            beyond = f"{peak - small:.2f} GB beyond the first"
+            beyond = f"{peak - small:.2f} GB more than the first"
             print(f"{megapixels:6g} megapixels, {arguments.mode}: {peak:.2f} GB, {beyond}", flush=True)
 
 

@@ -1,6 +1,6 @@
 """Time and memory of listing a data set of many files.
 
-Makes an MVTec-like tree of empty files, lists it in a fresh process, writes its meta.json and reads it again:
+Creates an MVTec-like tree of empty files, lists it in a new process, writes its meta.json and reads it again:
 
     python benchmarks/listing.py --files 100000
 """

@@ -1,11 +1,12 @@
-"""All pixel metrics of a class against one AUROC of scikit-learn on the same arrays, in the same process.
+"""All pixel metrics of a class compared with one AUROC of scikit-learn on the same arrays, in the same process.
 
     python benchmarks/metrics.py                       # 30 maps of 518 x 518, four kinds of maps
     python benchmarks/metrics.py --images 200 --json   # a large class; JSON on the standard output
 
-`ratio` is all of `pixel_metrics` (AUROC, average precision, F1-max, Youden, both AUPROs) over `roc_auc_score` alone;
-`over_sort` is the same over one `np.sort` of the maps, the floor of any method that sorts. `peak_mib` is
-what `pixel_metrics` allocates beside its arguments. Times are the best of `--repeats` interleaved rounds.
+`ratio` is the time of `pixel_metrics` (AUROC, average precision, F1-max, Youden, both AUPROs) divided by that of
+`roc_auc_score` alone; `over_sort` is the same divided by one `np.sort` of the maps, the minimum for any method that
+sorts. `peak_mib` is the memory that `pixel_metrics` allocates in addition to its arguments. Times are the best of
+`--repeats` interleaved rounds.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""From the start of the process to its end with one scored image: `anomalyclip predict --model` on a small export.
+"""Time of a whole process that scores one image: `anomalyclip predict --model` with a small exported file.
 
     python benchmarks/start_up.py [--repeats 5]
 
-The files are exported of the micro backbone; the runs of the two formats take turns, the best of each counts.
+The files are exported from the micro backbone. The runs of the two formats alternate, and the best of each is reported.
 """
 
 import argparse
@@ -19,7 +19,7 @@ FORMATS = {"onnx": "micro.onnx", "openvino": "micro.xml"}
 
 
 def seconds(*arguments: object) -> float:
-    """Run a command of the package and return how long its process lived."""
+    """Run a command of the package and return the run time of its process."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "anomalyclip", *map(str, arguments)],
@@ -51,7 +51,7 @@ def main() -> None:
                 run = ("predict", folder / "part.png", "--model", folder / file, "--output", output)
                 times[format].append(seconds(*run))
     for format, values in times.items():
-        print(f"{format}: {min(values):.2f} s, at worst {max(values):.2f} s")
+        print(f"{format}: best {min(values):.2f} s, worst {max(values):.2f} s")
 
 
 if __name__ == "__main__":

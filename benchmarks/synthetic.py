@@ -1,4 +1,4 @@
-"""How many images the generator draws a second, by class and over all, on all cores.
+"""Images per second of the generator, per class and in total, on all cores.
 
 python benchmarks/synthetic.py [--workers 2]
 """
@@ -24,7 +24,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--images", type=int, default=20, help="a class")
+    parser.add_argument("--images", type=int, default=20, help="images per class")
     arguments = parser.parse_args()
     jobs = [(name, index) for name in CLASSES for index in range(arguments.images)]
     with ProcessPoolExecutor(arguments.workers) as pool:
@@ -34,7 +34,7 @@ def main() -> None:
             times = list(pool.map(partial(draw, defects=defects), jobs, chunksize=10))
             rate = len(jobs) / (time.perf_counter() - start)
             kind = "with and without a defect, in pairs" if defects else "flawless"
-            print(f"{kind}: {rate:.0f} scenes a second with {arguments.workers} processes")
+            print(f"{kind}: {rate:.0f} scenes per second with {arguments.workers} processes")
             by_class = [sum(times[i : i + arguments.images]) for i in range(0, len(times), arguments.images)]
             slowest = max(range(len(by_class)), key=by_class.__getitem__)
             print(

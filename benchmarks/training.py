@@ -1,7 +1,7 @@
-"""What a training epoch costs once the features are cached, and whether memory grows with the number of images.
+"""Time of a training epoch with cached features, and whether memory grows with the number of images.
 
-Random weights: neither depends on their values. A few generated images are encoded; for the epochs their feature files
-stand in for more images (hard links under other names). Run: python benchmarks/training.py
+The weights are random, because neither result depends on their values. A few generated images are encoded; for the
+epochs, their feature files are reused for more images (hard links with other names). Run: python benchmarks/training.py
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--encode", type=int, default=3, help="images that are encoded and timed")
     parser.add_argument(
-        "--images", type=int, nargs=2, default=(16, 64), help="images of an epoch, few and many"
+        "--images", type=int, nargs=2, default=(16, 64), help="images per epoch: a few, and many"
     )
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def generated(folder: Path, index: int) -> TrainingImage:
-    """Write a 1024 x 768 image with a mask, like a photograph in size."""
+    """Write a 1024 x 768 image with a mask, a typical size of a photograph."""
     random = np.random.default_rng(index)
     noise = Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize((1024, 768))
     mask = np.zeros((768, 1024), np.uint8)
@@ -84,7 +84,7 @@ def generated(folder: Path, index: int) -> TrainingImage:
 def epoch(
     clip: CLIP, prompts: Prompts, store: FeatureStore, images: list[TrainingImage], count: int, folder: Path
 ) -> dict[str, float]:
-    """Train two epochs on `count` images; return the seconds of the second, and the process's memory after it."""
+    """Train two epochs on `count` images; return the seconds of the second epoch, and the memory after it."""
     stand_ins = [
         replace(images[index % len(images)], digest=f"{1000 + index:064x}") for index in range(count)
     ]

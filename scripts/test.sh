@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The paper's two tables: MVTec AD with prompts learned on VisA, and the other 16 with prompts learned on MVTec AD.
 # Usage: DATA_ROOT=/data scripts/test.sh [options of anomalyclip test]
-# PROMPTS_VISA and PROMPTS_MVTEC name other prompts than train.sh's or the published ones.
+# PROMPTS_VISA and PROMPTS_MVTEC replace the prompts of train.sh or the published ones.
 set -euo pipefail
 source "$(dirname "$0")/sets.sh"
 
 tested=0 failed=0
 
-# Evaluate data sets with prompts learned on $1; a file that cannot be used (exit code 1) does not stop the rest.
+# Evaluate data sets with the prompts $1; files that cannot be used (exit code 1) do not stop the others.
 evaluate() {
   local prompts=$1 folder=$2 code=0
   shift 2
@@ -32,7 +32,7 @@ if ((${#roots[@]})); then
 fi
 
 if ((!tested)); then
-  echo "nothing was tested: set DATA_ROOT to the folder that holds the data sets (mvtec, visa, ...)" >&2
+  echo "no data set was found: set DATA_ROOT to the folder with the data sets (mvtec, visa, ...)" >&2
   exit 2
 fi
 exit "$failed"

@@ -11,6 +11,6 @@ for key in visa mvtec; do
   trained=$((trained + 1))
 done
 if ((trained == 0)); then
-  echo "nothing was trained: set DATA_ROOT to the folder that holds visa and mvtec" >&2
+  echo "no data set was found: set DATA_ROOT to the folder with visa and mvtec" >&2
   exit 2
 fi

@@ -36,17 +36,17 @@ def test_at_most_the_wanted_share_of_the_normal_images_is_called_anomalous(norma
 def test_twenty_images_cannot_tell_one_percent_from_fourteen():
     threshold = score_threshold(np.linspace(0.1, 0.5, 20), 0.01)
     assert threshold.alarms.high == pytest.approx(1 - 0.05 ** (1 / 20))
-    assert "With 20 images a 1 % rate cannot be told from 14 %" in threshold.explanation()
+    assert "20 images are too few to distinguish a rate of 1 % from 14 %" in threshold.explanation()
     assert "299 normal images" in threshold.explanation()
 
 
 def test_enough_images_keep_what_was_wanted():
     threshold = score_threshold(np.linspace(0, 0.5, 299), 0.01)
     assert threshold.alarms.count == 2
-    assert "calibrate at a rate of 0.0017, which allows 0 of 299" in threshold.explanation()
+    assert "calibrate with a rate of 0.0017, which allows 0 of 299" in threshold.explanation()
     assert score_threshold(np.linspace(0, 0.5, 299), 0.0017).alarms.high <= 0.01
-    assert "cannot be told from" in threshold.explanation()  # 2 alarms of 299 may be more than 1 %
-    assert "the wanted 50 % is kept" in replace(threshold, wanted=0.5).explanation()
+    assert "are too few to distinguish" in threshold.explanation()  # 2 alarms of 299 may be more than 1 %
+    assert "the wanted 50 % is guaranteed" in replace(threshold, wanted=0.5).explanation()
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 20), (3, 40), (20, 20), (7, 300)])
@@ -79,7 +79,7 @@ def test_the_number_of_images_needed_is_the_least_that_suffices(rate):
 
 
 def test_scores_that_are_all_one_allow_no_threshold():
-    with pytest.raises(AnomalyCLIPError, match="20 of 20 normal images have the highest score"):
+    with pytest.raises(AnomalyCLIPError, match="20 of 20 normal images have the highest possible score, 1"):
         score_threshold(np.ones(20), 0.01)
 
 
@@ -118,7 +118,7 @@ def test_where_no_threshold_is_better_than_calling_every_image_normal_youden_is_
 
 
 def test_one_kind_of_image_alone_cannot_be_told_apart():
-    with pytest.raises(AnomalyCLIPError, match="must be normal and anomalous"):
+    with pytest.raises(AnomalyCLIPError, match="must include normal and anomalous"):
         labelled_threshold([True, True], [0.1, 0.2], "f1")
 
 
@@ -137,7 +137,7 @@ def test_the_file_of_normal_images_brings_predict_its_verdicts(cli, model, root,
     file, good = tmp_path / "threshold.json", root / "nut" / "test" / "good"
     done = cli("calibrate", good, *model, "--false-alarm-rate", 0.2, "--output", file)
     assert done.code == 0, done.err
-    assert "1 of 5 are called anomalous" in done.out
+    assert "1 of 5 are classified as anomalous" in done.out
     threshold = Threshold.from_file(file)
     assert threshold.info["images"] == 5
     assert threshold.info["false_alarm_rate"]["wanted"] == 0.2
@@ -219,7 +219,7 @@ def test_a_whole_data_set_is_not_taken_for_normal_images(cli, model, root, tmp_p
     done = cli("calibrate", root, *model, "--output", tmp_path / "threshold.json")
     assert done.code == 2
     assert (
-        "lies where data sets keep masks, so defective images are here too: name the folders of normal"
+        "is in a folder for masks, so there are probably defective images here too: give only folders of normal"
         in done.err
     )
     assert not (tmp_path / "threshold.json").exists()

@@ -148,7 +148,7 @@ def test_missing_masks_are_said(cli, model, root, tmp_path):
     (root / "nut" / "ground_truth" / "spot" / "000_mask.png").unlink()
     done = cli("test", root, *model, "--format", "json", "--output", tmp_path / "out")
     assert done.code == 0, done.err
-    assert "1 anomalous images have no mask: they count for image metrics, not for pixel ones" in done.err
+    assert "1 anomalous images have no mask: they are used for image-level metrics only" in done.err
 
 
 def test_a_broken_image_is_exit_code_1_and_named_in_the_results(cli, model, root, tmp_path):
@@ -208,7 +208,7 @@ def test_a_map_is_the_image_s_whose_line_names_it_and_never_a_namesake_s(tmp_pat
     samples = [sample(name) for name in ("a.jpg", "a.png", "b.jpg", "b.png")]
     scored = FolderSource(tmp_path).of(samples, failed, lambda: None)
     assert {item.sample.image: item.score for item in scored} == {"a.jpg": 0.25, "a.png": 0.5, "b.jpg": 0.75}
-    assert "b.npy is another image's" in failed["b.png"]
+    assert "b.npy belongs to another image" in failed["b.png"]
     (tmp_path / "predictions.jsonl").unlink()  # nothing says whose a.npy and b.npy are
     failed.clear()
     assert [item.sample.image for item in FolderSource(tmp_path).of(samples, failed, lambda: None)] == [
@@ -364,7 +364,7 @@ def test_the_papers_tests_run_on_the_sets_that_are_there_and_name_the_others(
 def test_without_any_set_a_script_says_what_to_set(run_script, name):
     done = run_script(name)
     assert done.returncode == 2
-    assert "set DATA_ROOT to the folder that holds" in done.stderr
+    assert "set DATA_ROOT to the folder with" in done.stderr
 
 
 def test_one_example_is_scored_and_drawn(run_script, paper_case, tmp_path):

@@ -67,7 +67,7 @@ def test_results_that_are_not_of_a_demo_are_not_overwritten(cli, tmp_path):
     mine.write_text("precious")
     done = cli("demo", "--output", mine.parent)
     assert done.code == 2
-    assert f"{mine.parent} is not of a demo, but holds threshold.json" in done.err.replace("\n", " ")
+    assert f"{mine.parent} was not made by the demo, but has threshold.json" in done.err.replace("\n", " ")
     assert [path.name for path in mine.parent.iterdir()] == ["threshold.json"]
     assert mine.read_text() == "precious"
 
@@ -76,7 +76,7 @@ def test_results_that_are_not_of_a_demo_are_not_overwritten(cli, tmp_path):
 def test_nothing_that_a_demo_would_write_over_is_lost(cli, tmp_path, name):
     (tmp_path / name).write_text("precious")
     done = cli("demo", "--output", tmp_path)
-    assert (done.code, f"holds {name}" in done.err.replace("\n", " ")) == (2, True)
+    assert (done.code, f"has {name}" in done.err.replace("\n", " ")) == (2, True)
     assert (tmp_path / name).read_text() == "precious"
 
 

@@ -132,7 +132,7 @@ def test_curves_are_computed_only_when_asked_for(compute):
 
 
 def test_a_map_of_another_shape_than_its_mask_is_refused():
-    with pytest.raises(AnomalyCLIPError, match=r"map 0 has shape \(4, 4\), its mask \(5, 5\)"):
+    with pytest.raises(AnomalyCLIPError, match=r"map 0 has shape \(4, 4\), but its mask has \(5, 5\)"):
         pixel_metrics_in_ranges([np.zeros((4, 4), np.float32)], [np.ones((5, 5), np.int32)])
 
 

@@ -53,8 +53,8 @@ def test_test_names_and_counts_them_everywhere_and_ends_with_exit_code_1(cli, ro
     for path in ("nut/test/good/001.png", "nut/ground_truth/spot/002_mask.png", "tile/test/spot/000.png"):
         assert f"error: {root / path}: {meta} lists it, but it does not exist" in done.err
     notes = (
-        "set: 7 files listed in meta.json do not exist and are left out (see results.json)",
-        "set: the class tile has vanished: none of its 5 images exists, and the mean is over the other classes",
+        "set: 7 files listed in meta.json do not exist and were skipped (see results.json)",
+        "set: the class tile is missing: none of its 5 images exist, and the mean is over the other classes",
     )
     report = (tmp_path / "out/report.html").read_text()
     for note in notes:

@@ -1,4 +1,4 @@
-"""Decoding ahead of the model: threads prepare images in bounded memory, and give them in their order."""
+"""Decoding ahead of the model: threads prepare images in bounded memory, and return them in order."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,16 +18,16 @@ OnError = Callable[[Source, InputError], None]
 
 
 def decode(sources: Iterable[Source], prepare: Prepare[T], *, on_error: OnError | None = None) -> Iterator[T]:
-    """Yield what `prepare` makes of every frame of every source, one after the other, in this thread.
+    """Yield the result of `prepare` for every frame of every source, one after the other, in this thread.
 
     Parameters
     ----------
     sources : iterable of Source
         May be endless; it is read only as far as it is needed.
     prepare : callable
-        From a source and a frame of it to what is wanted of the frame; whatever it raises concerns that source alone.
+        Called with each source and frame; returns the item to yield. Its exceptions concern only that source.
     on_error : callable, optional
-        Called with a source that cannot be used and the error, and the rest goes on. None: the error is raised.
+        Called with each source that cannot be used, and the error; the others continue. None: the error is raised.
 
     Yields
     ------
@@ -66,7 +66,7 @@ def name_of(source: Source, id: str | None = None) -> str:
 
 
 class _Opened(Generic[T]):
-    """A source whose first frame is prepared; the others follow when they are asked for."""
+    """A source whose first frame is prepared; the others are prepared when they are requested."""
 
     def __init__(self, source: Source, prepare: Prepare[T]) -> None:
         self._prepared = _prepared(source, prepare)
@@ -87,16 +87,17 @@ def decode_ahead(
 ) -> Iterator[T]:
     """As `decode`, with threads that are at most `depth` sources ahead.
 
-    Each item comes as soon as it is there: the source may be slower than the model. No thread is left behind.
+    Each item is yielded as soon as it is ready: the source may be slower than the model. All threads end with the
+    iteration.
 
     Parameters
     ----------
     sources, prepare, on_error
-        As for `decode`; where `on_error` is None, the error is raised after the items before it.
+        As for `decode`; if `on_error` is None, the error is raised after the items before it.
     depth : int
-        Sources that are opened and not taken yet.
+        Number of sources that may be opened but not consumed yet.
     workers : int, optional
-        Threads. None: one for each core, at most four.
+        Number of threads. None: one per core, at most four.
 
     Yields
     ------
@@ -119,7 +120,7 @@ def decode_ahead(
         finally:
             waiting.put(end)
 
-    # A daemon: a source that waits for input which never comes must not keep the program alive.
+    # A daemon: a source that waits for input must not keep the program alive.
     Thread(target=read_sources, name="decode source", daemon=True).start()
     try:
         while (entry := waiting.get()) is not None:

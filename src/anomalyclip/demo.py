@@ -1,7 +1,7 @@
-"""The main job on the embedded micro backbone and bundled pictures: no download, no set-up.
+"""The demo: prediction with the embedded micro backbone on bundled pictures, without download or set-up.
 
-The pictures are generated (`recipes/micro/demo_pictures.py` holds their seeds) and of families that the micro backbone
-has never seen.
+The pictures are generated (`recipes/micro/demo_pictures.py` has their seeds), and they belong to families that the
+micro backbone was not trained on.
 """
 
 import os
@@ -22,17 +22,17 @@ PICTURES = Path(__file__).parent / "assets" / "demo"
 """The bundled pictures: ``<class>_<good or defect>.jpg``."""
 
 THRESHOLD = Path(__file__).parent / "assets" / "micro" / "threshold.json"
-"""Set for the micro backbone by its recipe, on generated images of other families than the pictures'."""
+"""Threshold file of the micro backbone. Its recipe sets it on generated images of other families than the pictures."""
 
 SHEET = "demo.png"
 COPIES = "pictures"
-"""Folder of the results with the pictures themselves, to go on with."""
+"""Folder of the results with copies of the pictures, for further experiments."""
 
 
 def run(
     output: str | os.PathLike[str], *, on_prediction: Callable[[Prediction], None] | None = None
 ) -> list[Prediction]:
-    """Score the bundled pictures and draw what was found.
+    """Score the bundled pictures and draw the results.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def run(
         Folder for copies of the pictures and of the threshold, predictions.jsonl, heat maps and the contact sheet
         demo.png; an earlier demo in it is replaced.
     on_prediction : callable, optional
-        Called with each prediction as it comes.
+        Called with each prediction as soon as it is made.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def run(
     Raises
     ------
     AnomalyCLIPError
-        The folder holds predictions or a threshold that are not of a demo, or cannot be written to.
+        The folder holds predictions or a threshold that were not made by the demo, or it cannot be written to.
     """
     _check_is_ours(Path(output))
     threshold = Threshold.from_file(THRESHOLD)
@@ -73,12 +73,12 @@ def run(
 
 
 def _check_is_ours(output: Path) -> None:
-    """Refuse a folder with somebody's results: a demo, of this version or another one, begins with its pictures."""
+    """Refuse a folder with other results: every version of the demo starts by copying its pictures."""
     mine = (PREDICTIONS, ERRORS, THRESHOLD.name, SHEET)
     there = [name for name in mine if (output / name).exists()]
     if there and not any((output / COPIES / picture.name).exists() for picture in find_images([PICTURES])):
         raise AnomalyCLIPError(
-            f"{output} is not of a demo, but holds {' and '.join(there)}; choose another folder with --output"
+            f"{output} was not made by the demo, but has {' and '.join(there)}; choose another folder with --output"
         )
 
 

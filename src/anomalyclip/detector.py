@@ -1,4 +1,4 @@
-"""`Detector`: images in, predictions out. It decodes ahead of the model and knows nothing of PyTorch itself."""
+"""`Detector`: images in, predictions out. It decodes ahead of the model and does not depend on PyTorch."""
 
 import os
 import warnings
@@ -22,12 +22,12 @@ from anomalyclip.spec import DEFAULT_BACKBONE, DetectorSpec
 from anomalyclip.tiling import Tiling, score_tiles
 
 _LEARNED_WITH = ("image_size", "layers", "dpam_layers")
-"""Settings with which prompts are learned, where they say so."""
+"""Settings that prompts are learned with, if their file records them."""
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image as the model takes it, or to be cut, where it is from, and what the prediction says of the original."""
+    """The model's input for an image (or the image itself, if it will be cut), and the original's source and size."""
 
     source: Source
     id: str | None
@@ -37,23 +37,24 @@ class _Prepared:
 
 
 class Detector:
-    """Scores images and says where they are anomalous.
+    """Scores images and locates their anomalies.
 
     Parameters
     ----------
     scorer : Scorer
         The model; usually made by `from_pretrained` or `DetectorSpec.load`.
     threshold : Threshold, optional
-        With one, predictions have a verdict, a mask and regions.
+        With a threshold, predictions have a verdict, a mask and regions.
     tiling : Tiling, optional
-        How images larger than a tile are cut; their maps have the images' own size. None: images are squashed whole.
+        How to cut images that are larger than a tile; their maps have the size of the image. None: images are squashed
+        as a whole.
     spec : DetectorSpec, optional
-        What the scorer was made from, if it was: results and threshold files then say it.
+        The spec that the scorer was made from, if any; it is recorded in results and threshold files.
 
     Raises
     ------
     AnomalyCLIPError
-        The scorer cannot say what identifies it.
+        The scorer has no identity.
 
     Examples
     --------
@@ -74,8 +75,8 @@ class Detector:
         for method in ("identity", "describe"):
             if not callable(getattr(scorer, method, None)):
                 raise AnomalyCLIPError(
-                    f"{type(scorer).__name__} has no {method}(): without it nothing tells its thresholds and runs from "
-                    "another one's (see anomalyclip.scorer.Scorer)"
+                    f"{type(scorer).__name__} has no {method}(), which is needed to tell its thresholds and runs from "
+                    "those of other scorers (see anomalyclip.scorer.Scorer)"
                 )
         self.scorer, self.threshold, self.tiling, self.spec = scorer, threshold, tiling, spec
 
@@ -87,14 +88,14 @@ class Detector:
         threshold: float | Threshold | str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> "Detector":
-        """Load a backbone and what belongs to it: short for ``DetectorSpec(backbone, **options).load(...)``.
+        """Load a detector with this backbone: short for ``DetectorSpec(backbone, **options).load(...)``.
 
         Parameters
         ----------
         backbone : str or path
             A name (``ViT-L-14-336``, ``micro``, ...) or a file or folder in any published form of CLIP weights.
         threshold : float, Threshold or path, optional
-            One number for scores and pixels alike, or a file that ``anomalyclip calibrate`` wrote.
+            One number for scores and pixels, or a file written by ``anomalyclip calibrate``.
         **options
             The fields of `DetectorSpec`: prompts, image_size, layers, dpam_layers, sigma, image_score, tile, overlap,
             device, precision, compiled, method.
@@ -102,7 +103,7 @@ class Detector:
         Raises
         ------
         AnomalyCLIPError
-            Weights, prompts or an option cannot be used; the message says which, and what would do.
+            Weights, prompts or an option cannot be used; the message says which one and what to do.
         """
         return DetectorSpec.from_dict({"backbone": backbone, **options}).load(threshold=threshold)
 
@@ -116,26 +117,26 @@ class Detector:
         threads: int | None = None,
         tile: int | None = None,
     ) -> "Detector":
-        """Load a file that ``anomalyclip export`` wrote; PyTorch is neither needed nor imported.
+        """Load a file written by ``anomalyclip export``; PyTorch is neither needed nor imported.
 
         Parameters
         ----------
         path : path-like
-            An ``.onnx`` file, or OpenVINO's ``.xml`` with its ``.bin`` beside it.
+            An ``.onnx`` file, or OpenVINO's ``.xml`` with its ``.bin`` next to it.
         threshold : float, Threshold or path, optional
-            One number for scores and pixels alike, or a threshold file. None: the file's own, if it has one.
+            One number for scores and pixels, or a threshold file. None: the exported file's own, if it has one.
         providers : sequence of str, optional
             ONNX Runtime's execution providers (cpu, cuda, tensorrt, openvino), first choice first, or one OpenVINO
             device. None: cpu.
         threads : int, optional
-            Threads of the CPU. None: the runtime's own choice.
+            CPU threads. None: the runtime's default.
         tile : int, optional
-            Side in pixels of the tiles into which larger images are cut. None: as the file says.
+            Side in pixels of the tiles into which larger images are cut. None: the file's own setting.
 
         Raises
         ------
         AnomalyCLIPError
-            The file cannot be used, or a provider is not there.
+            The file cannot be used, or a provider is not available.
         """
         spec = DetectorSpec(model=os.fspath(path), provider=providers, threads=threads, tile=tile)  # type: ignore[arg-type]
         return spec.load(threshold=threshold)
@@ -154,16 +155,16 @@ class Detector:
         return Detector(of_class(name), threshold=self.threshold, tiling=self.tiling, spec=self.spec)
 
     def identity(self) -> dict[str, Any]:
-        """Return all that decides the scores, JSON-ready: the scorer's identity, and how images are cut."""
+        """Return everything that decides the scores, JSON-ready: the scorer's identity, and how images are cut."""
         tiles = {} if self.tiling is None else {"tile": self.tiling.size, "overlap": self.tiling.overlap}
         return {**self.scorer.identity(), **tiles}
 
     def describe(self) -> Description:
-        """Return what reports say of the scorer."""
+        """Return the description of the scorer for reports."""
         return self.scorer.describe()
 
     def remarks(self) -> list[str]:
-        """Return what the user should know: prompts or a threshold that were made with other settings than these."""
+        """Return warnings for the user if the prompts or the threshold were made with other settings."""
         found = []
         training, now = self.describe().training, {}
         made = {name: training[name] for name in _LEARNED_WITH if name in training}
@@ -179,7 +180,7 @@ class Detector:
                 )
         elif "scoring" in info:
             found.append(
-                "the threshold is of an earlier version and does not say of which model: calibrate it again"
+                "the threshold was made by an earlier version and does not record its model: calibrate it again"
             )
         return found
 
@@ -192,19 +193,19 @@ class Detector:
     def predict(
         self, images: Source | Sequence[Source], *, batch_size: int = 8
     ) -> Prediction | list[Prediction]:
-        """Score one image, or a list of them in batches. For many images `stream` is faster and needs less memory.
+        """Score one image, or a list of images in batches. For many images, `stream` is faster and needs less memory.
 
         Parameters
         ----------
         images : path, bytes, binary file, PIL image or uint8 array, or a list or tuple of these
             Bytes and files hold an encoded image; an array is RGB (H, W, 3) or gray (H, W).
         batch_size : int
-            Images that go through the model at once; does not change the results.
+            Images per batch; does not change the results.
 
         Returns
         -------
         Prediction or list of Prediction
-            A list for a list.
+            A list if `images` is a list or tuple.
 
         Raises
         ------
@@ -218,7 +219,7 @@ class Detector:
             return predictions
         if len(predictions) != 1:
             raise InputError(
-                f"{images!r}: holds {len(predictions)} images; give a list, predict([...]), for all of them"
+                f"{images!r}: holds {len(predictions)} images; pass a list, predict([...]), to score all of them"
             )
         return predictions[0]
 
@@ -231,24 +232,25 @@ class Detector:
         on_error: OnError | None = None,
         skip: Callable[[str], bool] | None = None,
     ) -> Iterator[Prediction]:
-        """Score any number of images in bounded memory, in their order.
+        """Score any number of images in order, in bounded memory.
 
-        Threads decode ahead of the model, at most two batches. With tiles a batch is of tiles: one image is held at a
-        time, and none is decoded ahead.
+        Threads decode at most two batches ahead of the model. With tiling, batches consist of tiles: one image is in
+        memory at a time, and none is decoded ahead.
 
         Parameters
         ----------
         images : iterable of path, bytes, binary file, PIL image or uint8 array
             May be endless; it is read only as far as it is needed.
         batch_size : int
-            Images that go through the model at once; does not change the results.
+            Images (or tiles) per batch; does not change the results.
         workers : int, optional
-            Decoding threads. None: one for each core, at most four.
+            Decoding threads. None: one per core, at most four.
         on_error : callable, optional
-            Called with an image that cannot be used and the error, and the rest goes on. None: the error is raised
+            Called with each image that cannot be used, and the error; the others continue. None: the error is raised
             after the predictions of the images before it.
         skip : callable, optional
-            Told the id of an image in a file that holds several (`anomalyclip.readers.Frame`); true leaves it out.
+            Called with the id of each decoded image that has one (`anomalyclip.readers.Frame`); if it returns true,
+            the image is skipped.
 
         Yields
         ------
@@ -358,12 +360,12 @@ class Detector:
 
 
 def _text(value: object) -> str:
-    """Return a setting as prompts keep it."""
+    """Return a setting as the text that prompt files record."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _batches(prepared: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    """Gather batches; where the source fails, what came before it is still scored."""
+    """Gather batches; if the source fails, the items before the failure are still scored."""
     batch: list[_Prepared] = []
     try:
         for item in prepared:
@@ -371,7 +373,7 @@ def _batches(prepared: Iterator[_Prepared], size: int) -> Iterator[list[_Prepare
             if len(batch) == size:
                 yield batch
                 batch = []
-    except Exception:  # of the source: the consumer's own never come here
+    except Exception:  # raised by the source: exceptions of the consumer do not reach this generator
         if batch:
             yield batch
         raise

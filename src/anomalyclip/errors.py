@@ -1,14 +1,14 @@
-"""Errors that a user can mend: each message names the file or value, what was expected, and what to do."""
+"""Errors that a user can fix: each message names the file or value, what was expected, and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 2000
-"""Characters of a message; what it quotes may be as long as a file."""
+"""Maximum length of a message in characters, because the text that it quotes may be as long as a file."""
 
 
 class AnomalyCLIPError(Exception):
-    """Something that the user gave cannot be used; the message says what and why.
+    """An option, file or value cannot be used; the message says which one and why.
 
     Examples
     --------
@@ -23,28 +23,28 @@ class AnomalyCLIPError(Exception):
 
 
 class InputError(AnomalyCLIPError):
-    """One input (an image, a mask, a sample) cannot be used; others may go on."""
+    """One input (an image, a mask, a sample) cannot be used; the others are not affected."""
 
 
 class AnomalyCLIPWarning(UserWarning):
-    """Something that a user should know, and that does not stop the work; the command line prints it."""
+    """Something that the user should know but that does not stop the work; the command line prints it."""
 
 
 @contextmanager
 def concerning(name: object, failed: str) -> Iterator[None]:
-    """Turn an error that nobody foresaw into an `InputError` of one input, so that the others go on.
+    """Turn an unexpected error into an `InputError` for one input, so that the others can continue.
 
     Parameters
     ----------
     name : object
-        The input, as its user knows it.
+        The input, by the name that the user knows.
     failed : str
-        What could not be done with it.
+        What failed, such as "cannot be drawn".
 
     Raises
     ------
     InputError
-        Instead of any exception that is not an `AnomalyCLIPError` already.
+        In place of any exception that is not already an `AnomalyCLIPError`.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def concerning(name: object, failed: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says; where it says nothing, its type.
+    """Return the message of an error, or its type if it has no message.
 
     Examples
     --------

@@ -195,14 +195,14 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 def require_regular(path: str | os.PathLike[str]) -> int:
     """Return the size in bytes of a regular file; refuse anything else without opening it.
 
-    To open a pipe or a device may wait for ever, and a device may act on it.
+    Opening a pipe or a device may block forever, and a device may react to being opened.
 
     Raises
     ------
     InputError
         It is a folder, a pipe, a socket or a device.
     OSError
-        There is no such file, or it cannot be looked up.
+        The file does not exist, or its status cannot be read.
 
     Examples
     --------
@@ -212,7 +212,7 @@ def require_regular(path: str | os.PathLike[str]) -> int:
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise InputError(f"{path}: is {kind}; expected a file")
     return status.st_size
 

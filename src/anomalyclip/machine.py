@@ -1,4 +1,4 @@
-"""What a figure must be read with: the processor, and the memory that this process took. No PyTorch."""
+"""The processor and the peak memory of this process, which are reported with measurements. No PyTorch."""
 
 import platform
 import sys
@@ -14,9 +14,9 @@ def processor() -> str:
 
 
 def peak_memory() -> float:
-    """Return the peak resident memory of this process in MB; nan where the system does not tell.
+    """Return the peak resident memory of this process in MB; nan if the system does not report it.
 
-    On Linux ``ru_maxrss`` begins with what the parent had when it started this process; ``VmHWM`` begins at nothing.
+    On Linux ``ru_maxrss`` starts with the memory of the parent process; ``VmHWM`` starts at zero.
     """
     try:
         with open("/proc/self/status") as file:

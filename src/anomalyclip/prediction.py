@@ -1,4 +1,4 @@
-"""What the detector says about one image: score, map, and, once there is a threshold, verdict and regions."""
+"""The prediction for one image: score, map, and, with a threshold, verdict and regions."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from PIL import Image
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing, writing
 
-# float32 softmax and Gaussian filter overshoot 1 by a few units in the last place.
+# float32 softmax and Gaussian filter may exceed 1 by a few units in the last place.
 _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which score on an image, and from which map value on a pixel, is called anomalous.
+    """Thresholds: image scores and map values at or above them are anomalous.
 
     Parameters
     ----------
@@ -30,8 +30,7 @@ class Threshold:
     pixel : float, optional
         Threshold of the anomaly map, in [0, 1]; None: there is no mask.
     info : mapping, optional
-        Anything JSON-ready that tells where the thresholds come from (calibration set, false-alarm rate,
-        ...).
+        JSON-ready information about the origin of the thresholds (calibration set, false-alarm rate, ...).
 
     Raises
     ------
@@ -78,14 +77,14 @@ class Threshold:
         }:
             raise AnomalyCLIPError(f"{path} is not a threshold file: {expected}.")
         if not isinstance(content.get("info", {}), dict):
-            raise AnomalyCLIPError(f"{path} is not a threshold file: info is no object; {expected}.")
+            raise AnomalyCLIPError(f"{path} is not a threshold file: info is not an object; {expected}.")
         try:
             return cls(**content)
         except AnomalyCLIPError as error:
             raise AnomalyCLIPError(f"threshold file {path}: {error}") from error
 
     def to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write the thresholds as a small JSON file, whole or not at all.
+        """Write the thresholds as a small JSON file; the file is written completely or not at all.
 
         Raises
         ------
@@ -107,7 +106,7 @@ class Threshold:
 
 
 def as_threshold(value: "float | Threshold | str | os.PathLike[str] | None") -> Threshold | None:
-    """Return a number (for scores and pixels alike), a threshold file or a `Threshold` as a `Threshold`."""
+    """Return a number (used for scores and pixels), a threshold file or a `Threshold` as a `Threshold`."""
     if value is None or isinstance(value, Threshold):
         return value
     if isinstance(value, int | float):
@@ -131,7 +130,7 @@ class Region:
     area : int
         Number of pixels, at least 1.
     peak_score : float
-        Largest value of the anomaly map within, in [0, 1].
+        Largest value of the anomaly map in the region, in [0, 1].
     peak_position : tuple of int
         (x, y) of that value.
     """
@@ -160,22 +159,22 @@ class Prediction:
     pred_score : float
         How anomalous the image looks, in [0, 1]: a ranking, not a calibrated probability.
     anomaly_map : ndarray of float32, shape (S, S) or (height, width)
-        How anomalous each pixel of the model's square input looks, in [0, 1]; of an image that was cut into tiles,
-        each of its own pixels. Kept read-only.
+        How anomalous each pixel of the model's square input looks, in [0, 1]; for an image that was cut into tiles,
+        each pixel of the image itself. Read-only.
     image_size : tuple of int
-        (width, height) of the original image, upright (after its EXIF orientation).
+        (width, height) of the original image, upright (with its EXIF orientation applied).
     image_path : str or path, optional
-        Where the image came from; kept as a string. None for an image in memory.
+        Path (or id) of the image; kept as a string. None for an image in memory.
     threshold : float, optional
-        From this image score on the image is anomalous. See `with_threshold`.
+        The image is anomalous if its score is at or above this value. See `with_threshold`.
     pixel_threshold : float, optional
-        From this map value on a pixel is anomalous.
+        A pixel is anomalous if its map value is at or above this value.
 
     Raises
     ------
     AnomalyCLIPError
-        If the map is not two-dimensional and float32, holds values outside [0, 1] or NaN, or the score, the size or a
-        threshold is impossible.
+        If the map is not two-dimensional and float32, has values outside [0, 1] or NaN, or the score, the size or a
+        threshold is invalid.
 
     Examples
     --------
@@ -218,7 +217,7 @@ class Prediction:
 
     @cached_property
     def pred_mask(self) -> NDArray[np.bool_] | None:
-        """Bool array of the map's shape, its anomalous pixels; None without a pixel threshold."""
+        """The anomalous pixels, as a bool array with the map's shape; None without a pixel threshold."""
         return None if self.pixel_threshold is None else self.anomaly_map >= self.pixel_threshold
 
     @cached_property
@@ -233,13 +232,13 @@ class Prediction:
         )
 
     def with_threshold(self, threshold: Threshold | float | None) -> "Prediction":
-        """Return the same prediction judged by `threshold`.
+        """Return the same prediction with another threshold.
 
         Parameters
         ----------
         threshold : Threshold, float or None
-            A plain number stands for image score and map alike (both lie within [0, 1], but seldom share one good
-            threshold); None takes thresholds away.
+            A plain number is used for image score and map (both are in [0, 1], but one number is seldom good for
+            both); None removes the thresholds.
 
         Raises
         ------
@@ -251,7 +250,7 @@ class Prediction:
         return replace(self, threshold=threshold.score, pixel_threshold=threshold.pixel)
 
     def map_at(self, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """Return the anomaly map at another size, bilinear (antialiased where it shrinks).
+        """Return the anomaly map at another size, with bilinear interpolation (antialiased when it shrinks).
 
         Parameters
         ----------
@@ -270,7 +269,7 @@ class Prediction:
         return np.asarray(image).clip(0, 1)
 
     def mask_at(self, size: tuple[int, int] | None = None) -> NDArray[np.bool_] | None:
-        """Return the mask at another size: `map_at` from the pixel threshold on; None without one.
+        """Return the mask at another size: where `map_at` reaches the pixel threshold; None without a threshold.
 
         Parameters
         ----------
@@ -284,7 +283,7 @@ class Prediction:
         return None if self.pixel_threshold is None else self.map_at(size) >= self.pixel_threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the map and mask as JSON-ready values, in a fixed order.
+        """Return everything except the map and the mask as JSON-ready values, in a fixed order.
 
         Examples
         --------
@@ -304,7 +303,7 @@ class Prediction:
 
 
 def _is_probability(value: object) -> bool:
-    # A bool is an int to Python; as a threshold it is a mistake.
+    # In Python a bool is an int, but a bool as a threshold is a mistake.
     return (
         isinstance(value, (int, float, np.floating))
         and not isinstance(value, bool)
@@ -313,14 +312,14 @@ def _is_probability(value: object) -> bool:
 
 
 def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a read-only view (a copy where rounding overshot [0, 1]), or raise AnomalyCLIPError."""
+    """Return a read-only view (a copy if rounding left [0, 1]), or raise AnomalyCLIPError."""
     if anomaly_map.dtype != np.float32 or anomaly_map.ndim != 2 or anomaly_map.size == 0:
         raise AnomalyCLIPError(
             f"anomaly_map is {anomaly_map.dtype} {anomaly_map.shape}, not float32 (height, width)"
         )
     low, high = float(anomaly_map.min()), float(anomaly_map.max())
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        raise AnomalyCLIPError(f"anomaly_map holds values from {low} to {high}, not within [0, 1]")
+        raise AnomalyCLIPError(f"anomaly_map has values from {low} to {high}, not within [0, 1]")
     checked = anomaly_map.view() if low >= 0 and high <= 1 else anomaly_map.clip(0, 1)
     checked.flags.writeable = False
     return checked
@@ -329,9 +328,9 @@ def _checked_map(anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
 def _find_regions(
     anomaly_map: NDArray[np.float32], mask: NDArray[np.bool_], image_size: tuple[int, int]
 ) -> tuple[Region, ...]:
-    from scipy import ndimage  # here, for it takes longer to import than all the rest
+    from scipy import ndimage  # imported here because it takes longer than all other imports together
 
-    # Whole numbers throughout: 518 * (384 / 518) is not 384 in floating point.
+    # Integers throughout: 518 * (384 / 518) is not 384 in floating point.
     (width, height), (mask_height, mask_width) = image_size, mask.shape
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     regions = []

@@ -1,4 +1,4 @@
-"""How long work reports that it goes on: by whoever starts it, a bar on a screen or nothing."""
+"""Progress callbacks: the caller decides whether progress is shown as a bar or not at all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Track(Protocol):
-    """Told what is going on and how many steps there will be (None: unknown); gives what counts one more."""
+    """Called with a description and the number of steps (None: unknown); yields a function that counts one step."""
 
     def __call__(self, what: str, total: int | None, /) -> AbstractContextManager[Callable[[], None]]:
-        """Begin."""
+        """Start reporting."""
         ...
 
 

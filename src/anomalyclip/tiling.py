@@ -1,4 +1,4 @@
-"""Images far larger than the model's input: cut into overlapping tiles, scored in batches, blended into one map."""
+"""Images much larger than the model's input: cut into overlapping tiles, scored in batches, blended into one map."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class Tiling:
     Parameters
     ----------
     size : int
-        Side of a tile in pixels of the image; each tile is squashed to the model's input. An image that is larger in
-        neither direction is not cut.
+        Side of a tile in pixels of the image; each tile is squashed to the model's input. An image whose width and
+        height are at most this is not cut.
     overlap : float
-        Share of a tile that the next one covers at least, from 0 to 0.9.
+        Minimum overlap of neighbouring tiles, as a share of a tile, from 0 to 0.9.
 
     Raises
     ------
     AnomalyCLIPError
-        A value that is impossible.
+        A value is out of range.
 
     Examples
     --------
@@ -47,11 +47,11 @@ class Tiling:
             raise AnomalyCLIPError(f"overlap {self.overlap}: expected a share from 0 to 0.9 of a tile")
 
     def cuts(self, image_size: tuple[int, int]) -> bool:
-        """Tell whether an image of (width, height) is cut at all."""
+        """Return whether an image of (width, height) is cut."""
         return max(image_size) > self.size
 
     def starts(self, length: int) -> list[int]:
-        """Return where tiles begin along a side: evenly spread, the first at 0, the last ending at the end."""
+        """Return where tiles start along a side: evenly spaced, the first at 0, the last ending at the side's end."""
         room = length - self.size
         if room <= 0:
             return [0]
@@ -60,11 +60,11 @@ class Tiling:
         return [round(index * room / (count - 1)) for index in range(count)]
 
     def weights(self, length: int) -> NDArray[np.float32]:
-        """Return how much each tile along a side counts at each of its pixels.
+        """Return the weight of each tile along a side at each of its pixels.
 
-        A raised cosine over each tile, divided by the sum of all tiles there: seams are smooth, and the weights add up
-        to 1 everywhere. Windows are products of their sides, and so is the grid of tiles, so that what is true along
-        the sides is true in the plane, and no array of the image's size is needed for it.
+        The weight is a raised cosine over the tile, divided by the sum over all tiles at that pixel. So seams are
+        smooth, and the weights add up to 1 everywhere. The window of a tile is the product of its weights along both
+        sides, so the same holds in two dimensions, without an array of the image's size.
 
         Returns
         -------
@@ -89,22 +89,22 @@ def score_tiles(
     score : callable
         The model: pixels (B, S, S, 3) uint8 to scores (B,) and maps (B, S, S).
     image : PIL.Image.Image
-        Of any mode and size.
+        In any mode and size.
     tiling : Tiling
-        How it is cut.
+        How to cut it.
     image_size : int
         The model's S.
     batch_size : int
-        Tiles that go through the model at once.
+        Tiles per batch.
 
     Returns
     -------
     score : float
-        The mean of the whole image's score (squashed, as without tiling) and the highest tile's. The highest of many
-        tiles alone grows with their number on flawless images too; the whole image's score holds against that, and a
-        defect that only a tile shows still lifts the mean.
+        The mean of the whole image's score (squashed, as without tiling) and the highest score of a tile. The highest
+        score alone would grow with the number of tiles, on flawless images too. The whole image's score counteracts
+        this, and a defect that is visible only in a tile still raises the mean.
     anomaly_map : ndarray of float32
-        (height, width) of the image, within [0, 1].
+        (height, width) of the image, in [0, 1].
     """
     width, height = image.size
     whole = float(score(np.stack([squash(image, image_size)]))[0][0])

@@ -1,4 +1,4 @@
-"""`calibrate`: a threshold from normal images alone, or from labelled ones, with what it can be trusted for."""
+"""`calibrate`: a threshold from normal images alone or from labelled images, with confidence bounds."""
 
 import os
 import warnings
@@ -31,7 +31,7 @@ from anomalyclip.spec import DetectorSpec
 Images = str | os.PathLike[str] | Iterable[Source]
 
 _MASKS = {"ground_truth", "masks"}
-"""Folders in which data sets keep masks."""
+"""Names of folders in which data sets keep masks."""
 
 _NEARLY_ONE = 0.999
 
@@ -46,36 +46,36 @@ def calibrate(
     on_error: OnError | None = None,
     track: Track = silent,
 ) -> Threshold:
-    """Return a threshold from normal images alone, at a false-alarm rate of your choice.
+    """Return a threshold from normal images alone, for a chosen false-alarm rate.
 
     Parameters
     ----------
     detector : Detector or DetectorSpec
-        The threshold is for this one: another image size, precision or tiling gives other scores.
+        The threshold is valid only for this detector: another image size, precision or tiling gives other scores.
     images : path, sequence of paths, or iterable of Source
-        Normal images: a file, folder (searched recursively) or pattern, or a list of these; or whatever
-        `Detector.stream` takes, one by one.
+        Normal images: a file, folder (searched recursively) or pattern, or a list of these; or any iterable that
+        `Detector.stream` accepts.
     false_alarm_rate : float
-        Share of normal images that may be called anomalous, above 0 and below 1.
+        Share of normal images that may be classified as anomalous, above 0 and below 1.
     false_pixel_share : float
-        Share of normal images' pixels that may be marked, likewise.
+        Share of the pixels of normal images that may be marked, above 0 and below 1.
     batch_size : int
         Images per batch.
     on_error : callable, optional
-        Called with an image that cannot be used and the error, and the rest counts. None: the error is raised.
+        Called with each image that cannot be used, and the error; the others are used. None: the error is raised.
     track : Track
-        Told how far it is.
+        Reports progress.
 
     Returns
     -------
     Threshold
-        Its `info` says what it was made from, what the number of images allows to say ("says"), the detector's
-        identity and, if there is one, its spec.
+        Its `info` holds the method and the number of images, what that number can guarantee ("says"), and the
+        detector's identity and, if it has one, its spec.
 
     Raises
     ------
     AnomalyCLIPError
-        No image can be used, a rate is impossible, no threshold keeps it, or masks are among the images.
+        No image can be used, a rate is out of range, no threshold can keep it, or there are masks among the images.
 
     Examples
     --------
@@ -98,8 +98,8 @@ def calibrate(
     found, pixel = score_threshold(scores, false_alarm_rate), maps.threshold(false_pixel_share)
     if found.value > _NEARLY_ONE:
         warnings.warn(
-            f"hardly any score will be above {found.value:.6f}: to this model some of the normal images look as "
-            "anomalous as can be; are they normal, and of a kind that it knows?",
+            f"hardly any score will be above {found.value:.6f}: the model gives some of these normal images nearly the "
+            "highest possible score. Check that they are normal and that the model suits them.",
             AnomalyCLIPWarning,
             stacklevel=2,
         )
@@ -135,7 +135,7 @@ def calibrate_labelled(
     detector, batch_size, on_error, track
         As for `calibrate`.
     data : path
-        Folder of the data set; all its classes together.
+        Folder of the data set; all its classes are used together.
     dataset : str, optional
         Its key in the catalogue. None: recognised.
     criterion : {"f1", "youden"}
@@ -144,12 +144,12 @@ def calibrate_labelled(
     Returns
     -------
     Threshold
-        See `calibrate`. It is best on these images; on others expect somewhat worse.
+        See `calibrate`. It is the best one on these images; expect somewhat worse results on other images.
 
     Raises
     ------
     AnomalyCLIPError
-        The data set cannot be listed, has one kind of images only, or none that can be used.
+        The data set cannot be listed, has only normal or only anomalous images, or has no usable image.
     """
     require_criterion(criterion)
     samples = pooled(load_samples(data, dataset))
@@ -166,8 +166,8 @@ def calibrate_labelled(
         [image.anomaly for image in result.images], [image.score for image in result.images], criterion
     )
     says = (
-        f"{criterion}: misses {_words(found.misses)} anomalous images, raises {_words(found.alarms)} false alarms on "
-        "normal ones. These are the images that the threshold was chosen on: on others expect somewhat worse."
+        f"{criterion}: misses {_words(found.misses)} anomalous images, raises false alarms on {_words(found.alarms)} "
+        "normal images. The threshold was chosen on these images: expect somewhat worse results on other images."
     )
     info = {
         "method": f"labelled images, {criterion}",
@@ -182,12 +182,12 @@ def calibrate_labelled(
 
 
 def normal_images(images: Images) -> Iterable[Source]:
-    """Return the images to calibrate on: what paths stand for, or what is in memory as it is.
+    """Return the images to calibrate on: the files that paths stand for; images in memory are returned unchanged.
 
     Raises
     ------
     AnomalyCLIPError
-        There are masks among them: somebody named a whole data set.
+        There are masks among them, so the path is probably a whole data set.
     """
     if isinstance(images, str | os.PathLike):
         images = [images]
@@ -197,8 +197,8 @@ def normal_images(images: Images) -> Iterable[Source]:
     for image in listed:
         if not _MASKS.isdisjoint(part.casefold() for part in Path(image.name).parts[:-1]):
             raise AnomalyCLIPError(
-                f"{image.path} lies where data sets keep masks, so defective images are here too: name the folders of "
-                "normal images alone (such as CLASS/train/good), or give the whole data set as --labelled ROOT"
+                f"{image.path} is in a folder for masks, so there are probably defective images here too: give only "
+                "folders of normal images (such as CLASS/train/good), or the whole data set as --labelled ROOT"
             )
     return [image.path for image in listed]
 

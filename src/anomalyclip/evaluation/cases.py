@@ -1,4 +1,4 @@
-"""The images of a class that say most about a model: what it found best, and where it was most wrong."""
+"""The most informative images of a class: the clearest defects, the faintest defects and the highest normal images."""
 
 import os
 import warnings
@@ -21,9 +21,9 @@ CLEAREST, FAINTEST, SUSPECT = "clearest defect", "faintest defect", "highest nor
 """The anomalous images with the highest scores, those with the lowest, and the normal images with the highest."""
 
 EACH = 2
-"""Images of each kind, of each class."""
+"""Images of each kind per class."""
 
-_SIDE = 240  # pixels of the longer side of a picture
+_SIDE = 240  # longer side of a picture, in pixels
 
 
 def draw_cases(
@@ -31,21 +31,21 @@ def draw_cases(
 ) -> tuple[Case, ...]:
     """Draw the best and worst images of a class as image, truth, map and overlay.
 
-    All maps of a class are drawn on one scale: from 0 (or the lowest value, of another system's maps) to the highest
-    value in the images drawn, so that classes with faint maps can be seen too.
+    All maps of a class are drawn on one scale, from 0 (or the lowest value, if maps of another system go below 0) to
+    the highest value in these images, so that classes with faint maps are visible too.
 
     Parameters
     ----------
     scored : sequence of Scored
-        The class.
+        The images of the class.
     root : Path
         The data set's folder.
     folder : Path
-        JPEG files are written to ``cases/`` in it.
+        JPEG files are written to ``cases/`` in this folder.
     name : str
-        What their names begin with.
+        Prefix of their names.
     threshold : Threshold, optional
-        Its pixel threshold is outlined.
+        Regions above its pixel threshold are outlined.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def draw_cases(
                 for panel, picture in _draw(item, scaled, root, pixel).items():
                     _save(picture, folder / (file := f"cases/{name}-{number}-{panel}.jpg"))
                     pictures[panel] = file
-        except InputError as error:  # its score counts all the same
+        except InputError as error:  # its score still counts
             warnings.warn(f"not drawn in the report: {error}", AnomalyCLIPWarning, stacklevel=2)
         cases.append(Case(kind, item.sample.image, item.score, pictures, (low, high)))
     return tuple(cases)
@@ -87,7 +87,7 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
-    """Return the images to draw: anomalous ones of the highest and the lowest scores (none twice), then normal ones."""
+    """Return the images to draw: anomalous images with the highest and the lowest scores (none twice), then normal."""
     rising = sorted(scored, key=lambda item: item.score)
     anomalous = [item for item in rising if item.sample.anomaly]
     normal = [item for item in rising if not item.sample.anomaly]
@@ -121,14 +121,14 @@ def _truth(item: Scored, root: Path, size: tuple[int, int]) -> Image.Image | Non
         return Image.new("L", size, 0)
     try:
         mask = read_mask(os.path.join(root, sample.mask))
-    except InputError:  # named already where the metrics needed it
+    except InputError:  # already reported when the metrics needed the mask
         return None
     return Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BILINEAR)
 
 
 def _overlay(photograph: Image.Image, score: float, scaled: np.ndarray, pixel: float | None) -> Image.Image:
     height, width = scaled.shape
-    if height != width:  # a prediction's map is square; the picture takes its own proportions again
+    if height != width:  # a prediction's map is square; the overlay restores the picture's proportions
         scaled = np.asarray(Image.fromarray(scaled).resize((max(height, width),) * 2)).clip(0, 1)
     prediction = Prediction(
         pred_score=min(max(score, 0.0), 1.0),

@@ -1,7 +1,7 @@
-"""Two scorers that know nothing of defects, to measure models against.
+"""Two scorers that know nothing about defects, as a baseline for models.
 
-On pictures of one object in the middle, "anomalous is what is near the centre" looks like a good detector, and so does
-"anomalous is what stands out from its surroundings". A model that is not better than these has shown nothing.
+On pictures of one object in the middle, "anomalous means near the centre" looks like a good detector, and so does
+"anomalous means different from the surroundings". A model that is not better than these has proved nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from anomalyclip.scorer import Description, Scorer
 
 
 class CentreScorer:
-    """Every image alike: 1 in the centre, falling to 0 in the corners; the score is always 0.5.
+    """The same map for every image: 1 in the centre, falling to 0 in the corners; the score is always 0.5.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class CentreScorer:
         )
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score a batch (B, S, S, 3) without looking at it."""
+        """Score a batch (B, S, S, 3); its pixels are not used."""
         return np.full(len(pixels), 0.5, np.float32), np.repeat(self._map[None], len(pixels), axis=0)
 
     def identity(self) -> dict[str, Any]:
@@ -46,15 +46,15 @@ class CentreScorer:
         return {"method": "control: centre", "image_size": self.image_size}
 
     def describe(self) -> Description:
-        """Return what it is."""
+        """Return its description for reports."""
         return Description("control: nearness to the centre")
 
 
 class ContrastScorer:
-    """How much each place differs from its surroundings in brightness; the score is the map's maximum.
+    """Difference in brightness between each pixel and its surroundings; the score is the map's maximum.
 
-    The map is the absolute difference between the image's brightness in [0, 1] and its mean over a square around the
-    place (a sixth of the side wide), smoothed like a model's map (sigma 4 pixels of 518).
+    The map is the absolute difference between the brightness in [0, 1] and its mean over a square around the pixel
+    (a sixth of the image's side wide), smoothed like a model's map (sigma 4 pixels of 518).
 
     Parameters
     ----------
@@ -86,16 +86,16 @@ class ContrastScorer:
         return {"method": "control: contrast", "image_size": self.image_size}
 
     def describe(self) -> Description:
-        """Return what it is."""
+        """Return its description for reports."""
         return Description("control: difference from the surroundings")
 
 
 CONTROLS: dict[str, Callable[[int], Scorer]] = {"centre": CentreScorer, "contrast": ContrastScorer}
-"""By name, what makes a control of an image size."""
+"""By name, the function that makes a control for an image size."""
 
 
 def not_beaten(model: Metrics, controls: Mapping[str, Metrics]) -> list[str]:
-    """Return, in words, each metric by which a control is at least as good as the model.
+    """Return, in words, each metric for which a control is at least as good as the model.
 
     Examples
     --------

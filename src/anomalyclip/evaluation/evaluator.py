@@ -149,7 +149,7 @@ def _evaluate_classes(
 
 
 def _classes(data: SampleList) -> Iterator[tuple[str, list[Sample], tuple[str, ...]]]:
-    """Yield each class with its samples and its missing files; a class that has vanished has no samples."""
+    """Yield each class with its samples and its missing files; a class whose files are all missing has no samples."""
     grouped: dict[str, tuple[list[Sample], list[str]]] = {
         name: ([], []) for name in (*data.classes, *data.vanished)
     }

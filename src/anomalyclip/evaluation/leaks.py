@@ -1,4 +1,4 @@
-"""Whether a model was trained on what it is evaluated on."""
+"""Checks whether a model was trained on the data that it is evaluated on."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,14 +16,14 @@ def trained_on_this(training: Mapping[str, str], data: SampleList) -> str | None
     training : mapping of str to str
         `anomalyclip.scorer.Description.training`.
     data : SampleList
-        What it is evaluated on.
+        The data that it is evaluated on.
     """
     digests = _digests(data) if TRAINED_ON_CONTENT in training else None
     return same_data(training, name=data.name, digests=digests)
 
 
 def _digests(data: SampleList) -> Iterator[str]:
-    """Yield the digest of each image; one that cannot be read is named by the evaluation."""
+    """Yield the digest of each image; images that cannot be read are reported by the evaluation."""
     for sample in data:
         with suppress(InputError):
             yield content_digest(data.root / sample.image)

@@ -1,7 +1,7 @@
-"""Where an evaluation's scores and maps come from: a detector, whose maps go through the disk, or a folder of maps.
+"""Sources of an evaluation's scores and maps: a detector, whose maps are stored on disk, or a folder of maps.
 
 Maps are kept as ``.npy`` files until their class is evaluated, so that memory does not grow with their number and a
-stopped run goes on at the image where it was.
+stopped run resumes at the image where it stopped.
 """
 
 import math
@@ -35,20 +35,20 @@ class Scored:
 
 
 class Source(Protocol):
-    """Gives scores and maps, one class at a time."""
+    """Provides scores and maps, one class at a time."""
 
     def of(
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
     ) -> list[Scored]:
-        """Return those samples that have a score, and name the others in `failed`."""
+        """Return the samples that have a score; add the others to `failed`, with the reason."""
         ...
 
     def release(self, scored: Sequence[Scored]) -> None:
-        """Let go of maps that are no longer needed."""
+        """Release maps that are no longer needed."""
         ...
 
     def close(self, *, complete: bool) -> None:
-        """Let go of everything else; of what a stopped run can go on from only when it is complete."""
+        """Release everything else. Files that are needed to resume a run are deleted only if it is complete."""
         ...
 
 
@@ -58,17 +58,17 @@ class DetectorSource:
     Parameters
     ----------
     detector : Detector
-        What scores them; without a threshold.
+        The detector, without a threshold.
     root : path
         The data set's folder.
     folder : path
-        Where maps and predictions.jsonl are kept.
+        Folder for maps and predictions.jsonl.
     batch_size : int
-        Images that go through the model at once.
+        Images per batch.
     keep : bool
-        Leave the maps there when all is done.
+        Keep the maps when the evaluation is complete.
     resume : bool
-        Go on after the predictions that are there.
+        Continue after the existing predictions.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class DetectorSource:
     def of(
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
     ) -> list[Scored]:
-        """Score what is not scored yet; see `Source`."""
+        """Score the images that are not scored yet; see `Source`."""
         detector = self._detector.of_class(samples[0].class_name)
         paths = {os.path.join(self._root, sample.image): sample for sample in samples}
         done = [path for path in paths if path in self._done and (self._folder / self._done[path]).is_file()]
@@ -131,28 +131,29 @@ class DetectorSource:
         ]
 
     def release(self, scored: Sequence[Scored]) -> None:
-        """Delete maps, unless they are to be kept."""
+        """Delete maps, unless `keep` is set."""
         if not self._keep:
             for item in scored:
                 item.map_file.unlink(missing_ok=True)
 
     def close(self, *, complete: bool) -> None:
-        """Close the predictions; when all is done, delete the folder, unless it is to be kept."""
+        """Close the predictions; if the evaluation is complete, delete the folder, unless `keep` is set."""
         self._writer.close()
         if complete and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class FolderSource:
-    """Takes maps from a folder: ``maps/<relative path>.npy`` as ``predict --save map`` writes them, of any system.
+    """Reads maps of any system from a folder: ``maps/<relative path>.npy``, as ``predict --save map`` writes them.
 
-    The path may have the image's ending or not: ``a.png.npy`` goes before ``a.npy``, which has to be of one image.
-    Scores are read from the folder's predictions.jsonl; a map that is not listed there has its maximum as its score.
+    The path may be with or without the image's extension: ``a.png.npy`` is used before ``a.npy``, which must belong to
+    one image only. Scores are read from the folder's predictions.jsonl. The score of a map that is not listed there is
+    its maximum.
 
     Parameters
     ----------
     folder : path
-        With ``maps/`` in it, or with the maps themselves.
+        A folder that holds ``maps/``, or the maps themselves.
 
     Raises
     ------
@@ -190,7 +191,7 @@ class FolderSource:
         return found
 
     def _file_of(self, image: str, namesakes: Counter[str]) -> Path:
-        """Return the file of an image's map; the short name of two images is that image's which its line names."""
+        """Return the file of an image's map; predictions.jsonl decides whose a shared short name is."""
         whole = safe_name(image)
         own = self._maps / f"{whole}.npy"
         if own.is_file():
@@ -200,14 +201,14 @@ class FolderSource:
         owner, _ = self._known.get(os.path.normpath(path), (None, None))
         named = owner is None or re.split(r"[/\\]", owner)[-1] == whole.rpartition("/")[2]
         if not named or (owner is None and namesakes[short] > 1):
-            raise InputError(f"{own}: no such map, and {path.name} is another image's")
+            raise InputError(f"{own}: no such map, and {path.name} belongs to another image")
         return path
 
     def release(self, scored: Sequence[Scored]) -> None:
-        """Leave them: they are the user's."""
+        """Keep them: they belong to the user."""
 
     def close(self, *, complete: bool) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def read_map(path: Path) -> NDArray[np.float32]:
@@ -233,12 +234,12 @@ def read_map(path: Path) -> NDArray[np.float32]:
         raise InputError(f"{path}: expected real numbers of shape (height, width)")
     values = values.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
-        raise InputError(f"{path}: has a NaN or an infinite value, which has no rank")
+        raise InputError(f"{path}: has a NaN or an infinite value, which cannot be ranked")
     return values
 
 
 def side_of_maps(folder: Path) -> int | None:
-    """Return the longer side of the first map in a folder or below; None if there is none."""
+    """Return the longer side of the first map in a folder or its subfolders; None if there is no map."""
     for path in sorted(folder.rglob("*.npy")):
         height, width = read_map(path).shape
         return max(int(height), int(width))
@@ -246,7 +247,7 @@ def side_of_maps(folder: Path) -> int | None:
 
 
 class ArrayFiles(Sequence[Any]):
-    """Arrays on disk, read each time they are asked for; None where there is no file."""
+    """Arrays on disk that are read at each access; None if there is no file."""
 
     def __init__(self, files: Sequence[Path | None], read: Callable[[Path], NDArray[Any]]) -> None:
         self._files, self._read = files, read
@@ -260,7 +261,7 @@ class ArrayFiles(Sequence[Any]):
 
 
 def _records(folder: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """Yield image path and line of each prediction in a folder; a line that was torn off is left out."""
+    """Yield image path and record of each prediction in a folder."""
     file = folder / "predictions.jsonl"
     if not file.is_file():
         return
@@ -275,5 +276,5 @@ def _records(folder: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
                 yield record.get("image_path"), record
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 raise AnomalyCLIPError(
-                    f"{file}, line {number}: expected a line as `predict` writes it"
+                    f"{file}, line {number}: damaged; expected a line written by `predict`"
                 ) from None

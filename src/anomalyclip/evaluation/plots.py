@@ -55,7 +55,7 @@ def available() -> bool:
 
 
 def draw_curves(classes: Sequence[ClassResult]) -> str | None:
-    """Return an SVG of all curves that there are, a line for each class; None if there are none.
+    """Return an SVG of all available curves, with one line per class; None if there are none.
 
     Needs matplotlib.
     """
@@ -81,7 +81,7 @@ def draw_curves(classes: Sequence[ClassResult]) -> str | None:
 def _draw_curve(axes: "Axes", kind: str, classes: Sequence[ClassResult]) -> None:
     title, x_label, y_label = CURVES[kind]
     for index, entry in enumerate(classes):
-        x, y = entry.curves.get(kind, ([], []))  # a class without this curve keeps its place in the legend
+        x, y = entry.curves.get(kind, ([], []))  # a class without this curve is still in the legend
         color, dashes = _COLORS[index % len(_COLORS)], "-" if index < len(_COLORS) else "--"
         step = "steps-post" if kind == "image_roc" else "default"
         axes.plot(

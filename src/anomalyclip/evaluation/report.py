@@ -1,4 +1,4 @@
-"""``report.html``: an evaluation to look at, in one file that needs no network."""
+"""``report.html``: a report of an evaluation, in one file that needs no network."""
 
 import base64
 import json
@@ -22,24 +22,24 @@ _PANELS = ("image", "truth", "map", "overlay")
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> bool:
-    """Write ``report.html``; the pictures of the cases are taken from the data sets' folders below.
+    """Write ``report.html``, with the pictures of best and worst cases from the data sets' folders in `folder`.
 
     Parameters
     ----------
     evaluation : Evaluation
-        What was found.
+        The results.
     folder : Path
-        Where its results are.
+        The folder of the results.
 
     Returns
     -------
     bool
-        Whether it has curves and histograms: they need matplotlib.
+        Whether the report has curves and histograms, which need matplotlib.
 
     Raises
     ------
     AnomalyCLIPError
-        It cannot be written.
+        The report cannot be written.
     """
     page = Template((files(__package__) / NAME).read_text("utf-8"))
     drawn = plots.available()
@@ -91,7 +91,7 @@ def _anchor(name: str) -> str:
 
 
 def _cards(evaluation: Evaluation) -> str:
-    """Return the paper's four figures, large: of the data set, or the mean over several."""
+    """Return the four metrics of the paper in large type: for the data set, or the mean over several."""
     last = next(row for row in evaluation.tables[0].rows if row.summary)
     cards = []
     for metric in PAPER:
@@ -108,13 +108,11 @@ def _notes(evaluation: Evaluation) -> str:
     if not evaluation.notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
-    return f'<section class="notes"><h2>To know when reading this</h2><ul>{items}</ul></section>'
+    return f'<section class="notes"><h2>Notes</h2><ul>{items}</ul></section>'
 
 
 def _table(table: Table) -> str:
-    say = (
-        "Percent. AUPRO is the published one, up to 30 % false positives; a dash: the metric does not apply."
-    )
+    say = "In percent. AUPRO as published, up to 30 % false positives. A dash means that the metric does not apply."
     if table.compare:
         say += f" Paper: {SOURCE}."
     return (
@@ -144,7 +142,7 @@ def _levels(columns: Sequence[Column]) -> Iterable[tuple[str, Iterable[Column]]]
 
 
 def _firsts(columns: Sequence[Column]) -> set[int]:
-    """Return where a group of columns of one level begins."""
+    """Return the positions at which a group of columns of one level starts."""
     firsts, place = set(), 0
     for _, group in _levels(columns):
         firsts.add(place)
@@ -178,16 +176,16 @@ def _controls(evaluation: Evaluation) -> str:
     if not evaluation.controls:
         return ""
     what = (
-        "Two scorers that know nothing of defects were evaluated in the same way: “centre” calls anomalous what is "
-        "near the middle of the image, “contrast” what differs in brightness from its surroundings."
+        "Two scorers that know nothing about defects were evaluated in the same way: for “centre”, pixels near the "
+        "middle of the image are anomalous; for “contrast”, pixels that differ in brightness from their surroundings."
     )
     lost = evaluation.not_beaten()
     if not lost:
-        return f'<section><h2>Controls</h2><p class="say">{what} The model beats both by every metric.</p></section>'
+        return f'<section><h2>Controls</h2><p class="say">{what} The model beats both on every metric.</p></section>'
     items = "".join(f"<li>{escape(words)}</li>" for words in lost)
     return (
         f'<section class="notes"><h2>The model does not beat a control</h2><p class="say">{what} A model that does not '
-        f"beat them has shown nothing by that metric:</p><ul>{items}</ul></section>"
+        f"beat them has proved nothing on that metric:</p><ul>{items}</ul></section>"
     )
 
 
@@ -202,15 +200,15 @@ def _data_set(evaluation: Evaluation, result: DatasetResult, folder: Path, *, dr
         parts.append(_figure(f"Image scores: {result.key}", plots.draw_histograms(result.classes, score)))
     else:
         parts.append(
-            '<section><h2>No curves</h2><p class="say">Curves and histograms are drawn by matplotlib, which is not '
-            "installed here: pip install 'anomalyclip[report]'</p></section>"
+            '<section><h2>No curves</h2><p class="say">Curves and histograms need matplotlib, which is not '
+            "installed: pip install 'anomalyclip[report]'</p></section>"
         )
     parts.append(_cases(result, folder))
     return f'<div id="{escape(_anchor(result.key))}">{"".join(parts)}</div>'
 
 
 def _verdicts(evaluation: Evaluation, result: DatasetResult) -> str:
-    """Return what the threshold calls anomalous, by class."""
+    """Return the verdicts at the threshold, per class."""
     limit = None if evaluation.threshold is None else evaluation.threshold.score
     if limit is None:
         return ""
@@ -224,9 +222,9 @@ def _verdicts(evaluation: Evaluation, result: DatasetResult) -> str:
         rows.append(f"<tr{kind}><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return (
         f"<section><h2>Verdicts at the threshold: {escape(result.key)}</h2>"
-        f'<p class="say">Images with a score of {limit:.4g} or more are called anomalous.</p>'
+        f'<p class="say">Images with a score of {limit:.4g} or more are classified as anomalous.</p>'
         '<div class="scroll"><table><thead><tr><th>class</th><th>false alarms among normal images</th>'
-        "<th>found among anomalous images</th></tr></thead>"
+        "<th>detected anomalous images</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
@@ -257,8 +255,8 @@ def _cases(result: DatasetResult, folder: Path) -> str:
     if not groups:
         return ""
     say = (
-        "Of each class: the anomalous images with the highest scores, those with the lowest, and the normal images "
-        "with the highest. Colours stand for the same map values in all pictures of a class."
+        "For each class: the anomalous images with the highest and the lowest scores, and the normal images with the "
+        "highest scores. In all pictures of a class, the same colour stands for the same map value."
     )
     title = f"Best and worst cases: {escape(result.key)}"
     return f'<section><h2>{title}</h2><p class="say">{say}</p>{"".join(groups)}</section>'
@@ -291,7 +289,7 @@ def _facts(evaluation: Evaluation) -> str:
     run = {
         "images": images,
         "scoring": f"{seconds.get('encode', 0.0):.1f} s",
-        "metrics": f"{seconds.get('metrics', 0.0):.1f} s, beside the scoring of the next class",
+        "metrics": f"{seconds.get('metrics', 0.0):.1f} s, in parallel with scoring the next class",
         "peak memory": f"{about.get('peak_memory_mb')} MB",
     }
     threshold = evaluation.threshold

@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics by class, their mean, and the files that a stopped run goes on from."""
+"""Results of an evaluation: metrics per class, their mean, and the files from which a stopped run is resumed."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing, writing
 
 Metrics = dict[str, float | None]
-"""By name (a key of `METRICS`), within [0, 1]; None where a metric does not apply."""
+"""By name (a key of `METRICS`), in [0, 1]; None if a metric does not apply."""
 
 METRICS = {
     "image_auroc": ("image", "AUROC"),
@@ -23,7 +23,7 @@ METRICS = {
     "pixel_ap": ("pixel", "AP"),
     "pixel_f1_max": ("pixel", "F1-max"),
 }
-"""Level and name of every metric; the first four are the paper's, AUPRO being the published one."""
+"""Level and name of every metric; the first four are the paper's, with AUPRO as published."""
 
 PAPER = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 EXTRA = tuple(name for name in METRICS if name not in PAPER)
@@ -31,7 +31,7 @@ EXTRA = tuple(name for name in METRICS if name not in PAPER)
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: what it is, and what was said of it.
+    """One image: its ground truth and its score.
 
     Parameters
     ----------
@@ -40,11 +40,11 @@ class ImageResult:
     defect : str
         Kind of defect, or name of the normal folder.
     anomaly : bool
-        Whether something is wrong with it.
+        Whether the image is anomalous.
     score : float
         Image score.
     in_pixel_metrics : bool
-        Whether its pixels' truth is known.
+        Whether the ground truth of its pixels is known.
     """
 
     image: str
@@ -56,7 +56,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Case:
-    """One of the best or worst images of a class, drawn.
+    """Pictures of one of the best or worst images of a class.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class ClassResult:
     metrics : dict of str to float or None
         See `METRICS`.
     thresholds : dict of str to float or None
-        That are best on these images: "image_f1", "pixel_f1", "pixel_youden".
+        The best thresholds on these images: "image_f1", "pixel_f1", "pixel_youden".
     curves : dict
         By name ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro"): x and y values.
     cases : tuple of Case
@@ -127,12 +127,12 @@ class ClassResult:
 
     @property
     def without_mask(self) -> int:
-        """Number of images that count for image metrics only, in a class that has masks."""
+        """Number of images that are used for image-level metrics only, in a class that has masks."""
         known = sum(image.in_pixel_metrics for image in self.images if image.anomaly)
         return self.anomalous - known if known else 0
 
     def save(self, path: Path) -> None:
-        """Write the results as JSON, whole or not at all."""
+        """Write the results as JSON; the file is written completely or not at all."""
         with writing(path), replacing(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), allow_nan=False) + "\n", encoding="utf-8")
 
@@ -155,7 +155,7 @@ class ClassResult:
             return result
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AnomalyCLIPError(
-                f"{path}: damaged ({error}); delete it, and --resume evaluates this class again"
+                f"{path}: damaged file ({error}); delete it, and --resume will evaluate this class again"
             ) from None
 
     def _check(self) -> None:
@@ -189,21 +189,21 @@ class DatasetResult:
 
     @property
     def mean(self) -> Metrics:
-        """Mean over the classes in which a metric applies."""
+        """Mean of each metric over the classes to which it applies."""
         return mean_metrics(result.metrics for result in self.classes)
 
     @property
     def failed(self) -> dict[str, str]:
-        """Everything that could not be used."""
+        """All files that could not be used, with their error messages."""
         return {name: why for result in self.classes for name, why in result.failed.items()}
 
     def seconds(self, what: str) -> float:
-        """Return the time of "encode" or "metrics", all classes together."""
+        """Return the time of "encode" or "metrics", summed over all classes."""
         return sum(result.seconds.get(what, 0.0) for result in self.classes)
 
 
 def mean_metrics(several: Iterable[Mapping[str, float | None]]) -> Metrics:
-    """Return the mean of each metric over where it applies; None where it never does.
+    """Return the mean of each metric over the entries to which it applies; None if it applies to none.
 
     Examples
     --------
@@ -219,12 +219,12 @@ def mean_metrics(several: Iterable[Mapping[str, float | None]]) -> Metrics:
 
 
 def number(value: float) -> float | None:
-    """Return a metric as JSON has it: None for NaN."""
+    """Return a metric as a value for JSON: None for NaN."""
     return None if math.isnan(value) else float(value)
 
 
 def to_json(result: DatasetResult) -> dict[str, Any]:
-    """Return what results.json holds of a data set; no curves, no images.
+    """Return the entry of a data set in results.json, without curves and images.
 
     Examples
     --------

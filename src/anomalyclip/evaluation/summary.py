@@ -1,4 +1,4 @@
-"""All that one run of an evaluation found, and the files that it leaves behind."""
+"""The results of one evaluation, and the files that they are written to."""
 
 import hashlib
 import json
@@ -29,15 +29,15 @@ class Evaluation:
     Parameters
     ----------
     results, controls : sequence of DatasetResult
-        The model's, and those of the controls on the same data sets.
+        Results of the model, and of the controls on the same data sets.
     about : mapping
         JSON-ready: model, settings, versions, hashes, time and memory.
     protocol, compare
-        As of `anomalyclip.evaluation.tables.tables`.
+        As for `anomalyclip.evaluation.tables.tables`.
     threshold : Threshold, optional
-        Its verdicts are counted in the report.
+        The report counts the verdicts at this threshold.
     notes : sequence of str
-        What a reader must know: same data as trained on, missing masks, settings other than the paper's.
+        Notes for the reader: evaluated on training data, missing masks, settings that differ from the paper's.
     """
 
     results: Sequence[DatasetResult]
@@ -50,21 +50,21 @@ class Evaluation:
 
     @property
     def mean(self) -> Metrics:
-        """Mean of each metric over the classes; of several data sets, the mean of their means. None: not applicable."""
+        """Mean of each metric over the classes; with several data sets, over their means. None: not applicable."""
         return mean_metrics(result.mean for result in self.results)
 
     @property
     def failed(self) -> list[str]:
-        """Why each file that could not be used could not be."""
+        """The error message of each file that could not be used."""
         return [why for result in self.results for why in result.failed.values()]
 
     @property
     def tables(self) -> list[Table]:
-        """The tables, the one that sums up first."""
+        """The tables, with the summary first."""
         return tables(self.results, self.controls, protocol=self.protocol, compare=self.compare)
 
     def not_beaten(self) -> list[str]:
-        """Return, in words, where a control that knows nothing is as good as the model, on a data set's mean."""
+        """Return, in words, each metric for which a control's mean on a data set is as good as the model's."""
         found = []
         for result in self.results:
             controls = {
@@ -74,7 +74,7 @@ class Evaluation:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return what results.json holds."""
+        """Return the content of results.json."""
         return {
             **self.about,
             "protocol": self.protocol,
@@ -121,7 +121,7 @@ WRITERS: dict[str, tuple[str, Callable[[Evaluation], str]]] = {
     "md": ("results.md", lambda evaluation: to_markdown(evaluation.tables)),
     "latex": ("results.tex", lambda evaluation: to_latex(evaluation.tables)),
 }
-"""File name and content of each format of the results; the report is made by `anomalyclip.evaluation.report`."""
+"""File name and content of each format of the results; `anomalyclip.evaluation.report` writes the report."""
 
 
 def write_results(evaluation: Evaluation, folder: Path, formats: Iterable[str]) -> list[Path]:
@@ -142,7 +142,7 @@ def write_results(evaluation: Evaluation, folder: Path, formats: Iterable[str]) 
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that figures depend on."""
+    """Return the versions of Python and the libraries that the figures depend on."""
     found = {"python": platform.python_version()}
     for name in ("anomalyclip", "torch", "numpy", "scipy", "pillow"):
         try:
@@ -153,7 +153,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_data(data: "SampleList", key: str) -> dict[str, Any]:
-    """Return what a data set is, with a hash of its listing (paths, masks and labels, not contents)."""
+    """Return a description of a data set, with a hash of its listing (paths, masks and labels, not contents)."""
     listing = "\n".join(f"{s.image}\t{s.mask or ''}\t{s.class_name}\t{int(s.anomaly)}" for s in data)
     return {
         "dataset": key,
@@ -166,42 +166,42 @@ def describe_data(data: "SampleList", key: str) -> dict[str, Any]:
 
 
 def data_notes(result: DatasetResult) -> list[str]:
-    """Return what a reader of a data set's figures must know."""
+    """Return notes that are needed to read a data set's figures correctly."""
     notes = []
     without = sum(entry.without_mask for entry in result.classes)
     if without:
         notes.append(
-            f"{result.key}: {without} anomalous images have no mask: they count for image metrics, not for pixel ones"
+            f"{result.key}: {without} anomalous images have no mask: they are used for image-level metrics only"
         )
     missing = sum(len(entry.missing) for entry in result.classes)
     if missing:
         notes.append(
-            f"{result.key}: {missing} files listed in meta.json do not exist and are left out (see results.json)"
+            f"{result.key}: {missing} files listed in meta.json do not exist and were skipped (see results.json)"
         )
     for entry in result.classes:
         if entry.missing and not entry.images:
             notes.append(
-                f"{result.key}: the class {entry.name} has vanished: none of its {len(entry.missing)} images exists, "
-                "and the mean is over the other classes"
+                f"{result.key}: the class {entry.name} is missing: none of its {len(entry.missing)} images exist, and "
+                "the mean is over the other classes"
             )
     if len(result.failed) > missing:
         notes.append(
-            f"{result.key}: {len(result.failed) - missing} files could not be used and are left out (see results.json)"
+            f"{result.key}: {len(result.failed) - missing} files could not be used and were skipped (see results.json)"
         )
     return notes
 
 
 def setting_notes(settings: Mapping[str, Any]) -> list[str]:
-    """Return how settings differ from the paper's; nothing where they are its own.
+    """Return a note if settings differ from the paper's; otherwise an empty list.
 
     Examples
     --------
     >>> setting_notes({"image_size": 518, "sigma": 2.0})
-    ["settings other than the paper's: sigma 2.0 here, 4.0 in the paper"]
+    ["settings differ from the paper's: sigma 2.0 here, 4.0 in the paper"]
     """
     differ = [
         f"{name.replace('_', ' ')} {settings[name]} here, {paper} in the paper"
         for name, paper in (("image_size", SIZE), ("sigma", SIGMA))
         if name in settings and settings[name] != paper
     ]
-    return [f"settings other than the paper's: {', '.join(differ)}"] if differ else []
+    return [f"settings differ from the paper's: {', '.join(differ)}"] if differ else []

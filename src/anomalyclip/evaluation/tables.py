@@ -1,7 +1,7 @@
-"""Results as tables, in the paper's layout: a row a class and then the mean, or a row a data set.
+"""Results as tables in the paper's layout: one row per class and then the mean, or one row per data set.
 
-First come the paper's metrics (image AUROC and AP, pixel AUROC and AUPRO as published), in percent; a dash stands
-where a metric does not apply.
+The paper's metrics come first (image AUROC and AP, pixel AUROC and AUPRO as published), in percent; a dash means that
+a metric does not apply.
 """
 
 import csv
@@ -13,20 +13,20 @@ from anomalyclip.data.catalog import catalog
 from anomalyclip.evaluation.results import EXTRA, METRICS, PAPER, DatasetResult, Metrics, mean_metrics
 
 SOURCE = "AnomalyCLIP (ICLR 2024), tables 1 and 2; by class: the authors' own log"
-"""Where the figures headed "paper" come from."""
+"""Source of the figures in the columns "paper"."""
 
 PROTOCOLS = {
     "paper": (*PAPER, *EXTRA),
     "exact": tuple(metric for metric in METRICS if metric != "pixel_aupro"),
 }
-"""Columns of a table: the paper's and what stands beside them, or only what rests on no published convention."""
+"""Columns of a table: the paper's metrics and further ones, or all metrics except the published AUPRO."""
 
 DASH = "–"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what it is of, numbers of images, our metrics and the paper's, within [0, 1]."""
+    """One row of a table: label, numbers of images, our metrics and the paper's, in [0, 1]."""
 
     label: str
     normal: int
@@ -45,12 +45,12 @@ class Column:
 
     @property
     def head(self) -> str:
-        """Level and name, or what stands beside them."""
+        """Level and name for our metrics, otherwise "paper" or "diff."."""
         level, name = METRICS[self.metric]
         return {"ours": f"{level} {name}", "paper": "paper", "difference": "diff."}[self.source]
 
     def value(self, row: Row) -> float | None:
-        """Return the percentage for a row; None where there is none."""
+        """Return the percentage for a row; None if there is no value."""
         ours, paper = row.metrics.get(self.metric), row.paper.get(self.metric)
         if self.source == "difference":
             return None if ours is None or paper is None else 100 * (ours - paper)
@@ -58,7 +58,7 @@ class Column:
         return None if found is None else 100 * found
 
     def text(self, row: Row) -> str:
-        """Return the cell."""
+        """Return the text of the cell."""
         value = self.value(row)
         if value is None:
             return DASH
@@ -76,7 +76,7 @@ class Table:
     compare: bool = False
 
     def columns(self, *, short: bool = False) -> list[Column]:
-        """Return the columns; the short form leaves out what the paper has not when there is a comparison."""
+        """Return the columns; in a comparison, the short form has only the paper's metrics."""
         if not self.compare:
             return [Column(metric) for metric in PROTOCOLS[self.protocol]]
         compared = [Column(metric, source) for metric in PAPER for source in ("ours", "paper", "difference")]
@@ -90,18 +90,18 @@ def tables(
     protocol: str = "paper",
     compare: bool = False,
 ) -> list[Table]:
-    """Return the table of a data set's classes, or of several data sets and then of each one's classes.
+    """Return one table of a data set's classes; for several data sets, a summary and then one table for each.
 
     Parameters
     ----------
     results : sequence of DatasetResult
-        The model's.
+        Results of the model.
     controls : sequence of DatasetResult
-        The controls', on any of these data sets.
+        Results of the controls, on any of these data sets.
     protocol : {"paper", "exact"}
         Which metrics are shown; see `PROTOCOLS`.
     compare : bool
-        Put the paper's figures beside ours, whatever the protocol.
+        Show the paper's figures next to ours, with either protocol.
     """
     by_class = [
         Table(
@@ -166,7 +166,7 @@ def _sums(results: Sequence[DatasetResult]) -> tuple[int, int]:
 
 
 def _mean_paper(rows: Sequence[Row]) -> Metrics:
-    """Return the paper's means over the same data sets, where it has a figure for each of ours."""
+    """Return the paper's means over the same data sets, for metrics that it reports for all of them."""
     mean = mean_metrics(row.paper for row in rows)
     complete = {
         metric: all(row.paper.get(metric) is not None for row in rows if row.metrics.get(metric) is not None)
@@ -176,7 +176,7 @@ def _mean_paper(rows: Sequence[Row]) -> Metrics:
 
 
 def not_the_papers(result: DatasetResult) -> str | None:
-    """Say which classes are missing or unknown, where the classes are not those of the paper's means."""
+    """Return which classes are missing or unknown compared with the paper's means; None if they are the same."""
     if result.key not in catalog():
         return None
     scored = (entry.name for entry in result.classes if entry.images)
@@ -188,12 +188,12 @@ def not_the_papers(result: DatasetResult) -> str | None:
 
 
 def _paper_of(result: DatasetResult) -> Metrics:
-    """Return the paper's means, if ours are over the same classes."""
+    """Return the paper's means if ours cover the same classes; otherwise an empty mapping."""
     return {} if not_the_papers(result) else paper_mean(result.key)
 
 
 def paper_mean(key: str) -> Metrics:
-    """Return the paper's figures for a data set, within [0, 1]; empty if it has none.
+    """Return the paper's figures for a data set, in [0, 1]; empty if it has none.
 
     Examples
     --------
@@ -212,7 +212,7 @@ def paper_mean(key: str) -> Metrics:
 
 
 def paper_class(key: str, name: str) -> Metrics:
-    """Return the figures of the authors' log for a class, within [0, 1]; empty if there are none."""
+    """Return the figures of the authors' log for a class, in [0, 1]; empty if there are none."""
     figures = catalog()[key].log.get(name) if key in catalog() else None
     if figures is None:
         return {}
@@ -221,7 +221,7 @@ def paper_class(key: str, name: str) -> Metrics:
 
 
 def to_csv(all_tables: Sequence[Table]) -> str:
-    """Return all tables as CSV: metrics within [0, 1], unrounded, empty where they do not apply."""
+    """Return all tables as CSV: metrics in [0, 1], not rounded, empty if they do not apply."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     compare = any(table.compare for table in all_tables)

@@ -1,8 +1,8 @@
-"""Thresholds one can stand by: from normal images alone at a wanted false-alarm rate, or from labelled images.
+"""Thresholds with confidence bounds: from normal images alone for a wanted false-alarm rate, or from labelled images.
 
-A threshold that is set just above the r-th lowest of n normal scores raises a false alarm on a new normal image with a
-probability that has a Beta(n - r + 1, r) distribution, whatever the distribution of the scores (if it is continuous;
-ties make false alarms rarer). Its upper quantile is also the Clopper-Pearson bound for n - r alarms among n images.
+If a threshold is set just above the r-th lowest of n normal scores, its false-alarm rate on new normal images has a
+Beta(n - r + 1, r) distribution, for any continuous distribution of the scores (ties make false alarms rarer). The upper
+quantile of this rate is also the Clopper-Pearson bound for n - r alarms among n images.
 """
 
 import math
@@ -18,12 +18,12 @@ from anomalyclip.metrics import f1_max, youden
 from anomalyclip.metrics.counts import Counts
 
 CONFIDENCE = 0.95
-"""Of each bound on its own; an interval between both holds with 0.9."""
+"""Confidence of each bound; the interval between both bounds has a confidence of 0.9."""
 
 
 @dataclass(frozen=True)
 class RateInterval:
-    """Bounds of a rate of which `count` of `total` were seen, each with 95 % confidence."""
+    """Bounds of a rate after observing `count` of `total`, each with 95 % confidence."""
 
     count: int
     total: int
@@ -32,7 +32,7 @@ class RateInterval:
 
 
 def clopper_pearson(count: int, total: int) -> RateInterval:
-    """Return exact one-sided 95 % bounds of a rate of which `count` of `total` were seen.
+    """Return exact one-sided 95 % bounds of a rate after observing `count` of `total`.
 
     References
     ----------
@@ -51,7 +51,7 @@ def clopper_pearson(count: int, total: int) -> RateInterval:
 
 
 def images_needed(rate: float) -> int:
-    """Return how many normal images without one alarm it takes to tell that the rate is at most this.
+    """Return how many normal images without a false alarm are needed to show that the rate is at most `rate`.
 
     Examples
     --------
@@ -68,11 +68,11 @@ class ScoreThreshold:
     Parameters
     ----------
     value : float
-        Scores at or above it are called anomalous; within [0, 1].
+        Scores at or above it are classified as anomalous; in [0, 1].
     wanted : float
-        The false-alarm rate that was asked for.
+        The wanted false-alarm rate.
     alarms : RateInterval
-        How many of the normal images are called anomalous, and the bounds of the rate that this allows.
+        Number of normal images classified as anomalous, and the resulting bounds of the false-alarm rate.
     """
 
     value: float
@@ -80,35 +80,34 @@ class ScoreThreshold:
     alarms: RateInterval
 
     def explanation(self) -> str:
-        """Return in plain words what the number of images allows to say.
+        """Return in words what this number of images can guarantee.
 
         Examples
         --------
         >>> print(score_threshold([0.01 * i for i in range(20)], 0.01).explanation())
-        With 20 images a 1 % rate cannot be told from 14 %: 0 of 20 are called anomalous, so that the true rate may be
-        up to 13.9 % (95 % confidence). To stand by 1 % takes at least 299 normal images without an alarm.
+        20 images are too few to distinguish a rate of 1 % from 14 %: 0 of 20 are classified as anomalous, so the true
+        rate may be up to 13.9 % (95 % confidence). Guaranteeing 1 % needs at least 299 normal images without a false
+        alarm.
         """
         seen = self.alarms
-        bound = f"{seen.count} of {seen.total} are called anomalous, so that the true rate may be up to "
+        bound = f"{seen.count} of {seen.total} are classified as anomalous, so the true rate may be up to "
         bound += _percent(seen.high)
         if seen.high <= self.wanted:
-            return f"{bound} (95 % confidence): the wanted {_percent(self.wanted)} is kept."
+            return f"{bound} (95 % confidence): the wanted {_percent(self.wanted)} is guaranteed."
         return (
-            f"With {seen.total} images a {_percent(self.wanted)} rate cannot be told from "
+            f"{seen.total} images are too few to distinguish a rate of {_percent(self.wanted)} from "
             f"{_percent(seen.high, coarse=True)}: {bound} (95 % confidence). "
             f"{self._remedy()}"
         )
 
     def _remedy(self) -> str:
-        """Return how the wanted rate could be stood by: more images, or fewer alarms among these."""
+        """Return how to guarantee the wanted rate: with more images, or with fewer alarms among these."""
         total, needed = self.alarms.total, images_needed(self.wanted)
         if total < needed:
-            return (
-                f"To stand by {_percent(self.wanted)} takes at least {needed} normal images without an alarm."
-            )
+            return f"Guaranteeing {_percent(self.wanted)} needs at least {needed} normal images without a false alarm."
         fewer = max(k for k in range(self.alarms.count) if clopper_pearson(k, total).high <= self.wanted)
         return (
-            f"To stand by {_percent(self.wanted)} calibrate at a rate of {(fewer + 0.5) / total:.2g}, which allows "
+            f"To guarantee {_percent(self.wanted)}, calibrate with a rate of {(fewer + 0.5) / total:.2g}, which allows "
             f"{fewer} of {total}."
         )
 
@@ -119,12 +118,12 @@ def _percent(rate: float, *, coarse: bool = False) -> str:
 
 
 def score_threshold(normal_scores: ArrayLike, rate: float) -> ScoreThreshold:
-    """Return the lowest score threshold that calls at most this share of normal images anomalous.
+    """Return the lowest score threshold at which at most this share of normal images is classified as anomalous.
 
     Parameters
     ----------
     normal_scores : array of float
-        Scores of normal images, within [0, 1].
+        Scores of normal images, in [0, 1].
     rate : float
         Wanted false-alarm rate, above 0 and below 1.
 
@@ -136,7 +135,7 @@ def score_threshold(normal_scores: ArrayLike, rate: float) -> ScoreThreshold:
     Raises
     ------
     AnomalyCLIPError
-        No score, a rate outside (0, 1), or scores so many of which are 1 that no threshold can keep the rate.
+        There are no scores, the rate is outside (0, 1), or so many scores are 1 that no threshold can keep the rate.
 
     Examples
     --------
@@ -147,13 +146,13 @@ def score_threshold(normal_scores: ArrayLike, rate: float) -> ScoreThreshold:
     require_share(rate, "false-alarm rate")
     scores = np.sort(np.asarray(normal_scores, dtype=np.float32))
     if scores.size == 0:
-        raise AnomalyCLIPError("no normal image could be scored: there is nothing to calibrate with")
+        raise AnomalyCLIPError("no normal image could be scored, so calibration is not possible")
     allowed = math.floor(rate * scores.size + 1e-9)
     value = float(np.nextafter(scores[scores.size - allowed - 1], np.float32(np.inf)))
     if value > 1:
         raise AnomalyCLIPError(
-            f"{np.count_nonzero(scores == 1)} of {scores.size} normal images have the highest score that there is, 1: "
-            f"no threshold keeps a false-alarm rate of {_percent(rate)}; the model does not fit these images"
+            f"{np.count_nonzero(scores == 1)} of {scores.size} normal images have the highest possible score, 1: no "
+            f"threshold can keep a false-alarm rate of {_percent(rate)}; the model does not suit these images"
         )
     count = int(np.count_nonzero(scores >= value))
     return ScoreThreshold(value, rate, clopper_pearson(count, scores.size))
@@ -166,12 +165,12 @@ class PixelThreshold:
     Parameters
     ----------
     value : float
-        Map values at or above it are called anomalous.
+        Map values at or above it are classified as anomalous.
     wanted, share : float
-        Share of false pixels that was asked for, and that it gives on these images.
+        The wanted share of false pixels, and the share on these images.
     marked : RateInterval
-        In how many of the images it marks a pixel at all, and the bounds of that rate: images are independent of each
-        other, pixels are not, so that only a rate of images has exact bounds.
+        Number of images in which it marks any pixel, and the bounds of that rate. Only a rate of images has exact
+        bounds, because images are independent of each other and pixels are not.
     """
 
     value: float
@@ -181,10 +180,10 @@ class PixelThreshold:
 
 
 class NormalMaps:
-    """Counts the pixels of normal images' maps, in memory that does not grow with their number.
+    """Counts the pixels of the maps of normal images, in memory that does not grow with their number.
 
-    Pixels are counted in bins a 4096th of their value wide or finer (`metrics.counts`), and the threshold is the edge
-    of a bin: it marks at most the wanted share of pixels, and lies less than one bin above the exact quantile.
+    Pixels are counted in bins that are at most 1/4096 of their value wide (`metrics.counts`). The threshold is the edge
+    of a bin: it marks at most the wanted share of pixels, and is less than one bin above the exact quantile.
 
     Examples
     --------
@@ -211,16 +210,16 @@ class NormalMaps:
         Raises
         ------
         AnomalyCLIPError
-            No map was added, the share is outside (0, 1), or so many pixels are 1 that no threshold can keep it.
+            No map was added, the share is outside (0, 1), or so many pixels are 1 that no threshold can keep the share.
         """
         require_share(share, "share of false pixels")
         if not self._highest:
-            raise AnomalyCLIPError("no normal image could be scored: there is nothing to calibrate with")
+            raise AnomalyCLIPError("no normal image could be scored, so calibration is not possible")
         edge = self._counts.threshold(share)
         if edge > 1:
             raise AnomalyCLIPError(
-                f"more than {_percent(share)} of the normal images' pixels have the highest value that there is, 1: no "
-                "threshold keeps that share; the model does not fit these images"
+                f"more than {_percent(share)} of the normal images' pixels have the highest possible value, 1: no "
+                "threshold can keep that share; the model does not suit these images"
             )
         marked = sum(highest >= float(edge) for highest in self._highest)
         return PixelThreshold(
@@ -233,7 +232,7 @@ class NormalMaps:
 
 @dataclass(frozen=True)
 class LabelledThreshold:
-    """A score threshold from labelled images, with what it misses and what it alarms falsely on these images."""
+    """A score threshold from labelled images, with its missed defects and false alarms on these images."""
 
     value: float
     criterion: str
@@ -251,12 +250,12 @@ def labelled_threshold(labels: Sequence[bool], scores: Sequence[float], criterio
     scores : sequence of float
         Its score.
     criterion : {"f1", "youden"}
-        Largest F1, or largest sensitivity + specificity - 1; of equally good thresholds the highest.
+        Largest F1, or largest sensitivity + specificity - 1; the highest of equally good thresholds.
 
     Raises
     ------
     AnomalyCLIPError
-        Only one kind of image, or another criterion.
+        There are only normal or only anomalous images, or the criterion is unknown.
 
     Examples
     --------
@@ -267,8 +266,8 @@ def labelled_threshold(labels: Sequence[bool], scores: Sequence[float], criterio
     truth, values = np.asarray(labels, dtype=bool), np.asarray(scores)
     if truth.all() or not truth.any():
         raise AnomalyCLIPError(
-            "labelled images must be normal and anomalous ones; from normal images alone calibrate with NORMALS and "
-            "--false-alarm-rate"
+            "labelled images must include normal and anomalous images; to calibrate on normal images alone, use "
+            "NORMALS and --false-alarm-rate"
         )
     require_criterion(criterion)
     if criterion == "f1":
@@ -276,7 +275,7 @@ def labelled_threshold(labels: Sequence[bool], scores: Sequence[float], criterio
     else:
         best = youden(truth, values)
         value = best.threshold if best.j > 0 else math.inf
-    value = min(value, 1.0)  # infinity, where nothing is better than calling every image normal
+    value = min(value, 1.0)  # it is infinite if no threshold is better than classifying every image as normal
     missed = int(np.count_nonzero(values[truth] < value))
     false = int(np.count_nonzero(values[~truth] >= value))
     return LabelledThreshold(
@@ -288,7 +287,7 @@ def labelled_threshold(labels: Sequence[bool], scores: Sequence[float], criterio
 
 
 def require_criterion(criterion: str) -> None:
-    """Raise an `AnomalyCLIPError` if a criterion for labelled images is not known."""
+    """Raise an `AnomalyCLIPError` if a criterion for labelled images is unknown."""
     if criterion not in ("f1", "youden"):
         raise AnomalyCLIPError(f"criterion {criterion!r}: expected f1 or youden")
 

@@ -1,8 +1,8 @@
-"""Float32 values counted by rank: order statistics, and ranges of values that hold few enough of them.
+"""Counts float32 values in narrow bins: gives quantiles, and ranges of values that fit into memory.
 
-The bits of a float32, its sign turned round, are an integer that rises with the value. Counting values by the
-upper bits of that integer gives bins that are narrow everywhere (one part in 4096 of the value, or finer), whatever
-the scale of the maps, in memory that does not depend on how many values there are.
+The bits of a float32, with the order of negative values corrected, are an integer that increases with the value.
+Counting values by the upper bits of that integer gives bins that are narrow everywhere (at most 1/4096 of the value)
+for maps of any scale, in memory that does not depend on the number of values.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS = 21
-"""Upper bits that tell bins apart: sign, exponent and 12 bits of the fraction. Two million counters, 16 MB."""
+"""Upper bits that number the bins: sign, exponent and 12 bits of the fraction. Two million counters, 16 MB."""
 
 _SHIFT = 32 - BITS
 
 
 def bins(values: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Return the bin of each value, rising with the value, 0 to ``2**BITS - 1``.
+    """Return the bin of each value, 0 to ``2**BITS - 1``, increasing with the value.
 
     Examples
     --------
@@ -25,7 +25,7 @@ def bins(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     >>> bool(a < b < c)
     True
     """
-    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0: one zero, one bin
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 + 0.0 is 0.0: both zeros share a bin
     return (bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))) >> np.uint32(_SHIFT)
 
 
@@ -37,7 +37,7 @@ def lowest(index: int) -> np.float32:
 
 
 class Counts:
-    """How many values fell into each bin.
+    """The number of values in each bin.
 
     Examples
     --------
@@ -52,7 +52,7 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """How many values were counted."""
+        """Number of values counted."""
         return int(self.of.sum())
 
     def add(self, values: NDArray[np.float32], weight: int = 1) -> None:
@@ -63,19 +63,19 @@ class Counts:
         self.of[low : low + counts.size] += weight * counts
 
     def threshold(self, share: float) -> np.float32:
-        """Return the lowest bin edge at or above which at most this share of the values lies."""
+        """Return the lowest bin edge for which at most this share of the values is at or above it."""
         at_or_above = np.append(np.cumsum(self.of[::-1])[::-1], 0)
         index = int(np.argmax(at_or_above <= share * self.total))
         return lowest(index) if index < self.of.size else np.float32(np.inf)
 
     def at_or_above(self, edge: np.float32) -> int:
-        """Return how many values lie at or above an edge that `threshold` returned."""
+        """Return how many values are at or above an edge that `threshold` returned."""
         return int(self.of[int(bins(np.array([edge]))[0]) :].sum()) if np.isfinite(edge) else 0
 
     def ranges(self, capacity: int) -> Iterator[tuple[np.float32, np.float32]]:
         """Yield ranges ``low <= value < high`` that cover all values, highest first.
 
-        Each holds at most `capacity` of what was counted, unless a single bin holds more.
+        Each holds at most `capacity` counts, unless a single bin holds more.
         """
         high, end = np.float32(np.inf), self.of.size
         filled = np.flatnonzero(self.of)

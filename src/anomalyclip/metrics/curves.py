@@ -1,4 +1,4 @@
-"""The curves behind the areas, whole or thinned to what a picture can show."""
+"""The curves behind the areas, complete or thinned to the points that a plot needs."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from anomalyclip.metrics.ranking import Floats, Integers, Passing, Population, R
 
 
 class RocCurve(NamedTuple):
-    """Rates at falling thresholds, from (0, 0) at infinity to (1, 1) at the lowest score."""
+    """Rates at decreasing thresholds, from (0, 0) at infinity to (1, 1) at the lowest score."""
 
     fpr: Floats
     tpr: Floats
@@ -17,7 +17,7 @@ class RocCurve(NamedTuple):
 
 
 class PrecisionRecallCurve(NamedTuple):
-    """Precision and recall at rising thresholds, closed by (1, 0), which has no threshold."""
+    """Precision and recall at increasing thresholds, closed by (1, 0), which has no threshold."""
 
     precision: Floats
     recall: Floats
@@ -25,7 +25,7 @@ class PrecisionRecallCurve(NamedTuple):
 
 
 class ProCurve(NamedTuple):
-    """False-positive rate and mean per-region overlap at falling thresholds, from (0, 0) to (1, 1)."""
+    """False-positive rate and mean per-region overlap at decreasing thresholds, from (0, 0) to (1, 1)."""
 
     fpr: Floats
     pro: Floats
@@ -33,19 +33,19 @@ class ProCurve(NamedTuple):
 
 
 class Points:
-    """What passes the thresholds of the curves, gathered while the ranges of a population are added.
+    """Counts at the thresholds of the curves, collected while the ranges of a population are added.
 
     Parameters
     ----------
     population : Population
     points : int or None
-        About how many thresholds to keep, at even quantiles of the normal and of the anomalous scores; None
-        keeps every distinct score.
+        Approximate number of thresholds to keep, at even quantiles of the normal and of the anomalous scores;
+        None keeps every distinct score.
     """
 
     def __init__(self, population: Population, points: int | None) -> None:
         if points is not None and points < 4:
-            raise AnomalyCLIPError(f"points={points}: a curve needs at least 4; None keeps all")
+            raise AnomalyCLIPError(f"points={points}: expected at least 4, or None to keep all points")
         self._population = population
         self._points = points
         none = np.zeros(1, np.int64)
@@ -66,7 +66,7 @@ class Points:
         return self
 
     def _kept(self, scores: Floats, total: int) -> Floats:
-        """Scores at even quantiles, both ends among them, as many as their share of all scores of their kind."""
+        """Return scores at even quantiles with both ends, in proportion to their share of all scores of their kind."""
         if self._points is None or scores.size == 0:
             return scores
         number = max(2, round(self._points // 2 * scores.size / total))
@@ -82,7 +82,7 @@ class Points:
         )
 
     def precision_recall(self) -> PrecisionRecallCurve:
-        """Return the precision-recall curve; recall is NaN when nothing is anomalous."""
+        """Return the precision-recall curve; recall is NaN if nothing is anomalous."""
         thresholds, passing = self._falling()
         rising = slice(None, 0, -1)  # all but infinity, which nothing passes
         hits, false_alarms = passing.hits[rising], passing.false_alarms[rising]
@@ -92,7 +92,7 @@ class Points:
         )
 
     def pro(self) -> ProCurve:
-        """Return the PRO curve; what a label that does not occur would give is NaN."""
+        """Return the PRO curve; values that need a label that does not occur are NaN."""
         thresholds, passing = self._falling()
         fpr = _share(passing.false_alarms, self._population.normal)
         return ProCurve(fpr, _share(passing.overlap, self._regions), thresholds)
@@ -103,5 +103,5 @@ class Points:
 
 
 def _share(counts: Floats | Integers, total: float) -> Floats:
-    """Share of a total; NaN where there is none."""
+    """Return shares of a total; NaN if the total is 0."""
     return counts / total if total else np.full(counts.size, np.nan)

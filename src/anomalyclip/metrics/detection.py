@@ -1,4 +1,4 @@
-"""Metrics of labels and scores, one an item: images, or pixels taken as equals."""
+"""Metrics of labels and scores, with one of each per item: images, or pixels that all count the same."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from anomalyclip.metrics.sums import F1Max, Figures, Sums, Youden
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that an anomalous item scores above a normal one, ties as half.
+    """Area under the ROC curve: the probability that an anomalous item scores above a normal one; ties count half.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     Returns
     -------
     float
-        Within [0, 1]; 0.5 where scores say nothing. NaN when only one label occurs.
+        In [0, 1]; 0.5 for random scores. NaN if only one label occurs.
 
     Raises
     ------
@@ -51,8 +51,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     Returns
     -------
     float
-        Within (0, 1]; scores that say nothing give the share of anomalous items. NaN when only one label
-        occurs.
+        In (0, 1]; for random scores, the share of anomalous items. NaN if only one label occurs.
 
     Raises
     ------
@@ -68,7 +67,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
-    """Best F1 = 2 TP / (2 TP + FP + FN) that any threshold gives, and the threshold that gives it.
+    """Best F1 = 2 TP / (2 TP + FP + FN) over all thresholds, and its threshold.
 
     Parameters
     ----------
@@ -78,9 +77,9 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
     Returns
     -------
     F1Max
-        `f1` within (0, 1] and `threshold`, one of the scores: ``scores >= threshold`` is called anomalous.
-        Of several thresholds equally good the highest, which alarms least. Both are NaN when only one label
-        occurs.
+        `f1` in (0, 1] and `threshold`, one of the scores: ``scores >= threshold`` is anomalous. Of several
+        equally good thresholds, the highest, which gives the fewest false alarms. Both are NaN if only one
+        label occurs.
 
     Raises
     ------
@@ -96,7 +95,7 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> F1Max:
 
 
 def youden(labels: ArrayLike, scores: ArrayLike) -> Youden:
-    """Largest Youden's J = TP/P - FP/N that any threshold gives, and the threshold that gives it.
+    """Largest Youden's J = TP/P - FP/N over all thresholds, and its threshold.
 
     Parameters
     ----------
@@ -106,8 +105,8 @@ def youden(labels: ArrayLike, scores: ArrayLike) -> Youden:
     Returns
     -------
     Youden
-        `j` within [0, 1], also sensitivity + specificity - 1, and `threshold`, chosen as for `f1_max`. Where `j` is
-        0, no threshold is better than calling nothing anomalous. Both are NaN when only one label occurs.
+        `j` in [0, 1], which equals sensitivity + specificity - 1, and `threshold`, chosen as for `f1_max`. If `j` is
+        0, no threshold is better than classifying everything as normal. Both are NaN if only one label occurs.
 
     Raises
     ------
@@ -127,23 +126,23 @@ def youden(labels: ArrayLike, scores: ArrayLike) -> Youden:
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None) -> RocCurve:
-    """Trace false and true positive rate with ``score >= threshold`` called anomalous, thresholds falling.
+    """Compute false- and true-positive rates at decreasing thresholds; ``score >= threshold`` is anomalous.
 
     Parameters
     ----------
     labels, scores
         As for `auroc`.
     points : int, optional
-        About how many points to keep, at least 4: thresholds at even quantiles of the normal and of the
-        anomalous scores, so that from point to point neither rate moves by more than about ``2 / points``
-        unless scores tie. None keeps every distinct score.
+        Approximate number of points to keep, at least 4: thresholds at even quantiles of the normal and of
+        the anomalous scores, so that between points neither rate changes by more than about ``2 / points``,
+        except at ties. None keeps every distinct score.
 
     Returns
     -------
     RocCurve
         `fpr`, `tpr`, `thresholds`, each (T,); the first threshold is infinity, at (0, 0). The rate of a
-        label that does not occur is NaN, so that normal items alone still show the false-positive rate of
-        every threshold.
+        label that does not occur is NaN, so normal items alone still give the false-positive rate at every
+        threshold.
 
     Raises
     ------
@@ -162,20 +161,20 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike, *, points: int | None = None
 def precision_recall_curve(
     labels: ArrayLike, scores: ArrayLike, *, points: int | None = None
 ) -> PrecisionRecallCurve:
-    """Precision and recall with ``score >= threshold`` called anomalous, thresholds rising.
+    """Precision and recall at increasing thresholds; ``score >= threshold`` is anomalous.
 
     Parameters
     ----------
     labels, scores
         As for `auroc`.
     points : int, optional
-        About how many points to keep, as for `roc_curve`. None keeps every distinct score.
+        Approximate number of points to keep, as for `roc_curve`. None keeps every distinct score.
 
     Returns
     -------
     PrecisionRecallCurve
         `precision` and `recall`, each (T + 1,), closed by (1, 0), and `thresholds` (T,), as in
-        scikit-learn. `recall` is NaN (but for the closing 0) when nothing is anomalous.
+        scikit-learn. `recall` is NaN (except for the closing 0) if nothing is anomalous.
 
     Raises
     ------
@@ -193,7 +192,7 @@ def precision_recall_curve(
 
 @dataclass(frozen=True)
 class ImageMetrics:
-    """The image-level metrics of one class; each as the function of its name returns it."""
+    """The image-level metrics of one class; each is the result of the function with its name."""
 
     auroc: float
     average_precision: float
@@ -216,7 +215,7 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike, *, curve_points: int | N
     Returns
     -------
     ImageMetrics
-        All NaN when only one label occurs.
+        All NaN if only one label occurs.
 
     Raises
     ------

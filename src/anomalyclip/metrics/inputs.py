@@ -1,4 +1,4 @@
-"""From labels and scores, or masks and maps, to a `Ranking`; what cannot be ranked is refused."""
+"""From labels and scores, or masks and maps, to a `Ranking`; values that cannot be ranked are refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from anomalyclip.metrics.regions import areas_within
 
 
 def rank_scores(labels: ArrayLike, scores: ArrayLike) -> Ranking:
-    """Sort the scores of normal and of anomalous items, whatever the shape that both arrays share."""
+    """Sort the scores of normal and of anomalous items; both arrays have the same shape, which may be any."""
     is_anomalous, values = _binary(labels, "labels"), _real(scores, "scores")
     _require_same_shape(is_anomalous, values, "labels", "scores")
     if values.size == 0:
@@ -27,7 +27,7 @@ def rank_scores(labels: ArrayLike, scores: ArrayLike) -> Ranking:
 
 
 def rank_pixels(masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequence[ArrayLike]) -> Ranking:
-    """Sort the pixels of all maps, each anomalous one weighted by one over its region's area."""
+    """Sort the pixels of all maps; each anomalous pixel has the weight one over the area of its region."""
     truth = [_binary(mask, f"mask {i}") for i, mask in enumerate(_images(masks))]
     values = [_real(scores, f"map {i}") for i, scores in enumerate(_images(maps))]
     _require_pairs(truth, values)
@@ -37,7 +37,7 @@ def rank_pixels(masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequen
     normal = np.empty(sum(mask.size for mask in truth) - n_anomalous, dtype)
     anomalous = np.empty(n_anomalous, dtype)
     weights = np.empty(n_anomalous)
-    n, p = 0, 0  # how much of each is filled
+    n, p = 0, 0  # number of values filled in so far
     for mask, scores in zip(truth, values, strict=True):
         inside, outside = scores[mask], scores[~mask]
         normal[n : n + outside.size] = outside
@@ -52,7 +52,7 @@ def rank_pixels(masks: ArrayLike | Sequence[ArrayLike], maps: ArrayLike | Sequen
 
 
 def _images(stack: Any) -> Sequence[Any]:
-    """One (H, W) array an image: the elements of a list, or the last two axes of an array."""
+    """Return one (H, W) array per image: the elements of a list, or the last two axes of an array."""
     if not hasattr(stack, "ndim"):
         return list(stack)
     array = np.asarray(stack)
@@ -102,12 +102,12 @@ def _require_pairs(masks: list[NDArray[np.bool_]], maps: list[NDArray[Any]]) -> 
 
 
 def _ends_are_finite(*ascending: Floats) -> bool:
-    """Whether all are finite: sorting brings -inf to the front, inf and NaN to the end."""
+    """Return whether all scores are finite: sorting moves -inf to the front, and inf and NaN to the end."""
     return all(bool(np.isfinite(scores[[0, -1]]).all()) for scores in ascending if scores.size)
 
 
 def not_finite(name: str) -> AnomalyCLIPError:
-    """Return the error of a score that has no rank."""
+    """Return the error for NaN or infinite scores."""
     return AnomalyCLIPError(
-        f"{name} has a NaN or an infinite value, which has no rank: every score must be finite"
+        f"{name} has a NaN or an infinite value, which cannot be ranked: every score must be finite"
     )

@@ -22,8 +22,8 @@ def aupro(
     """Area under the per-region overlap curve, up to a false-positive rate.
 
     At a threshold, the per-region overlap (PRO) is the share of each defect region (8-connected) that is
-    found, averaged over all regions of all images, so that a small defect counts as much as a large one;
-    the false-positive rate (FPR) is the share of all normal pixels that are called anomalous.
+    found, averaged over all regions of all images, so a small defect counts as much as a large one. The
+    false-positive rate (FPR) is the share of all normal pixels that are classified as anomalous.
 
     Parameters
     ----------
@@ -32,19 +32,19 @@ def aupro(
     maps : array or list of the same shape, real numbers
         Higher is more anomalous. float16 is computed as float32 and integers of 32 bits or more as float64.
     method : {"published", "exact"}
-        "published" is what the paper's tables hold: 200 evenly spaced thresholds over the range of all
-        maps, the points with an FPR below `max_fpr`, their FPRs stretched to [0, 1], trapezoids. "exact" is
-        the definition: the curve through every distinct threshold from (0, 0), cut at `max_fpr` by
-        interpolation, its area divided by `max_fpr`. They differ by up to about 0.015 on real maps and more
-        on coarse ones.
+        "published" is the rule behind the paper's tables: 200 evenly spaced thresholds over the range of
+        all maps, the points with an FPR below `max_fpr`, their FPRs stretched to [0, 1], and the trapezoid
+        rule. "exact" is the definition: the curve through all distinct thresholds from (0, 0), cut at
+        `max_fpr` by interpolation, and its area divided by `max_fpr`. They differ by up to about 0.015 on
+        real maps, and by more on coarse maps.
     max_fpr : float
-        Within (0, 1].
+        In (0, 1].
 
     Returns
     -------
     float
-        Within [0, 1]. NaN when no pixel is anomalous or none is normal. The published one is also NaN when
-        its points span no FPR: constant maps, or maps where fewer than two FPRs below `max_fpr` occur.
+        In [0, 1]. NaN if no pixel is anomalous or none is normal. "published" is also NaN if its points
+        have fewer than two different FPRs below `max_fpr`, for example for constant maps.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def aupro(
     0.875
     """
     if method not in ("published", "exact"):
-        raise AnomalyCLIPError(f"method={method!r}: AUPRO is either 'published' or 'exact'")
+        raise AnomalyCLIPError(f"method={method!r}: expected 'published' or 'exact'")
     require_rate(max_fpr)
     ranking = rank_pixels(masks, maps)
     if method == "published":
@@ -74,20 +74,20 @@ def aupro(
 
 
 def pro_curve(masks: Images, maps: Images, *, points: int | None = None) -> ProCurve:
-    """Mean per-region overlap against the false-positive rate, ``score >= threshold`` called anomalous.
+    """Mean per-region overlap against the false-positive rate; ``score >= threshold`` is anomalous.
 
     Parameters
     ----------
     masks, maps
         As for `aupro`.
     points : int, optional
-        About how many points to keep, as for `roc_curve`. None keeps every distinct score.
+        Approximate number of points to keep, as for `roc_curve`. None keeps every distinct score.
 
     Returns
     -------
     ProCurve
-        `fpr`, `pro`, `thresholds`, each (T,), thresholds falling; the first is infinity, at (0, 0). `pro`
-        is NaN when no pixel is anomalous, `fpr` when none is normal.
+        `fpr`, `pro`, `thresholds`, each (T,), at decreasing thresholds; the first is infinity, at (0, 0).
+        `pro` is NaN if no pixel is anomalous, and `fpr` if none is normal.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def pro_curve(masks: Images, maps: Images, *, points: int | None = None) -> ProC
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """The pixel-level metrics of one class; each as the function of its name returns it."""
+    """The pixel-level metrics of one class; each is the result of the function with its name."""
 
     auroc: float
     average_precision: float
@@ -123,21 +123,21 @@ class PixelMetrics:
 def pixel_metrics(
     masks: Images, maps: Images, *, max_fpr: float = 0.3, curve_points: int | None = None
 ) -> PixelMetrics:
-    """Compute all pixel metrics of a class from one sort, for little more than the cheapest of them alone.
+    """Compute all pixel metrics of a class from one sort, at little more cost than a single metric.
 
     Parameters
     ----------
     masks, maps
         As for `aupro`; all images of the class. Arrays are read image by image and may be memory-mapped.
     max_fpr : float
-        The limit of both AUPROs, within (0, 1].
+        The FPR limit of both AUPROs, in (0, 1].
     curve_points : int, optional
         The `points` of the three curves; without it the curves are None.
 
     Returns
     -------
     PixelMetrics
-        All NaN when only one label occurs.
+        All NaN if only one label occurs.
 
     Raises
     ------
@@ -174,7 +174,7 @@ class PixelSums:
         return self
 
     def metrics(self) -> PixelMetrics:
-        """Return the metrics of all that was added."""
+        """Return the metrics of everything that was added."""
         figures, points = self._sums.figures(), self._points
         return PixelMetrics(
             auroc=figures.auroc,
@@ -190,7 +190,7 @@ class PixelSums:
 
 
 def require_rate(max_fpr: float) -> None:
-    """Raise an `AnomalyCLIPError` if a limit of the false-positive rate is not within (0, 1]."""
+    """Raise an `AnomalyCLIPError` if a limit of the false-positive rate is not in (0, 1]."""
     if not 0 < max_fpr <= 1:
         raise AnomalyCLIPError(
             f"max_fpr={max_fpr}: a false-positive rate limit must be above 0 and at most 1"

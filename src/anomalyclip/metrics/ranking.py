@@ -1,13 +1,12 @@
-"""The sorted scores that every metric here is read from: all of them, or those within one range of values.
+"""The sorted scores that all metrics are computed from: all scores, or those in one range of values.
 
-Normal and anomalous scores are sorted apart. Sorting plain floats is several times cheaper than the argsort
-of all of them that a textbook implementation needs, and only the anomalous ones, which are few, carry more
-than their score (the region that they belong to). All counts then come from binary searches of one kind in
-the other.
+Normal and anomalous scores are sorted separately. Sorting plain floats is several times cheaper than the argsort
+of all scores that a textbook implementation needs. Only anomalous scores, which are few, carry additional data
+(the region that they belong to). All counts then come from binary searches of one kind in the other.
 
-What a metric needs at a threshold is how much lies above it. So scores that do not fit into memory are ranked
-range by range, highest first, and each ranking carries the counts of the ranges above it. Equal scores are
-always in the same range. Scores that do fit are one range with nothing above it.
+At a threshold, a metric needs the counts above it. So scores that do not fit into memory are ranked range by
+range, highest first, and each ranking carries the counts of the ranges above it. Equal scores are always in the
+same range. Scores that fit into memory are one range with nothing above it.
 """
 
 from collections.abc import Iterator
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
 
-# Anomalous scores that are looked at together: enough to be fast, few enough for the processor's cache.
+# Anomalous scores that are processed together: enough to be fast, few enough for the processor's cache.
 _BLOCK = 1 << 16
 
 
 class Population(NamedTuple):
-    """What is known of all scores before the first range is ranked: their numbers and their ends."""
+    """Numbers and extremes of all scores, which are known before the first range is ranked."""
 
     normal: int
     anomalous: int
@@ -35,12 +34,12 @@ class Population(NamedTuple):
 
     @property
     def has_both(self) -> bool:
-        """Whether there is something to tell apart; without it every metric is NaN."""
+        """Whether both labels occur; otherwise every metric is NaN."""
         return self.normal > 0 and self.anomalous > 0
 
 
 class Above(NamedTuple):
-    """What the ranges above hold: normal scores, anomalous scores, and the summed overlap of the regions."""
+    """Totals of the ranges above: normal scores, anomalous scores, and the summed overlap of the regions."""
 
     normal: int = 0
     anomalous: int = 0
@@ -51,7 +50,7 @@ NOTHING = Above()
 
 
 class Passing(NamedTuple):
-    """What passes each of some thresholds, the ranges above included."""
+    """Counts that pass each of several thresholds, including the ranges above."""
 
     false_alarms: Integers
     hits: Integers
@@ -59,28 +58,28 @@ class Passing(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Some distinct anomalous scores in rising order, and what passes a threshold at each of them."""
+    """Some distinct anomalous scores in increasing order, and the counts that pass a threshold at each of them."""
 
     scores: Floats
-    ties: Integers  # anomalous scores that equal each
+    ties: Integers  # anomalous scores equal to each
     hits: Integers  # anomalous scores at or above each
     false_alarms: Integers  # normal scores at or above each
     false_alarms_above: Integers  # normal scores above each
-    overlap: Floats  # what each adds to the summed overlap of the regions
+    overlap: Floats  # contribution of each to the summed overlap of the regions
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Sorted scores of normal and anomalous items within one range of values; at least one score in all.
+    """Sorted scores of normal and anomalous items in one range of values; at least one score in total.
 
     Parameters
     ----------
     normal : (N,) float array, ascending
     anomalous : (P,) float array, ascending, of the same dtype
     weights : (P,) float64 array
-        One over the number of items in the region of each anomalous item; 1 where each is its own region.
+        One over the number of items in the region of each anomalous item; 1 if each is its own region.
     above : Above
-        What the ranges above this one hold.
+        Totals of the ranges above this one.
     """
 
     normal: Floats
@@ -97,7 +96,7 @@ class Ranking:
 
     @property
     def population(self) -> Population:
-        """The population that these scores are, when this range holds all of it."""
+        """The population, if this range holds all scores."""
         return Population(
             self.normal.size,
             self.anomalous.size,
@@ -113,7 +112,7 @@ class Ranking:
 
     @property
     def through(self) -> Above:
-        """What this range and those above it hold: what lies above the next one."""
+        """Totals of this range and those above it, which are the totals above the next range."""
         return Above(
             self.above.normal + self.normal.size,
             self.above.anomalous + self.anomalous.size,
@@ -121,7 +120,7 @@ class Ranking:
         )
 
     def passing(self, thresholds: Floats, *, at: bool = True) -> Passing:
-        """Count what lies above thresholds within this range, and what lies exactly `at` them if so wanted."""
+        """Count the scores above thresholds in this range; with `at`, also the scores equal to them."""
         side: Literal["left", "right"] = "left" if at else "right"
         index = np.searchsorted(self.anomalous, thresholds, side)
         return Passing(
@@ -131,7 +130,7 @@ class Ranking:
         )
 
     def steps(self) -> Iterator[Steps]:
-        """Yield the distinct anomalous scores, some at a time; equal ones are never parted."""
+        """Yield the distinct anomalous scores in blocks; equal scores are always in the same block."""
         start = 0
         while start < self.anomalous.size:
             last = self.anomalous[min(start + _BLOCK, self.anomalous.size) - 1]
@@ -155,7 +154,7 @@ class Ranking:
 
     @cached_property
     def _overlap_from(self) -> Floats:
-        """Summed overlap of the regions when anomalous scores from an index on are found; (P + 1,), falling."""
+        """Summed overlap of the regions if anomalous scores from an index on are found; (P + 1,), decreasing."""
         found = np.zeros(self.anomalous.size + 1)
         np.cumsum(self.weights[::-1], out=found[-2::-1])
         found += self.above.overlap

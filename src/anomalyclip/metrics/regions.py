@@ -1,4 +1,4 @@
-"""Defect regions: sets of mask pixels that are connected by sides or corners, and how large they are."""
+"""Defect regions: sets of mask pixels that are connected by sides or corners, and their areas."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def region_areas(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     Returns
     -------
     (H, W) int32 array
-        Number of pixels of the region; 0 where nothing is wrong.
+        Number of pixels in the region; 0 for normal pixels.
 
     Examples
     --------
@@ -33,7 +33,7 @@ def region_areas(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def areas_within(mask: NDArray[np.bool_]) -> NDArray[np.integer[Any]]:
-    """Return the area of its region for each anomalous pixel of a mask, in row-major order."""
+    """Return, for each anomalous pixel of a mask in row-major order, the area of its region."""
     if not mask.any():
         return np.empty(0, np.int64)
     regions, _ = ndimage.label(mask, _EIGHT_NEIGHBOURS)

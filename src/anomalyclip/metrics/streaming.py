@@ -1,7 +1,7 @@
-"""Pixel metrics of a class whose maps do not fit into memory, exact all the same.
+"""Exact pixel metrics of a class whose maps do not fit into memory.
 
-The maps are gone through several times: once to count their values, then once for each range of values, highest first.
-A range is sorted in memory and added to the same sums to which `anomalyclip.metrics.pixel_metrics` adds everything at
+The maps are read several times: once to count their values, then once for each range of values, highest first. Each
+range is sorted in memory and added to the same sums to which `anomalyclip.metrics.pixel_metrics` adds everything at
 once, so the figures are the same.
 """
 
@@ -22,8 +22,8 @@ Areas = NDArray[np.int32]
 MEMORY = 32
 """Megabytes that one range may take by default."""
 
-# Bytes that a pixel takes while its range is sorted: normal ones a value, its copy and the masks that picked it;
-# anomalous ones also region, order, and the counts at their value.
+# Bytes per pixel while its range is sorted. A normal pixel needs its value, a copy of it and the masks that select it;
+# an anomalous pixel also needs its region, its order, and the counts at its value.
 _NORMAL_BYTES, _ANOMALOUS_BYTES = 12, 96
 
 
@@ -40,25 +40,25 @@ def pixel_metrics_in_ranges(
     Parameters
     ----------
     maps : sequence of (H, W) float32 arrays
-        Higher is more anomalous; finite. Indexed several times; it may read from disk each time.
+        Finite; higher is more anomalous. Each map is accessed several times and may be read from disk each time.
     areas : sequence of (H, W) int32 arrays or None
-        What `anomalyclip.metrics.regions.region_areas` returned for the mask of each; None for a normal image.
+        The result of `anomalyclip.metrics.regions.region_areas` for each mask; None for a normal image.
     memory : float
-        Megabytes for sorting; 4 are the least.
+        Megabytes for sorting, at least 4.
     max_fpr, curve_points
         As for `anomalyclip.metrics.pixel_metrics`.
 
     Returns
     -------
     PixelMetrics
-        What `anomalyclip.metrics.pixel_metrics` returns, but for the last digits of sums in another order and for
-        the thresholds at which the curves are thinned.
+        The same as `anomalyclip.metrics.pixel_metrics`, except for the last digits (sums are in another order) and
+        the thresholds that are kept when curves are thinned.
 
     Raises
     ------
     AnomalyCLIPError
-        No pixel at all, a map with NaN or infinity or of another shape than its mask, a `max_fpr` or `curve_points`
-        out of range.
+        There are no pixels, a map has NaN or infinite values or another shape than its mask, or `max_fpr` or
+        `curve_points` is out of range.
 
     Examples
     --------
@@ -76,12 +76,12 @@ def pixel_metrics_in_ranges(
         ranking = _ranked(maps, areas, low, high, above)
         sums.add(ranking)
         above = ranking.through
-        del ranking  # or else it would stay in memory while the next one is read
+        del ranking  # otherwise it would stay in memory while the next one is read
     return sums.metrics()
 
 
 def _counted(maps: Sequence[Map], areas: Sequence[Areas | None]) -> tuple[Population, Counts]:
-    """Return what must be known before the first range, and the bytes that values take when they are sorted."""
+    """Return the population, and counts of the bytes that values need when they are sorted."""
     counts = Counts()
     normal = anomalous = 0
     lowest, highest = np.float32(np.inf), np.float32(-np.inf)
@@ -120,7 +120,7 @@ def _ranked(
         anomalous.append(values[wrong])
         inside.append(area[wrong])
     together = np.concatenate(normal)
-    normal.clear()  # or else the values would be held twice while they are sorted
+    normal.clear()  # otherwise the values would be in memory twice while they are sorted
     return Ranking.sort(together, np.concatenate(anomalous), 1.0 / np.concatenate(inside), above)
 
 
@@ -128,6 +128,6 @@ def _pairs(maps: Sequence[Map], areas: Sequence[Areas | None]) -> Iterator[tuple
     for index, (values, area) in enumerate(zip(maps, areas, strict=True)):
         if area is not None and values.shape != area.shape:
             raise AnomalyCLIPError(
-                f"map {index} has shape {values.shape}, its mask {area.shape}; both must be the same"
+                f"map {index} has shape {values.shape}, but its mask has {area.shape}; both must be the same"
             )
         yield index, values, area
