@@ -95,6 +95,8 @@ class DetectorSource:
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
     ) -> list[Scored]:
         """Score the images that are not scored yet; see `Source`."""
+        if not samples:  # a class whose files are all missing
+            return []
         detector = self._detector.of_class(samples[0].class_name)
         paths = {os.path.join(self._root, sample.image): sample for sample in samples}
         done = [path for path in paths if path in self._done and (self._folder / self._done[path]).is_file()]
