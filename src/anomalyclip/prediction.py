@@ -307,7 +307,7 @@ def _is_probability(value: object) -> bool:
     return (
         isinstance(value, (int, float, np.floating))
         and not isinstance(value, bool)
-        and 0 <= float(value) <= 1
+        and bool(0 <= value <= 1)  # not as a float: an int may be too large for one
     )
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone, resolve_prompts
-from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing
+from anomalyclip.errors import AnomalyCLIPError, reason
+from anomalyclip.files import parse_json, replacing
 
 FORMAT = "anomalyclip-prompts-1"
 """Name of the safetensors format, stored in the file's header."""
@@ -274,15 +275,15 @@ def _is_torch_file(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> Prompts:
-    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        content = path.read_bytes()  # safetensors itself opens no path that is not UTF-8
+        tensors = load(content)
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    except Exception as error:  # what a damaged file raises depends on the damage
         raise AnomalyCLIPError(
-            f"{path}: neither prompts as safetensors nor a published .pth ({error})"
+            f"{path}: neither prompts as safetensors nor a published .pth ({reason(error)})"
         ) from None
     if header.get("format") != FORMAT:
         raise AnomalyCLIPError(
@@ -292,13 +293,19 @@ def _read_safetensors(path: Path) -> Prompts:
     if missing := {"normal", "abnormal", "token_ids"} - tensors.keys():
         raise AnomalyCLIPError(f"{path}: incomplete prompts: {', '.join(sorted(missing))} missing")
     deep = _numbered(tensors, "deep_tokens.", path)
-    return Prompts(
-        tensors["normal"],
-        tensors["abnormal"],
-        deep,
-        tensors["token_ids"],
-        json.loads(header.get("info", "{}")),
+    return _prompts(
+        path, tensors["normal"], tensors["abnormal"], deep, tensors["token_ids"], _info(header, path)
     )
+
+
+def _info(header: Mapping[str, str], path: Path) -> dict[str, str]:
+    try:
+        info = parse_json(header.get("info", "{}"))
+    except ValueError as error:
+        raise AnomalyCLIPError(f"{path}: damaged prompts: info is not JSON ({error})") from None
+    if not isinstance(info, dict) or not all(isinstance(value, str) for value in info.values()):
+        raise AnomalyCLIPError(f"{path}: damaged prompts: info is not an object of texts")
+    return info
 
 
 def _read_published(path: Path) -> Prompts:
@@ -317,17 +324,45 @@ def _read_published(path: Path) -> Prompts:
         raise AnomalyCLIPError(f"{path}: not a prompts checkpoint; expected {expected}")
     if any(state[name].dim() < 2 for name in names[:2]):
         raise AnomalyCLIPError(f"{path}: ctx_pos and ctx_neg are not lists of vectors; expected {expected}")
-    normal, abnormal = (state[name].float().flatten(0, -2) for name in names[:2])
-    ids = torch.stack([state[name].flatten() for name in names[2:]]).long()
-    deep = tuple(tokens.float() for tokens in _numbered(state, "compound_prompts_text.", path))
-    return Prompts(normal, abnormal, deep, ids, {})
+    normal, abnormal = (state[name].flatten(0, -2) for name in names[:2])
+    positive, negative = (state[name].flatten() for name in names[2:])
+    if positive.shape != negative.shape or positive.dtype != negative.dtype:
+        raise AnomalyCLIPError(
+            f"{path}: damaged prompts: {len(positive)} and {len(negative)} token ids; expected as many of both"
+        )
+    deep = _numbered(state, "compound_prompts_text.", path)
+    return _prompts(path, normal, abnormal, deep, torch.stack([positive, negative]), {})
 
 
-def _numbered(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> tuple[Tensor, ...]:
-    count = sum(name.startswith(prefix) for name in tensors)
-    if missing := [f"{prefix}{i}" for i in range(count) if f"{prefix}{i}" not in tensors]:
+def _numbered(tensors: Mapping[Any, Any], prefix: str, path: Path) -> tuple[Tensor, ...]:
+    """Return the tensors of a numbered series; the names and values of a damaged file may be anything."""
+    count = sum(isinstance(name, str) and name.startswith(prefix) for name in tensors)
+    found = [tensors.get(f"{prefix}{i}") for i in range(count)]
+    if missing := [f"{prefix}{i}" for i, tensor in enumerate(found) if not isinstance(tensor, Tensor)]:
         raise AnomalyCLIPError(f"{path}: incomplete prompts: {', '.join(missing)} missing")
-    return tuple(tensors[f"{prefix}{i}"] for i in range(count))
+    return tuple(found)  # type: ignore[arg-type]
+
+
+def _prompts(
+    path: Path,
+    normal: Tensor,
+    abnormal: Tensor,
+    deep: tuple[Tensor, ...],
+    ids: Tensor,
+    info: Mapping[str, str],
+) -> Prompts:
+    """Return prompts with vectors as float32 and token ids as int64, whatever the file has them in."""
+    for tensor in (normal, abnormal, *deep):
+        if tensor.dtype not in _VECTORS:
+            raise AnomalyCLIPError(f"{path}: damaged prompts: vectors of {tensor.dtype}; expected float32")
+    if ids.dtype not in _IDS:
+        raise AnomalyCLIPError(f"{path}: damaged prompts: token ids of {ids.dtype}; expected int64")
+    vectors = [tensor.detach().float() for tensor in (normal, abnormal, *deep)]
+    return Prompts(vectors[0], vectors[1], tuple(vectors[2:]), ids.long(), info)
+
+
+_VECTORS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_IDS = (torch.int64, torch.int32, torch.int16)
 
 
 def _check_consistent(prompts: Prompts, path: Path) -> None:
@@ -335,10 +370,19 @@ def _check_consistent(prompts: Prompts, path: Path) -> None:
     shapes = [tuple(tensor.shape) for tensor in vectors]
     ids = prompts.token_ids
     flat = all(len(shape) == 2 and shape[1] == shapes[0][-1] for shape in shapes)
-    if not flat or shapes[0] != shapes[1] or ids.dim() != 2 or len(ids) != 2:
+    if (
+        not flat
+        or shapes[0] != shapes[1]
+        or 0 in shapes[0]
+        or ids.dim() != 2
+        or len(ids) != 2
+        or not ids.numel()
+    ):
         raise AnomalyCLIPError(
             f"{path}: the prompts' tensors do not match: shapes {shapes}, token ids {tuple(ids.shape)}"
         )
+    if int(ids.min()) < 0:
+        raise AnomalyCLIPError(f"{path}: damaged prompts: a token id of {int(ids.min())}; expected 0 or more")
     end = int(ids.argmax(dim=-1).min())
     if max(prompts.length, *(len(tokens) for tokens in prompts.deep_tokens), 0) >= end:
         raise AnomalyCLIPError(

@@ -14,6 +14,7 @@ from typing import Any
 from anomalyclip.clip.registry import ASSETS
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import parse_json
 from anomalyclip.spec import TEMPLATES, DetectorSpec
 from anomalyclip.texts import Phrases
 
@@ -165,7 +166,7 @@ def _beside(source: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, 
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         normal, abnormal, sentences = (_texts(content[name]) for name in ("normal", "abnormal", "templates"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AnomalyCLIPError(

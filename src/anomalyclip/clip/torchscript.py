@@ -20,6 +20,10 @@ _DTYPES = {
 }
 
 
+_LARGEST_PICKLE = 16 << 20
+"""Bytes of the pickle of a module; that of a large CLIP has 0.2 million."""
+
+
 def read_torchscript(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
     """Return all tensors of a module and its children.
 
@@ -44,7 +48,12 @@ def read_torchscript(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
     pickle.UnpicklingError
         If the pickle refers to anything but tensors. A damaged archive can raise any other exception.
     """
-    with archive.open(f"{root}data.pkl") as stream:
+    record = archive.getinfo(f"{root}data.pkl")
+    if record.file_size > _LARGEST_PICKLE:
+        raise pickle.UnpicklingError(
+            f"its data.pkl has {record.file_size} bytes; expected a few hundred thousand"
+        )
+    with archive.open(record) as stream:
         return dict(_tensors_of(_Reader(stream, archive, root).load(), ""))
 
 
@@ -58,6 +67,9 @@ class _Reader(pickle.Unpickler):
         self._archive = archive
         self._root = root
         self._storages: dict[str, Tensor] = {}
+        self._room = (
+            archive.start_dir
+        )  # the records together are no larger than what lies before their directory
 
     def find_class(self, module: str, name: str) -> Any:
         """Resolve only the few names that a module of tensors needs."""
@@ -79,9 +91,23 @@ class _Reader(pickle.Unpickler):
         """Return a storage as a flat tensor."""
         _, dtype, key, _, count = reference
         if key not in self._storages:
-            data = bytearray(self._archive.read(f"{self._root}data/{key}"))
-            self._storages[key] = torch.frombuffer(data, dtype=dtype, count=count)
+            self._storages[key] = self._storage(f"{self._root}data/{key}", dtype, count)
         return self._storages[key]
+
+    def _storage(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+        """Read a storage, once the archive's directory shows that its bytes are there and are as many as needed."""
+        record, needed = self._archive.getinfo(name), count * dtype.itemsize
+        if record.compress_type != zipfile.ZIP_STORED:
+            raise pickle.UnpicklingError(f"{name} is compressed, as PyTorch never writes a tensor")
+        if record.file_size != needed:
+            raise pickle.UnpicklingError(
+                f"{name} has {record.file_size} bytes, and its tensors need {needed}"
+            )
+        self._room -= needed
+        if self._room < 0:
+            raise pickle.UnpicklingError("its tensors say to be larger than the whole file")
+        data = bytearray(self._archive.read(record))
+        return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:

@@ -21,7 +21,7 @@ from anomalyclip.clip.checkpoints import load_checkpoint, not_plain
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.torchscript import read_torchscript
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import parse_json, replacing
+from anomalyclip.files import parse_json, replacing, require_regular
 
 EXPECTED = (
     "expected the weights of a CLIP with a vision transformer: OpenAI's archive (.pt), a state dict "
@@ -116,7 +116,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     file = _file_of(path) if path.is_dir() else path
     try:
         tensors, metadata = _read_tensors(file)
-        _check_plain(tensors)
+        _check_plain(tensors, file)
         settings = _read_settings(file, tensors, metadata)
         if _is_transformers(tensors):
             tensors = _from_transformers(tensors)
@@ -277,6 +277,7 @@ def _file_of(folder: Path) -> Path:
 
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors under the file's names, and the metadata of a safetensors header; detects the form by content."""
+    require_regular(file)
     with file.open("rb") as stream:
         head = stream.read(9)
     if not head:
@@ -298,6 +299,8 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}, archive.metadata() or {}  # noqa: SIM118
+    except UnicodeEncodeError as error:
+        raise _Unusable("has a path that is not UTF-8, which safetensors cannot open; rename it") from error
     except SafetensorError as error:
         raise _Unusable(f"is not a complete safetensors file ({error}); copy or download it again") from error
 
@@ -541,11 +544,16 @@ def _heads(tower: str, width: int, stated: int | None) -> int:
     return heads
 
 
-def _check_plain(tensors: dict[str, Tensor]) -> None:
-    """Refuse what is no array of numbers that is all there."""
+def _check_plain(tensors: dict[str, Tensor], file: Path) -> None:
+    """Refuse what is no array of numbers that is all there, and tensors that share their numbers to seem many."""
     for name, tensor in tensors.items():
         if problem := not_plain(tensor):
             raise _Unusable(f"{name} {problem}; save the weights as dense floating-point numbers")
+    total, there = sum(tensor.nbytes for tensor in tensors.values()), file.stat().st_size
+    if total > there and not file.name.endswith(".index.json"):
+        raise _Unusable(
+            f"its tensors claim {total} bytes, and the file has {there}; save the state dict again"
+        )
 
 
 def _check(tensors: dict[str, Tensor], config: CLIPConfig) -> None:
