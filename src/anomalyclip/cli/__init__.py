@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from anomalyclip.cli import unforeseen
 from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.calibrate import calibrate
 from anomalyclip.cli.console import fail, warnings_shown
@@ -64,11 +65,11 @@ def _paragraphs(command: Callable[..., None]) -> str:
 
 
 for verb in (demo, predict, calibrate, test, train, datasets, prepare, synth, export, benchmark):
-    app.command(help=_paragraphs(verb))(verb)
+    app.command(help=_paragraphs(verb))(unforeseen.carried(verb))
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one message and exit code 2, not a traceback."""
+    """Run the command line; an error that a user can mend is one message and exit code 2, any other is exit code 70."""
     for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show must not end the run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -78,12 +79,16 @@ def main() -> None:
     except AnomalyCLIPError as error:
         fail(str(error))
         sys.exit(2)
+    except unforeseen.UnforeseenError as error:
+        unforeseen.end(error.__cause__ or error)
     except ModuleNotFoundError as error:
         package = _LEFT_OUT.get((error.name or "").partition(".")[0])
         if package is None:
-            raise
+            unforeseen.end(error)
         exported = {"predict", "calibrate", "test"}.intersection(sys.argv[1:2])
         fail(
             f"this needs {package}: pip install {package}{', or give --model FILE, an export' * bool(exported)}"
         )
         sys.exit(2)
+    except Exception as error:  # outside of a command
+        unforeseen.end(error)
