@@ -251,4 +251,4 @@ def figures(command, content, out: Path):
         return content["results"][0]["mean"]
     if command == "calibrate":
         return content["score"], content["pixel"]
-    return np.load(out / "maps" / "000.png.npy").tobytes()
+    return np.load(out / "maps" / "000.npy").tobytes()

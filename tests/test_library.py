@@ -289,7 +289,7 @@ def test_several_data_sets_are_one_evaluation(spec, root, tmp_path):
         ({"formats": ["pdf"]}, "'pdf'.*json.*html"),
         ({"protocol": "published"}, "'published'.*paper.*exact"),
         ({"maps": "."}, "detector.*maps"),
-        ({"dataset": ["mvtec", "visa"]}, "1 data sets, 2"),
+        ({"dataset": ["mvtec", "visa"]}, "1 data sets, but 2"),
         ({"threshold": 2.0}, "2.0"),
         ({"resume": True}, "resume.*output"),
         ({"save": ["map"]}, "map.*output"),

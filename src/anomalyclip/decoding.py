@@ -13,7 +13,7 @@ from anomalyclip.readers import Frame, Source, frames
 T = TypeVar("T")
 
 Prepare = Callable[[Source, Frame], T]
-"""From a source and an image in it to what is wanted of the image."""
+"""From a source and a frame of it to the item that `decode` yields."""
 OnError = Callable[[Source, InputError], None]
 
 

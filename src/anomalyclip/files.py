@@ -71,7 +71,7 @@ def staging(parent: str | os.PathLike[str]) -> Iterator[Path]:
 
 _TEMPORARY = re.compile(r"\.[0-9]+-[0-9a-f]{8}\.tmp")
 _swept: set[str] = set()
-"""Folders in which this process has deleted what killed processes left."""
+"""Folders in which this process has already deleted the temporary files of killed processes."""
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _lock(path: Path, *, wait: bool) -> int | None:
 
 
 def _sweep(parent: Path) -> None:
-    """Delete what killed processes left in a folder: temporary names that no process has locked."""
+    """Delete the temporary files of killed processes in a folder: those that no process has locked."""
     if str(parent) in _swept:
         return
     _swept.add(str(parent))
@@ -231,10 +231,10 @@ _LONGEST = 20
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON text holds, if it is of the kind that programs write.
+    """Return the value of a JSON text; values that would cause errors later are refused.
 
-    Not accepted are NaN and infinite numbers, integers of more than 20 digits, and more than 100 levels of nesting:
-    they would cause errors later, when the values are used or written again.
+    Refused are NaN and infinite numbers, integers of more than 20 digits, and more than 100 levels of nesting.
+    They would cause errors when the values are used or written again.
 
     Raises
     ------

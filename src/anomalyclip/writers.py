@@ -281,7 +281,7 @@ def safe_name(path: str | os.PathLike[str]) -> str:
 
 
 def without_ending(name: str) -> str:
-    """Return an image's name without the ending that says what kind of file it is; a number in a file stays.
+    """Return an image's name without its file extension; the number of an image in a file is kept.
 
     Examples
     --------

@@ -97,7 +97,7 @@ def evaluate(
     settings = chosen(EvaluationSettings, settings, choices)
     _check(detector, settings)
     if output is None and (resume or settings.save):
-        raise AnomalyCLIPError(f"{'resume' if resume else 'save'} needs a folder: give output")
+        raise AnomalyCLIPError(f"to {'resume' if resume else 'save maps'}, a folder is needed: set output")
     folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     limits = as_threshold(threshold)

@@ -1,8 +1,8 @@
 """Predictions as pictures: heat maps, overlays on the photograph, captions, contact sheets.
 
-Colours stand for the same map values in every picture: a fixed scale, which begins at the pixel threshold if there is
-one, else at 0, and ends at 1, unless told otherwise. The published code stretches each map to its own minimum and
-maximum, so that a flawless image glows as much as a one.
+A colour stands for the same map value in every picture: by default the scale is fixed, from the pixel threshold (or 0
+without one) to 1. The published code stretches each map to its own minimum and maximum, so that a flawless image looks
+as hot as a defective one.
 """
 
 from anomalyclip.visualize.captions import captioned

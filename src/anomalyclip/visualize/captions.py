@@ -1,4 +1,4 @@
-"""A slim caption below an overlay: score, verdict, threshold, and which colour means what."""
+"""A slim caption below an overlay: score, verdict, threshold, and the scale of colours."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _FAINT: Color = (176, 180, 186)
 _ANOMALOUS: Color = (255, 128, 117)
 _NORMAL: Color = (126, 211, 149)
 
-# The size of the text: a share of the picture's geometric mean side, and never less than can be read.
+# The size of the text: a share of the geometric mean of width and height, but never too small to read.
 _TEXT, _SMALLEST = 0.027, 13
 # A picture too narrow for its caption is enlarged by a whole factor, up to this longer side.
 _ENLARGED = 512
@@ -89,7 +89,7 @@ def scale_bar(colors: Colors, size: tuple[int, int]) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Caption:
-    """What a caption says, at one size of text."""
+    """The text of a caption, at one font size."""
 
     words: list[tuple[str, Color]]
     colors: Colors

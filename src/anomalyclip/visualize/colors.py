@@ -31,8 +31,8 @@ COLORMAPS = tuple(_COLORMAPS)
 # Up to the first share of the scale the photograph is unchanged; from the second on, the colour has its full opacity
 # (`alpha`).
 _OPACITY_FROM, _OPACITY_TO = 0.1, 0.7
-# Where the scale begins at the pixel threshold, colour is for anomalous pixels alone, and the faintest of them has to
-# be seen: its opacity, and its place in the colour map, which is black at its beginning.
+# If the scale starts at the pixel threshold, only anomalous pixels are coloured, and even the faintest must be visible:
+# its opacity, and its position in the colour map, which starts with black.
 _FAINTEST, _FAINTEST_COLOR = 0.45, 0.3
 STRIP = 256
 """Rows that are coloured at once: a map may have a hundred million pixels."""
@@ -40,7 +40,7 @@ STRIP = 256
 
 @dataclass(frozen=True)
 class Colors:
-    """Which colour, and how much of it, stands for a map value.
+    """Colour and opacity of map values.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Colors:
     alpha : float
         Opacity of the strongest colour.
     marked : bool
-        Whether the scale begins at the pixel threshold: every value from there on is coloured, and none below.
+        Whether the scale starts at the pixel threshold: values at or above it are coloured, lower values are not.
     """
 
     scale: Scale
@@ -61,7 +61,7 @@ class Colors:
 
     @classmethod
     def of(cls, prediction: Prediction, colormap: str, alpha: float, scale: Scale | None) -> "Colors":
-        """Return the colours of a prediction; a scale of one's own goes before its threshold."""
+        """Return the colours for a prediction; a given `scale` is used instead of its threshold."""
         if scale is None and prediction.pixel_threshold is not None:
             return cls((prediction.pixel_threshold, 1.0), colormap, alpha, marked=True)
         return cls(scale or (0.0, 1.0), colormap, alpha)
@@ -97,7 +97,7 @@ class Colors:
         return Image.merge("RGB", [levels.point(channel.tolist()) for channel in channels])
 
     def opacity(self, levels: Image.Image) -> Image.Image:
-        """Return how much of the photograph each pixel of a picture of levels covers, 0 to 255."""
+        """Return the opacity of each pixel of a picture of levels, 0 to 255."""
         share = np.linspace(0, 1, 256)
         if self.marked:
             covered = np.clip(_FAINTEST + (1 - _FAINTEST) * share / _OPACITY_TO, 0, 1)

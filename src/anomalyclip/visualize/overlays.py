@@ -119,7 +119,7 @@ def _draw_boxes(picture: Image.Image, prediction: Prediction) -> None:
     for region in prediction.regions:
         x0, y0, x1, y1 = region.box
         corner = round(x0 * scale_x), round(y0 * scale_y)
-        # Pillow's rectangles include their last pixel; a box ends one before its x1 and y1.
+        # Pillow's rectangles include their last pixel; the last pixel of a box is one before its x1 and y1.
         opposite = (max(corner[0], round(x1 * scale_x) - 1), max(corner[1], round(y1 * scale_y) - 1))
         draw.rectangle((*corner, *opposite), outline="black", width=2 * width)
         draw.rectangle((*corner, *opposite), outline="white", width=width)

@@ -63,6 +63,7 @@ def contact_sheet(
 
     Examples
     --------
+    >>> import numpy as np
     >>> prediction = Prediction(pred_score=0.1, anomaly_map=np.zeros((8, 8), np.float32), image_size=(40, 30))
     >>> sheet = contact_sheet([(Image.new("L", (40, 30)), prediction)] * 6, columns=3, title="Six alike")
     >>> sheet.mode
@@ -94,7 +95,7 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class Cell:
-    """The pictures of one cell, side by side, and what its caption tells."""
+    """The pictures of one cell, side by side, and the content of its caption."""
 
     pictures: list[Image.Image]
     name: str
@@ -115,7 +116,7 @@ def sheet_of(
     title: str | None = None,
     colors: Colors | None = None,
 ) -> Image.Image:
-    """Return a contact sheet of pictures that are drawn already.
+    """Return a contact sheet of pictures that are already drawn.
 
     Parameters
     ----------
