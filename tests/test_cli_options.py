@@ -195,6 +195,7 @@ def test_what_is_typed_arrives_in_the_spec(cli, monkeypatch):
         (["--device", "auto", "--model", "m.onnx"], ["--device", "--provider"]),
         (["--threads", 2], ["--threads", "--model"]),
         (["--overlap", 0.25], ["--overlap", "--tile"]),
+        (["--max-patches", 50000], ["--max-patches", "--references"]),
         (["--image-score", "median"], ["median", "text, max, top1"]),
         (["--tile", 3], ["tile", "16"]),
     ],
@@ -211,14 +212,20 @@ def test_what_would_be_ignored_is_refused_even_where_it_is_the_default(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_option_of_a_model_goes_with_maps_that_are_there_already(name, cli, tmp_path):
-    needed = {"provider": ["--model", "m"], "threads": ["--model", "m"], "overlap": ["--tile", 64]}.get(
-        name, []
-    )
-    value = {"compiled": [], "threads": [1], "sigma": [2], "overlap": [0.5], "image_score": ["max"]}
+    needed = {"provider": ["--model", "m"], "threads": ["--model", "m"], "overlap": ["--tile", 64]}
+    needed |= {option: ["--references", "good"] for option in ("augment", "max_patches")}
+    value = {
+        "compiled": [],
+        "augment": [],
+        "threads": [1],
+        "sigma": [2],
+        "overlap": [0.5],
+        "image_score": ["max"],
+    }
     value |= {"ln_post": [], "feature_surgery": [], "window_rule": ["normal"], "activation": ["gelu"]}
     value |= {"normal": ["good", "--abnormal", "bad"], "abnormal": ["bad", "--normal", "good"]}
     value = value.get(name, [64])
-    done = cli("test", tmp_path, "--from-maps", tmp_path, spelled(name), *value, *needed)
+    done = cli("test", tmp_path, "--from-maps", tmp_path, spelled(name), *value, *needed.get(name, []))
     assert (done.code, done.err.count("error: ")) == (2, 1)
     assert spelled(name) in done.err
     assert "--from-maps" in done.err

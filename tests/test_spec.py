@@ -24,6 +24,9 @@ OTHER_VALUES = {
     "dpam_layers": 2,
     "sigma": 2.5,
     "image_score": "top1",
+    "references": ("good", "better/*.png"),
+    "augment": True,
+    "max_patches": 900,
     "trained": "layers.safetensors",
     "ln_post": True,
     "local_attention": "qkv",
@@ -48,6 +51,7 @@ OTHER_VALUES = {
 """Of every field a value that is not its default."""
 
 NEEDED_WITH = {"provider": {"model": "m.onnx"}, "threads": {"model": "m.onnx"}, "overlap": {"tile": 256}}
+NEEDED_WITH |= {option: {"references": ("good",)} for option in ("augment", "max_patches")}
 NEEDED_WITH |= {"normal": {"abnormal": ("bad",)}, "abnormal": {"normal": ("good",)}}
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from anomalyclip.evaluation.calibration import calibrate as calibrate
     from anomalyclip.evaluation.calibration import calibrate_labelled as calibrate_labelled
     from anomalyclip.evaluation.run import evaluate as evaluate
+    from anomalyclip.fitting import fit as fit
+    from anomalyclip.fitting import remember as remember
     from anomalyclip.predicting import predict as predict
     from anomalyclip.prediction import Prediction as Prediction
     from anomalyclip.prediction import Threshold as Threshold
@@ -38,7 +40,9 @@ _HOMES = {
     "calibrate_labelled": "anomalyclip.evaluation.calibration",
     "evaluate": "anomalyclip.evaluation.run",
     "export": "anomalyclip.engines.export",
+    "fit": "anomalyclip.fitting",
     "predict": "anomalyclip.predicting",
+    "remember": "anomalyclip.fitting",
     "train": "anomalyclip.training.run",
 }
 
@@ -56,7 +60,9 @@ __all__ = [
     "calibrate_labelled",
     "evaluate",
     "export",
+    "fit",
     "predict",
+    "remember",
     "train",
 ]
 

@@ -76,5 +76,9 @@ class Core(nn.Module):
 
     def finish(self, text: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Turn the result of `compare` into scores (B,) and smoothed maps (B, S, S)."""
-        maps = (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)  # B S S
+        maps = self.enlarged(grids)
         return image_score(text, maps, self.score_rule, grids=grids), maps
+
+    def enlarged(self, grids: Tensor) -> Tensor:
+        """Return maps (B, S, S) of maps (B, g, g), smoothed."""
+        return (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)

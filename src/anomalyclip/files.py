@@ -312,3 +312,11 @@ def file_digest(path: Path, kind: str) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return f"{kind}:{digest.hexdigest()}"
+
+
+def in_one_order(content: bytes) -> bytes:
+    """Return a safetensors file with its header sorted: the library writes several entries in random order."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]

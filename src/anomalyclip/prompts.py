@@ -21,7 +21,7 @@ from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone, resolve_prompts
 from anomalyclip.errors import AnomalyCLIPError, reason
-from anomalyclip.files import parse_json, replacing
+from anomalyclip.files import in_one_order, parse_json, replacing
 
 FORMAT = "anomalyclip-prompts-1"
 """Name of the safetensors format, stored in the file's header."""
@@ -148,7 +148,7 @@ class Prompts:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {"format": FORMAT, "info": json.dumps(dict(self.info), sort_keys=True)}
         with replacing(path) as temporary:
-            temporary.write_bytes(_in_one_order(save(tensors, metadata=header)))
+            temporary.write_bytes(in_one_order(save(tensors, metadata=header)))
 
     def save_published(self, path: str | os.PathLike[str], clip: CLIP) -> None:
         """Write the published ``.pth`` format, which the published code can load.
@@ -171,14 +171,6 @@ class Prompts:
         # PyTorch writes a file's name into the archive; without a name, equal prompts give equal bytes.
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"prompt_learner": state}, file)
-
-
-def _in_one_order(content: bytes) -> bytes:
-    """Return a safetensors file with a sorted header: the library writes its entries in random order."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)  # the tensors stay aligned
-    return len(header).to_bytes(8, "little") + header + content[8 + length :]
 
 
 class PromptLearner(nn.Module):

@@ -4,6 +4,7 @@ Settings, threshold files, servers and workers store it, and the command line's 
 option is declared here, once.
 """
 
+import glob
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -45,7 +46,10 @@ TEMPLATES = ("winclip", "winclip-22", "april-gan", "imagenet", "none")
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
-MODEL, METHODS, WORDS = "Model", "Methods", "Words"
+MAX_PATCHES = 50_000
+"""Patches that a memory of references holds at most: those of 36 images of ViT-L/14 at 518 x 518."""
+
+MODEL, REFERENCES, METHODS, WORDS = "Model", "References", "Methods", "Words"
 EXPORTED, LARGE = "Exported model", "Large images"
 """Groups of options in ``--help``."""
 
@@ -82,8 +86,15 @@ class DetectorSpec:
     sigma : float, optional
         Gaussian smoothing of the map in pixels at S x S; 0 disables it. None: as published, which is 0 for winclip and
         april-gan and 4 for all other methods.
-    image_score : {"text", "max", "top1", "mean", "faprompt", "mrad"}
-        How the score of an image is computed; see `anomalyclip.anomaly.image_score`.
+    image_score : {"text", "max", "top1", "mean", "faprompt", "mrad"}, optional
+        How the score of an image is computed; see `anomalyclip.anomaly.image_score`. None: text; with
+        references top1, where the map is that of the references alone.
+    references : path or sequence of paths, optional
+        Flawless images of the product (few-shot): a file that `anomalyclip.fit` saved, or files, folders and patterns.
+    augment : bool
+        Also store the references flipped and rotated by 90, 180 and 270 degrees.
+    max_patches : int
+        Maximum number of stored patches; if the references have more, a coreset of this size is kept.
     trained : str or path, optional
         The trained part of a method that has one in addition to prompts: a file written by `anomalyclip.train`.
     ln_post : bool, optional
@@ -178,11 +189,33 @@ class DetectorSpec:
         "april-gan: 0).",
         fixed_by_model=True,
     )
-    image_score: str = _option(
-        "text",
+    image_score: str | None = _option(
+        None,
         "How the image score is computed: text (as published), max (mean of it and the map's maximum), top1 (mean of "
         "it and the map's highest 1 %), mean (mean of it and the map's mean), or faprompt and mrad, the rules of these "
-        "papers.",
+        "papers. Default: text; with references top1, using the map of the references alone.",
+        fixed_by_model=True,
+    )
+    references: tuple[str, ...] | None = _option(
+        None,
+        "Normal images of the product to compare with: a file written by `anomalyclip fit`, or files, folders and "
+        "patterns; repeat for several.",
+        group=REFERENCES,
+        fixed_by_model=True,
+    )
+    augment: bool = _option(
+        False,
+        "Also store the references flipped and rotated by 90, 180 and 270 degrees, for products without a fixed "
+        "orientation.",
+        group=REFERENCES,
+        flag="--augment",
+        fixed_by_model=True,
+    )
+    max_patches: int = _option(
+        MAX_PATCHES,
+        "Maximum number of stored patches; if the references have more, a coreset of this size is kept.",
+        group=REFERENCES,
+        minimum=1,
         fixed_by_model=True,
     )
     trained: str | None = _option(
@@ -303,7 +336,14 @@ class DetectorSpec:
         for name in ("backbone", "prompts", "trained", "templates", "model"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
-        for name in ("layers", "windows", "normal", "abnormal", "provider"):
+        if isinstance(self.references, str | os.PathLike):
+            object.__setattr__(self, "references", (self.references,))
+        if isinstance(self.references, Iterable):
+            paths = tuple(
+                os.fspath(path) if isinstance(path, os.PathLike) else path for path in self.references
+            )
+            object.__setattr__(self, "references", paths)
+        for name in ("layers", "windows", "normal", "abnormal", "provider", "references"):
             value = getattr(self, name)
             if isinstance(value, Iterable) and not isinstance(value, str | bytes):
                 object.__setattr__(self, name, tuple(value) or None)
@@ -314,6 +354,7 @@ class DetectorSpec:
                 said = name.replace("_", " ")
                 raise AnomalyCLIPError(f"{said} {value!r}: expected one of {', '.join(known)}")
         self._check_words()
+        self._check_references()
         if self.tiling is None and self.overlap != _default("overlap"):
             raise AnomalyCLIPError(f"overlap {self.overlap} is only for tiles: give the tile size too")
         self._check_model()
@@ -327,6 +368,20 @@ class DetectorSpec:
         for name, several in texts.items():
             if any(text is not None and not text.strip() for text in several or ()):
                 raise AnomalyCLIPError(f"{name}: a text is empty; write what the image shows")
+
+    def _check_references(self) -> None:
+        of_pictures = [name for name in ("augment", "max_patches") if getattr(self, name) != _default(name)]
+        if of_pictures and self.references is None:
+            raise AnomalyCLIPError(f"{' and '.join(of_pictures)}: only for references; give references too")
+        files = [path for path in self.references or () if path.lower().endswith(".memory")]
+        if files and len(self.references or ()) > 1:
+            raise AnomalyCLIPError(
+                f"{files[0]}: a memory stands alone; add pictures to it with `anomalyclip fit --add`"
+            )
+        if files and of_pictures:
+            raise AnomalyCLIPError(
+                f"{' and '.join(of_pictures)} cannot be changed: {files[0]} has fixed it; fit it again"
+            )
 
     def _check_model(self) -> None:
         if self.model is None:
@@ -400,8 +455,13 @@ class DetectorSpec:
             "model": (),
         }
         paths = {field: getattr(self, field) for field in names}
+        references = self.references and tuple(
+            os.path.abspath(path) if os.path.exists(path) or glob.has_magic(path) else path
+            for path in self.references
+        )
         return replace(
             self,
+            references=references,
             **{
                 field: os.path.abspath(path)
                 for field, path in paths.items()
@@ -485,6 +545,9 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "numbers of patches",
     ),
     "window_stride": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
+    "references": (lambda value: _are_texts(value) and all(value), "paths of files or folders"),
+    "augment": (lambda value: isinstance(value, bool), "True or False"),
+    "max_patches": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
     "normal": (_are_texts, "a list of texts"),
     "abnormal": (_are_texts, "a list of texts"),
     "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a fraction from 0 to 0.9"),

@@ -125,6 +125,16 @@ def score_tiles(
     return (whole + highest) / 2, anomaly_map
 
 
+def pieces(image: Image.Image, tiling: Tiling | None, image_size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield all that the model is shown of an image, (S, S, 3) uint8: the whole, squashed, and then its tiles."""
+    yield squash(image, image_size)
+    if tiling is not None and tiling.cuts(image.size):
+        width, height = image.size
+        for _, y, _, x in _tiles(tiling, width, height):
+            box = (x, y, min(x + tiling.size, width), min(y + tiling.size, height))
+            yield squash(image.crop(box), image_size)
+
+
 def _tiles(tiling: Tiling, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield row number, y, column number and x of each tile."""
     for row, y in enumerate(tiling.starts(height)):

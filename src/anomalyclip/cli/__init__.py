@@ -18,6 +18,7 @@ from anomalyclip.cli.console import fail, warnings_shown
 from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.export import export
+from anomalyclip.cli.fit import fit
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
 from anomalyclip.cli.synth import synth
@@ -64,7 +65,7 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in text.split("\n\n"))
 
 
-for verb in (demo, predict, calibrate, test, train, datasets, prepare, synth, export, benchmark):
+for verb in (demo, predict, fit, calibrate, test, train, datasets, prepare, synth, export, benchmark):
     app.command(help=_paragraphs(verb))(unforeseen.carried(verb))
 
 

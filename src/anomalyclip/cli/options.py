@@ -40,6 +40,8 @@ def _refuse_ignored(context: typer.Context, values: dict[str, Any]) -> None:
             FIXED_BY_MODEL,
             f"cannot be changed with --model: {model} fixes it; export another file instead",
         )
+    if "references" in values and not values["references"]:
+        refuse(context, ("augment", "max_patches"), "is for references: give --references PATH too")
     if "tile" in values and values["tile"] is None:
         refuse(context, ("overlap",), "is for tiles: give --tile SIZE too")
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -123,9 +124,18 @@ class TorchScorer:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
+    def normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return images, (B, S, S, 3) uint8 RGB, as the encoder takes them, on the device."""
+        return self.core.normalise(self._on_device(pixels))
+
     def features(self, pixels: NDArray[np.uint8]) -> Any:
         """Return the core's features of images, (B, S, S, 3) uint8 RGB."""
-        return self.encode(self.core.normalise(self._on_device(pixels)))
+        return self.encode(self.normalised(pixels))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which encoders run in this scorer's precision."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def encode(self, pixels: Tensor) -> Any:
         """Return the core's features of normalised pixels (B, 3, S, S), computed in this scorer's precision.
@@ -135,8 +145,7 @@ class TorchScorer:
         AnomalyCLIPError
             The model cannot be compiled on this machine.
         """
-        dtype = PRECISIONS[self.precision]
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with self.autocast():
             try:
                 return self._encode(pixels)
             except Exception as error:

@@ -70,7 +70,12 @@ class Method:
                 f"method {self.name!r} puts the name of what the images show into its sentences: give --class-name "
                 "NAME, or --normal and --abnormal without {}"
             )
-        return self._build(spec)
+        scorer = self._build(spec)
+        if spec.references is None:
+            return scorer
+        from anomalyclip.fitting import with_references
+
+        return with_references(scorer, spec)
 
     def lacks_class(self, spec: DetectorSpec) -> bool:
         """Tell whether the method needs a class name that the spec does not give."""
@@ -185,11 +190,12 @@ def _registered(name: str, options: frozenset[str], names_class: bool, builder: 
 
 
 _COMMON = ("backbone", "image_size", "sigma", "image_score", "precision", "compiled")
+_REFERENCES = ("references", "augment", "max_patches")
 
 register(
     "anomalyclip",
     "anomalyclip.methods.anomalyclip:build",
-    options=[*_COMMON, "prompts", "layers", "dpam_layers", "local_attention"],
+    options=[*_COMMON, "prompts", "layers", "dpam_layers", "local_attention", *_REFERENCES],
 )
 
 _WORDS = ("normal", "abnormal", "templates", "class_name", "activation")

@@ -114,7 +114,7 @@ def make_core(
         layers=spec.layers,
         path=local_path(config, spec),
         sigma=SIGMA if spec.sigma is None else spec.sigma,
-        score_rule=spec.image_score,
+        score_rule=spec.image_score or "text",
     )
 
 

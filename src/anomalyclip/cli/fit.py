@@ -1,0 +1,86 @@
+"""``anomalyclip fit``: a memory of flawless images of a product."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anomalyclip.cli import options
+from anomalyclip.cli.console import fail, out, stoppable, track
+from anomalyclip.cli.flattening import Fields
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.spec import MAX_PATCHES, OPTIONS, DetectorSpec
+
+
+@options.with_options
+def fit(
+    context: typer.Context,
+    spec: Annotated[
+        DetectorSpec,
+        Fields(
+            without=("references", "augment", "max_patches", "image_score", "sigma", *options.OF_EXPORTED)
+        ),
+    ],
+    normals: Annotated[
+        list[str],
+        typer.Argument(
+            help="Flawless images of the product: files, folders (searched recursively) or patterns.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(help="The memory to write, for --references; its name ends in .memory.", dir_okay=False),
+    ],
+    add: Annotated[
+        bool, typer.Option("--add", help="Add the images to the memory that --output is already.")
+    ] = False,
+    augment: Annotated[bool, typer.Option("--augment", help=OPTIONS["augment"].metadata["help"])] = False,
+    max_patches: Annotated[
+        int, typer.Option(help=OPTIONS["max_patches"].metadata["help"], min=1)
+    ] = MAX_PATCHES,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
+) -> None:
+    """Remember flawless images of a product, so that others can be compared with them (few-shot).
+
+    One image is enough to begin with; four to sixteen are better. Use the same model options as for predict. The
+    memory is for --references of predict, calibrate, test and export.
+    """
+    from anomalyclip.files import check_writable
+    from anomalyclip.fitting import fit as gather
+
+    if output.suffix.lower() != ".memory":
+        raise AnomalyCLIPError(
+            f"{output}: the name of a memory ends in .memory: {output.with_suffix('.memory')}"
+        )
+    if add:
+        options.refuse(
+            context, ("augment", "max_patches"), f"cannot be changed with --add: {output} has fixed it"
+        )
+        options.refuse(context, ("overwrite",), "and --add: give one of them")
+        if not output.exists():
+            raise AnomalyCLIPError(f"{output}: there is no memory yet to add to; leave out --add")
+    check_writable(output, overwrite=overwrite or add)
+    failed = []
+
+    def on_error(image: object, error: InputError) -> None:
+        fail(str(error))
+        failed.append(image)
+
+    with stoppable("stopped: no memory was written"):
+        memory = gather(
+            spec,
+            normals,
+            augment=augment,
+            max_patches=max_patches,
+            add_to=output if add else None,
+            on_error=on_error,
+            track=track,
+        )
+    memory.save(output)
+    count = f"{len(memory)} reference{'s' * (len(memory) != 1)}"
+    out().print(
+        f"{output}: {count}, {memory.patches} patches; {memory.size / 1e6:.1f} MB in memory", markup=False
+    )
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,256 @@
+"""Few-shot on features: how far a patch is from the nearest one of flawless references. Pure functions of tensors.
+
+Shapes: B images, N = g * g patches on a square grid, M patches of the references, D width of a feature.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Banks = Mapping[str, Tensor]
+"""Normalised features by the name of where they come from; the same rows (last axis but one) in each."""
+
+BLOCK = 4096
+"""Reference patches that are compared at once: the matrix of cosines is never larger than B * N * BLOCK."""
+
+_SKETCH = 64
+"""Width to which features are projected at random before a coreset is chosen."""
+
+
+def nearest(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
+    """Return the cosine distance of each feature to the nearest one of a bank, by matrix products of bounded size.
+
+    Parameters
+    ----------
+    features : Tensor
+        (..., D) float, normalised.
+    bank : Tensor
+        (M, D) float, normalised.
+    block : int
+        Rows of the bank that are compared at once.
+
+    Returns
+    -------
+    Tensor
+        (...) float32 within [0, 2]: 1 - cosine.
+
+    Examples
+    --------
+    >>> nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0]]))
+    tensor([0.0000, 0.4000])
+    """
+    features = features.float()
+    best = [(features @ part.float().T).amax(dim=-1) for _, part in _parts(bank, block)]
+    return (1 - reduce(torch.maximum, best)).clamp(0, 2)
+
+
+def nearest_rows(features: Tensor, banks: Banks, name: str, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Return distances (...) as `nearest` does, for one of the banks, and which rows are the nearest, int64 (...)."""
+    found, rows = [], []
+    for start, part in _parts(banks[name], block):
+        cosine, row = (features.float() @ part.float().T).max(dim=-1)
+        found.append(cosine)
+        rows.append(row + start)
+    best, which = torch.stack(found).max(dim=0)
+    return (1 - best).clamp(0, 2), torch.stack(rows).gather(0, which[None])[0]
+
+
+def _parts(bank: Tensor, block: int) -> list[tuple[int, Tensor]]:
+    return [(start, bank[start : start + block]) for start in range(0, len(bank), block)]
+
+
+def distance(features: Banks, banks: Banks) -> Tensor:
+    """Return the mean over banks of the distance of each patch (..., N) to the nearest reference patch."""
+    return torch.stack([nearest(features[name], bank) for name, bank in banks.items()]).mean(dim=0)
+
+
+def with_neighbours(tokens: Tensor) -> Tensor:
+    """Return patch features that know a little of their neighbours: each, normalised, plus the mean of its 3 x 3.
+
+    A patch that occurs in the references, but not beside these neighbours, is then farther from them. At the edge of
+    the grid the mean is over the neighbours that there are.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        (B, N, D) float, patches row by row on a square grid, without CLS.
+
+    Returns
+    -------
+    Tensor
+        (B, N, D) float32, normalised.
+
+    Examples
+    --------
+    >>> with_neighbours(torch.tensor([[[2.0, 0.0]] * 4])).tolist()[0][0]
+    [1.0, 0.0]
+    """
+    side = math.isqrt(tokens.shape[1])
+    patches = F.normalize(tokens.float(), dim=-1)  # B N D
+    grid = patches.transpose(1, 2).reshape(len(patches), -1, side, side)  # B D g g
+    mean = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
+    return F.normalize(patches + mean.flatten(2).transpose(1, 2), dim=-1)
+
+
+NORMAL_SHARE = 0.99
+"""Share of the references' own patches whose distance is below 1 on the fixed scale."""
+
+_KNOWN, _UNKNOWN = 0.5, 0.9
+"""Shares of patches beyond that distance: up to the first an image is of the product, from the second on it is not."""
+
+_LEFT = 0.25
+"""How much of its normality an image of another product keeps."""
+
+
+def scale_of(left_out: Tensor) -> float:
+    """Return the distance that becomes 1 on the fixed scale: 99 % of normal patches are nearer. Never 0.
+
+    Examples
+    --------
+    >>> scale_of(torch.arange(101.0) / 100)
+    0.99
+    """
+    quantile = np.quantile(
+        left_out.numpy().astype(np.float64), NORMAL_SHARE
+    )  # torch's takes 16 million at most
+    return max(round(float(quantile), 9), 1e-4)
+
+
+def on_scale(distances: Tensor, scale: Tensor | float) -> Tensor:
+    """Return distances within [0, 1): d / (d + scale), so that 99 % of normal patches are below 0.5.
+
+    It never saturates: of two patches, the farther one stays the more anomalous.
+
+    Examples
+    --------
+    >>> on_scale(torch.tensor([0.0, 0.1, 0.9]), 0.1)
+    tensor([0.0000, 0.5000, 0.9000])
+    """
+    return distances / (distances + scale)
+
+
+def unknown_share(distances: Tensor, scale: Tensor | float) -> Tensor:
+    """Return the share (B,) of each image's patches (B, N) that are farther than 99 % of normal ones.
+
+    It is near 0.01 for normal images, and seldom above 0.3 for anomalous ones; for another product it is near 1.
+    """
+    return (distances > scale).float().mean(dim=-1)
+
+
+def flattened(maps: Tensor, unknown: Tensor) -> Tensor:
+    """Return memory maps (B, N) that say nothing about places in an image that is of another product.
+
+    Far from all references, distances differ between places for reasons that are no defects. The mean stays: such an
+    image is not called normal.
+
+    Parameters
+    ----------
+    maps : Tensor
+        (B, N) float within [0, 1].
+    unknown : Tensor
+        (B,) float, of `unknown_share`: up to 0.5 nothing changes, from 0.9 on the map is its mean.
+
+    Examples
+    --------
+    >>> flattened(torch.tensor([[0.6, 0.8], [0.6, 0.8]]), torch.tensor([0.2, 1.0]))
+    tensor([[0.6000, 0.8000],
+            [0.7000, 0.7000]])
+    """
+    trust = _trust(unknown)[:, None]  # B 1
+    return trust * maps + (1 - trust) * maps.mean(dim=-1, keepdim=True)
+
+
+def lifted(scores: Tensor, unknown: Tensor) -> Tensor:
+    """Return image scores (B,) that call no image of another product normal, whatever the texts say of it.
+
+    From a share of 0.9 of unknown patches on, scores are within [0.75, 1], in the same order.
+
+    Examples
+    --------
+    >>> lifted(torch.tensor([0.2, 0.2]), torch.tensor([0.1, 0.95]))
+    tensor([0.2000, 0.8000])
+    """
+    return 1 - (1 - scores) * (_LEFT + (1 - _LEFT) * _trust(unknown))
+
+
+def _trust(unknown: Tensor) -> Tensor:
+    """Return how far the references say something of images: 1 of those of their product, 0 of others."""
+    return ((_UNKNOWN - unknown) / (_UNKNOWN - _KNOWN)).clamp(0, 1)
+
+
+def left_out(features: Banks, banks: Banks, others: Tensor) -> Tensor:
+    """Return the distances of a reference's patches to the other references: how far normal patches are.
+
+    Parameters
+    ----------
+    features : mapping of str to Tensor
+        (Q, N, D), of the reference.
+    banks : mapping of str to Tensor
+        (M, D), of all references.
+    others : Tensor
+        (M,) bool, which rows are of other references.
+
+    Returns
+    -------
+    Tensor
+        (Q, N) float32.
+    """
+    return distance(features, {name: bank[others] for name, bank in banks.items()})
+
+
+def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:
+    """Choose patches that stand for all: greedily, each time the one that is farthest from those chosen (k-centre).
+
+    Features of all banks are taken together, and projected at random to a width of 64, which keeps distances well
+    enough to choose by.
+
+    Parameters
+    ----------
+    banks : mapping of str to Tensor
+        (M, D) each, normalised.
+    count : int
+        How many patches are kept.
+    seed : int
+        Of the projection.
+
+    Returns
+    -------
+    Tensor
+        (count,) int64, rising; all rows if there are no more.
+
+    References
+    ----------
+    Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (PatchCore), CVPR 2022.
+
+    Examples
+    --------
+    >>> bank = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]]), dim=-1)
+    >>> coreset({"4": bank}, 2).tolist()
+    [0, 2]
+    """
+    rows = len(next(iter(banks.values())))
+    if rows <= count:
+        return torch.arange(rows)
+    sketch = _sketch(banks, seed)  # M d
+    norms = sketch.square().sum(dim=1)
+    chosen = torch.zeros(count, dtype=torch.int64)  # the first is row 0
+    farness = torch.full((rows,), torch.inf)
+    for step in range(1, count):
+        last = sketch[chosen[step - 1]]
+        torch.minimum(farness, norms - 2 * (sketch @ last) + last.square().sum(), out=farness)
+        chosen[step] = farness.argmax()
+    return chosen.sort().values
+
+
+def _sketch(banks: Banks, seed: int) -> Tensor:
+    chance = torch.Generator().manual_seed(seed)
+    parts = []
+    for _, bank in sorted(banks.items()):
+        matrix = torch.randn(bank.shape[1], _SKETCH, generator=chance) / _SKETCH**0.5
+        parts.append(torch.cat([part.float() @ matrix for _, part in _parts(bank, BLOCK)]))
+    return torch.stack(parts).sum(dim=0)

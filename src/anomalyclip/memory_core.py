@@ -1,0 +1,127 @@
+"""A core with a memory of flawless references beside its texts: one pass through the image tower serves both."""
+
+import torch
+from torch import Tensor
+
+from anomalyclip.anomaly import image_score
+from anomalyclip.clip.model import CLIPConfig
+from anomalyclip.clip.taps import Features, Taps
+from anomalyclip.clip_core import ClipCore
+from anomalyclip.memory import (
+    distance,
+    flattened,
+    lifted,
+    nearest_rows,
+    on_scale,
+    scale_of,
+    unknown_share,
+    with_neighbours,
+)
+from anomalyclip.references import Memory
+
+DEFAULT_RULE = "top1"
+"""How the image score is made with references (`anomalyclip.spec.IMAGE_SCORES`), the map being the memory's."""
+
+
+def default_blocks(config: CLIPConfig) -> tuple[int, ...]:
+    """Return the blocks whose patches are remembered: at two thirds and at five sixths of the depth.
+
+    Examples
+    --------
+    >>> default_blocks(CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408))
+    (16, 20)
+    """
+    depth = config.vision_layers
+    return tuple(sorted({max(round(depth * share), 1) for share in (2 / 3, 5 / 6)}))
+
+
+class PatchMemory:
+    """What a memory holds of a pass through the image tower: plain patch tokens, with their neighbours, of two blocks.
+
+    Parameters
+    ----------
+    config : CLIPConfig
+        Of the model.
+    """
+
+    def __init__(self, config: CLIPConfig) -> None:
+        self.blocks = default_blocks(config)
+        self.taps = Taps(plain=self.blocks)
+
+    def features(self, found: Features) -> dict[str, Tensor]:
+        """Return (B, N, D) float32, normalised, by the name of their bank."""
+        return {f"block {number}": with_neighbours(found.plain[number][:, 1:]) for number in self.blocks}
+
+
+class MemoryCore(ClipCore):
+    """A core's own scores and maps, and beside them how far each patch is from flawless references.
+
+    The map is the mean of the text map and the memory's map; the image score is made from what the texts say of the
+    image and the highest 1 % of the memory's map. In an image of another product the memory says nothing of places, and
+    the image is not called normal.
+
+    Parameters
+    ----------
+    core : ClipCore
+        What compares images with texts.
+    memory : Memory
+        Of this core's image tower and image size.
+    score_rule : str
+        A key of `anomalyclip.spec.IMAGE_SCORES`.
+    """
+
+    scale: Tensor
+
+    def __init__(self, core: ClipCore, memory: Memory, *, score_rule: str = DEFAULT_RULE) -> None:
+        held = PatchMemory(core.config)
+        super().__init__(
+            core.visual,
+            core.config,
+            core.taps | held.taps,
+            image_size=core.image_size,
+            sigma=core.sigma,
+            score_rule="text",
+        )
+        self.text_core, self.memory, self.held, self.memory_rule = core, memory, held, score_rule
+        for number, bank in enumerate(memory.banks.values()):
+            self.register_buffer(f"bank_{number}", bank.float(), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale_of(memory.left_out)), persistent=False)
+        self.seen, self.unknown = 0, 0
+        """Images scored, and how many of them look like another product."""
+
+    @property
+    def banks(self) -> dict[str, Tensor]:
+        """The references' features, float32, by name."""
+        return {name: self.get_buffer(f"bank_{number}") for number, name in enumerate(self.memory.banks)}
+
+    def compare(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return scores (B,) and patch maps (B, g, g)."""
+        text, maps = self.text_core.compare(features)
+        distances = distance(self.held.features(features), self.banks)  # B N
+        return self.fused(text, maps, distances)
+
+    def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores (B,) and patch maps (B, g, g) of what the texts and the memory say.
+
+        Parameters
+        ----------
+        text, maps : Tensor
+            (B,) and (B, g, g) float32 of the text core.
+        distances : Tensor
+            (B, N) float32.
+        """
+        unknown = unknown_share(distances, self.scale)
+        self._count(unknown)
+        memory = flattened(on_scale(distances, self.scale), unknown).view(maps.shape)  # B g g
+        score = image_score(text, self.enlarged(memory), self.memory_rule, grids=memory)
+        return lifted(score, unknown), (maps + memory) / 2
+
+    def _count(self, unknown: Tensor) -> None:
+        if not torch.compiler.is_compiling():  # nor exporting
+            self.seen += len(unknown)
+            self.unknown += int((unknown > 0.5).sum())
+
+    def nearest(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return distances (B, N) and which row of the memory each patch is nearest to, by its last bank."""
+        name = list(self.banks)[-1]
+        return nearest_rows(self.held.features(features)[name], self.banks, name)

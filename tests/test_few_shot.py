@@ -1,0 +1,374 @@
+"""Few-shot: a memory of flawless images, its file, and a detector that uses it, in PyTorch and exported."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, InputError, fit, remember
+from anomalyclip.clip.model import CLIP
+from anomalyclip.data.synthetic.writer import write_dataset
+from anomalyclip.engines.export import export
+from anomalyclip.engines.exported import ExportedScorer
+from anomalyclip.errors import AnomalyCLIPWarning
+from anomalyclip.evaluation.run import evaluate
+from anomalyclip.fitting import views
+from anomalyclip.memory import scale_of
+from anomalyclip.references import Memory
+from tests.conftest import TINY, torch_scorer
+
+pytestmark = pytest.mark.filterwarnings("error::anomalyclip.AnomalyCLIPWarning")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Two generated products, with flawless images to draw from."""
+    folder = tmp_path_factory.mktemp("data") / "parts"
+    write_dataset(folder, ["tablet", "paper"], normal=6, anomalous=6, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good(parts):
+    return sorted((parts / "tablet" / "train" / "good").iterdir())
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return Detector.from_pretrained("micro", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def memory(detector, good):
+    return fit(detector, good[:4])
+
+
+@pytest.fixture(scope="module")
+def few_shot(detector, memory):
+    return remember(detector, memory)
+
+
+def mean_of(detector, parts, name):
+    """Image and pixel AUROC of one class."""
+    from anomalyclip.data.listing import load_samples
+
+    data = load_samples(parts)
+    only = tuple(sample for sample in data if sample.class_name == name)
+    result = evaluate(detector, type(data)(**{**vars(data), "samples": only}))
+    return result.mean["image_auroc"], result.mean["pixel_auroc"]
+
+
+def test_a_memory_holds_every_patch_of_its_references(memory, good):
+    assert len(memory) == 4
+    assert memory.patches == 4 * 15 * 15
+    assert sorted(memory.names) == [path.name for path in good[:4]]
+    assert list(memory.hashes) == sorted(memory.hashes)
+    assert set(memory.banks) == {"block 4", "block 5"}
+    assert memory.left_out.shape == (4, 15, 15)
+
+
+def test_four_references_beat_none(detector, few_shot, parts):
+    """Fixed seeds: generated tablets, of which the micro backbone alone knows little."""
+    without, beside = mean_of(detector, parts, "tablet"), mean_of(few_shot, parts, "tablet")
+    assert beside[0] > without[0] + 0.02
+    assert beside[1] > without[1] + 0.02
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_images_in_it(few_shot, parts):
+    pictures = sorted((parts / "tablet" / "test").rglob("*.png"))[:5]
+    together = few_shot.predict(pictures, batch_size=5)
+    for picture, beside in zip(pictures, together, strict=True):
+        alone = few_shot.predict(picture)
+        assert alone.pred_score == pytest.approx(beside.pred_score, abs=1e-5)
+        np.testing.assert_allclose(alone.anomaly_map, beside.anomaly_map, atol=1e-5)
+
+
+def test_a_reference_itself_is_as_normal_as_can_be(few_shot, detector, good):
+    core = few_shot.scorer.core
+    pixels = torch.from_numpy(
+        np.asarray(Image.open(good[0]).resize((180, 180), Image.Resampling.BICUBIC))[None].copy()
+    )
+    with torch.inference_mode():
+        text, maps = detector.scorer.core.compare(core.encode(core.normalise(pixels)))
+        score, fused = core.compare(core.encode(core.normalise(pixels)))
+    assert (fused - maps / 2).abs().max() < 0.01  # the memory says nothing
+    assert float(score) == pytest.approx(float(text) / 2, abs=0.01)
+
+
+def test_the_file_gives_the_memory_back_and_the_same_bytes(memory, tmp_path):
+    memory.save(tmp_path / "nut.memory")
+    again = Memory.load(tmp_path / "nut.memory")
+    assert again.digest() == memory.digest()
+    assert (again.names, again.hashes, again.settings) == (memory.names, memory.hashes, memory.settings)
+    again.save(tmp_path / "again.memory")
+    assert (tmp_path / "again.memory").read_bytes() == (tmp_path / "nut.memory").read_bytes()
+
+
+def test_the_file_names_no_folder_of_this_machine(detector, parts, tmp_path):
+    spec = DetectorSpec("micro", device="cpu")
+    fit(spec, parts / "tablet" / "train" / "good").save(tmp_path / "nut.memory")
+    assert str(parts).encode() not in (tmp_path / "nut.memory").read_bytes()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_adding_later_gives_the_same_file_as_fitting_at_once(detector, good, tmp_path, augment):
+    at_once = fit(detector, good[:3], augment=augment)
+    at_once.save(tmp_path / "at_once.memory")
+    first = fit(detector, good[2], augment=augment)
+    fit(detector, [good[0], good[1]], add_to=first).save(tmp_path / "later.memory")
+    assert (tmp_path / "later.memory").read_bytes() == (tmp_path / "at_once.memory").read_bytes()
+
+
+def test_the_scale_is_of_the_references_alone(memory, detector, good, few_shot):
+    assert float(few_shot.scorer.core.scale) == pytest.approx(scale_of(memory.left_out))
+    fifth = remember(detector, fit(detector, good[4])).scorer.core
+    held = {name: bank.float() for name, bank in memory.banks.items()}
+    assert fifth.memory.left_out.shape == (7, 15, 15)  # a single reference: its turned views
+    assert 0.3 < float(fifth.scale) / float(few_shot.scorer.core.scale) < 6
+    assert held
+
+
+def test_the_scale_of_one_reference_does_not_change_with_augmentation(detector, good):
+    plain, augmented = fit(detector, good[0]), fit(detector, good[0], augment=True)
+    assert augmented.patches == 8 * plain.patches
+    torch.testing.assert_close(augmented.left_out, plain.left_out)
+
+
+def test_augmentation_knows_a_turned_product(detector, good):
+    turned = views(np.asarray(Image.open(good[0]).convert("RGB").resize((180, 180))))[1]
+    plain, augmented = (
+        remember(detector, fit(detector, Image.fromarray(views(turned)[3]), augment=augment))
+        for augment in (False, True)
+    )
+    assert augmented.predict(turned).pred_score < plain.predict(turned).pred_score - 0.02
+
+
+def test_references_of_another_product_are_not_called_normal(few_shot, detector, parts):
+    right = [
+        few_shot.predict(path).pred_score for path in sorted((parts / "tablet" / "test" / "good").iterdir())
+    ]
+    pictures = sorted((parts / "paper" / "test").rglob("*.png"))
+    core = few_shot.scorer.core
+    core.seen = core.unknown = 0
+    wrong = [item.pred_score for item in few_shot.predict(pictures)]
+    assert (core.unknown, core.seen) == (len(pictures), len(pictures))
+    assert min(wrong) > 0.75
+    assert min(wrong) > max(right)
+
+
+def test_references_of_another_product_do_not_spoil_the_texts(few_shot, detector, parts):
+    without, beside = mean_of(detector, parts, "paper"), mean_of(few_shot, parts, "paper")
+    assert beside[0] >= without[0] - 0.03
+    assert beside[1] >= without[1] - 0.03
+
+
+def test_a_detector_by_folder_and_by_file_is_the_same(memory, good, tmp_path):
+    memory.save(tmp_path / "nut.memory")
+    for number, path in enumerate(good[:4]):
+        (tmp_path / "refs").mkdir(exist_ok=True)
+        (tmp_path / "refs" / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    by_file = Detector.from_pretrained("micro", references=tmp_path / "nut.memory")
+    by_folder = Detector.from_pretrained("micro", references=[tmp_path / "refs"])
+    assert by_file.identity() == by_folder.identity()
+    assert by_file.identity()["references_sha256"] == memory.digest()
+    assert by_file.identity()["image_score"] == "top1"
+    assert by_file.predict(good[5]).pred_score == by_folder.predict(good[5]).pred_score
+    text = Detector.from_pretrained("micro", references=tmp_path / "nut.memory", image_score="text")
+    assert text.predict(good[5]).pred_score == pytest.approx(
+        Detector.from_pretrained("micro").predict(good[5]).pred_score
+    )
+
+
+def test_references_with_other_pixels_are_another_detector(detector, good, memory):
+    assert fit(detector, good[1:5]).digest() != memory.digest()
+
+
+def test_a_memory_of_another_model_is_refused(memory, tmp_path):
+    memory.save(tmp_path / "nut.memory")
+    with pytest.raises(AnomalyCLIPError, match="image_size: 180 then, 120 now"):
+        Detector.from_pretrained("micro", references=tmp_path / "nut.memory", image_size=120)
+    with pytest.raises(AnomalyCLIPError, match="without tiles.*tiles of 64"):
+        Detector.from_pretrained("micro", references=tmp_path / "nut.memory", tile=64)
+    Detector.from_pretrained("micro", references=tmp_path / "nut.memory", sigma=1.0)  # this one may differ
+
+
+def test_tiles_are_compared_with_tiles(detector, good):
+    detector = Detector.from_pretrained("micro", tile=128)
+    memory = fit(detector, good[:2])
+    assert memory.patches == 2 * (1 + 4) * 225  # 192 x 192 pixels: the whole and four tiles
+    tiled = remember(detector, memory)
+    assert tiled.predict(good[0]).anomaly_map.shape == (192, 192)
+    assert tiled.predict(good[0]).pred_score < detector.predict(good[0]).pred_score
+
+
+def test_more_patches_than_wanted_become_a_coreset(detector, good):
+    with pytest.warns(AnomalyCLIPWarning, match="of 1350 patches in 6 references 300 are kept"):
+        reduced = fit(detector, good, max_patches=300)
+    assert reduced.patches == 300
+    assert reduced.left_out.shape == (6, 15, 15)
+    assert set(reduced.piece_reference[reduced.row_piece.long()].tolist()) == set(range(6))
+    with pytest.raises(AnomalyCLIPError, match="reduced to 300 patches, and nothing can be added"):
+        fit(detector, good[0], add_to=reduced)
+
+
+def test_a_repeated_reference_counts_once(detector, good, memory):
+    with pytest.warns(AnomalyCLIPWarning, match="2 references have the same pixels.*PngImageFile"):
+        assert (
+            fit(detector, [*good[:4], Image.open(good[0]), Image.open(good[1])]).digest() == memory.digest()
+        )
+
+
+def test_an_unreadable_reference_is_named_and_the_rest_counts(detector, good, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"bad\.png"):
+        fit(detector, [good[0], bad])
+    told = []
+    found = fit(detector, [good[0], bad], on_error=lambda image, error: told.append(str(error)))
+    assert len(found) == 1
+    assert "bad.png" in told[0]
+
+
+def test_no_reference_is_refused(detector, tmp_path):
+    with pytest.raises(AnomalyCLIPError, match="no reference could be used"):
+        fit(detector, iter(()))
+    with pytest.raises(AnomalyCLIPError, match="no images in this folder"):
+        fit(detector, tmp_path)
+
+
+def test_references_of_other_sizes_and_modes_are_images_like_any(detector):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 90), dtype=np.uint8)
+    assert (
+        len(fit(detector, [Image.fromarray(noise), Image.fromarray(noise).convert("RGB").resize((300, 10))]))
+        == 2
+    )
+
+
+def test_a_detector_with_references_cannot_have_others(few_shot, good, memory):
+    with pytest.raises(AnomalyCLIPError, match="has references already"):
+        fit(few_shot, good)
+    with pytest.raises(AnomalyCLIPError, match="has references already"):
+        remember(few_shot, memory)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cannot be read as a memory"),
+        (lambda path: path.write_bytes(b""), "cannot be read as a memory"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_a_damaged_memory_is_named(memory, tmp_path, damage, message):
+    memory.save(path := tmp_path / "nut.memory")
+    damage(path)
+    with pytest.raises(AnomalyCLIPError, match=rf"nut\.memory: .*{message}"):
+        Memory.load(path)
+
+
+def test_another_safetensors_file_is_no_memory(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.memory")
+    with pytest.raises(AnomalyCLIPError, match=r"a\.memory: .*no memory"):
+        Memory.load(tmp_path / "a.memory")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": True}, "augment: only for references"),
+        ({"references": ["a.memory", "b"]}, "a memory stands alone"),
+        (
+            {"references": "a.memory", "max_patches": 9},
+            "max_patches cannot be changed: a.memory has fixed it",
+        ),
+        ({"references": "a", "max_patches": 0}, "expected 1 or more patches"),
+        ({"references": [""]}, "references.*expected paths"),
+    ],
+)
+def test_options_that_cannot_go_together_are_refused(options, message):
+    with pytest.raises(AnomalyCLIPError, match=message):
+        DetectorSpec("micro", **options)
+
+
+def test_a_spec_with_references_is_a_value(good):
+    spec = DetectorSpec("micro", references=good[0].parent, augment=True)
+    assert DetectorSpec.from_json(spec.to_json()) == spec
+    assert spec.references == (str(good[0].parent),)
+
+
+def test_an_export_carries_its_memory(tiny_state, paper_case, good, tmp_path):
+    """The golden CLIP with two blocks: exporting micro takes longer."""
+    prefix = "visual.transformer.resblocks."
+    state = {k: v for k, v in tiny_state.items() if not k.startswith(prefix) or int(k.split(".")[3]) < 2}
+    clip = CLIP.frozen(replace(TINY, vision_layers=2), state)
+    plain = Detector(torch_scorer(clip, paper_case.prompts, image_size=70, dpam_layers=1))
+    memory = fit(plain, good[:3])
+    few_shot = remember(plain, memory)
+    report = export(few_shot, tmp_path / "few.onnx", dynamic_batch=True)
+    assert max(report.score_difference, report.map_difference) < 1e-4
+    card = ExportedScorer(tmp_path / "few.onnx").card
+    assert card.identity["references_sha256"] == memory.digest()
+    assert sorted(card.facts["references"]) == sorted(memory.names)
+    assert card.facts["references_mb"] == pytest.approx(memory.size / 1e6, abs=0.01)
+    exported = Detector.from_exported(tmp_path / "few.onnx")
+    for picture in (good[0], good[5]):
+        one, other = exported.predict(picture), few_shot.predict(picture)
+        assert one.pred_score == pytest.approx(other.pred_score, abs=1e-4)
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_file_grows_by_the_memory(few_shot, detector, memory, tmp_path):
+    plain = export(detector, tmp_path / "plain.onnx")
+    report = export(few_shot, tmp_path / "few.onnx", dynamic_batch=True)
+    assert report.size - plain.size == pytest.approx(memory.size, abs=150_000)
+
+
+OTHERS = [("few.xml", {"format": "openvino"}), ("half.onnx", {"precision": "fp16"})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), OTHERS)
+def test_other_exports_carry_it_too(few_shot, tmp_path, name, options):
+    report = export(few_shot, tmp_path / name, **options)
+    assert max(report.score_difference, report.map_difference) < report.tolerance
+
+
+def test_from_a_folder_to_verdicts_on_the_command_line(cli, parts, tmp_path):
+    memory = tmp_path / "nut.memory"
+    refs = sorted((parts / "tablet" / "train" / "good").iterdir())
+    base = ["fit", "--backbone", "micro", "--output", memory]
+    assert "2 references, 450 patches" in cli(*base, refs[0], refs[1]).out
+    again = cli(*base, refs[0])
+    assert again.code == 2
+    assert "exists" in again.err
+    assert "3 references" in cli(*base, "--add", refs[2]).out
+    pictures, results = parts / "tablet" / "test" / "good", tmp_path / "out"
+    shown = cli("predict", pictures, "--backbone", "micro", "--references", memory, "--output", results)
+    assert shown.code == 0
+    assert len((results / "predictions.jsonl").read_text().splitlines()) == 6
+    assert (
+        json.loads((results / "settings.json").read_text())["references_sha256"]
+        == Memory.load(memory).digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "nut.txt"], "the name of a memory ends in .memory"),
+        (["--output", "none.memory", "--add"], "no memory yet to add to"),
+        (["--output", "none.memory", "--add", "--augment"], "--augment cannot be changed with --add"),
+    ],
+)
+def test_fit_refuses_what_cannot_be(cli, good, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    finished = cli("fit", good[0], "--backbone", "micro", *options)
+    assert finished.code == 2
+    assert message in " ".join(finished.err.split())
+    assert not list(tmp_path.iterdir())
