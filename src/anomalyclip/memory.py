@@ -112,8 +112,8 @@ def scale_of(left_out: Tensor) -> float:
 
     Examples
     --------
-    >>> scale_of(torch.arange(101.0) / 100)
-    0.99
+    >>> scale_of(torch.arange(101.0))
+    99.0
     """
     quantile = np.quantile(
         left_out.numpy().astype(np.float64), NORMAL_SHARE

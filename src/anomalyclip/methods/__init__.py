@@ -215,7 +215,16 @@ register(
 register(
     "words",
     "anomalyclip.methods.words:words",
-    options=[*_COMMON, *_WORDS, "layers", "ln_post", "dpam_layers", "local_attention", "feature_surgery"],
+    options=[
+        *_COMMON,
+        *_WORDS,
+        *_REFERENCES,
+        "layers",
+        "ln_post",
+        "dpam_layers",
+        "local_attention",
+        "feature_surgery",
+    ],
 )
 register(
     "winclip",

@@ -67,7 +67,7 @@ class WinCLIPCore(ClipCore):
             Taps(windows=windows, positions="bicubic"),
             image_size=size,
             sigma=spec.sigma or 0.0,
-            score_rule=spec.image_score,
+            score_rule=spec.image_score or "text",
         )
         self.windows, self.rule = windows, spec.window_rule or "abnormal"
         for window in windows:

@@ -43,7 +43,7 @@ def _core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures, *, local:
         layers=spec.layers,
         path=local_path(clip.config, spec) if local else PLAIN,
         sigma=SIGMA if spec.sigma is None else spec.sigma,
-        score_rule=spec.image_score,
+        score_rule=spec.image_score or "text",
         ln_post=bool(spec.ln_post),
         surgery=spec.feature_surgery,
     )
