@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -70,6 +71,7 @@ class TorchScorer:
         self._encode = torch.compile(core.encode) if compiled else core.encode
         self._identity, self._description = identity, description
         self._known_identity: dict[str, Any] | None = None
+        self._process = os.getpid()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `anomalyclip.scorer.Scorer`.
@@ -77,7 +79,8 @@ class TorchScorer:
         Raises
         ------
         AnomalyCLIPError
-            The model returned NaN or infinite scores.
+            The model returned NaN or infinite scores, or the process was forked from the one that loaded it and cannot
+            use it.
         """
         with torch.inference_mode():
             features = self.encode(self.core.normalise(self._on_device(pixels)))
@@ -117,7 +120,23 @@ class TorchScorer:
         facts = {**self._description.facts, "device": str(self.device)}
         return replace(self._description, facts=facts)
 
+    def _settle_after_fork(self) -> None:
+        """Use one thread in a forked process: those of PyTorch's pools are not copied, and would be waited for forever.
+
+        The number is one of each thread, so it is set whenever a thread comes.
+        """
+        if os.getpid() == self._process:
+            return
+        if self.device.type != "cpu" or self.compiled:
+            what = "compiled" if self.compiled else f"on {self.device}"
+            raise AnomalyCLIPError(
+                f"the model was loaded by another process, and one that is {what} does not work after a fork: load it "
+                "in each process (multiprocessing: start method spawn; gunicorn: without --preload)"
+            )
+        torch.set_num_threads(1)
+
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
+        self._settle_after_fork()  # whatever is computed begins here
         tensor = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             # Copies from pinned memory are asynchronous, so this thread can queue the next work meanwhile.
