@@ -292,7 +292,7 @@ def test_several_data_sets_are_one_evaluation(spec, root, tmp_path):
         ({"dataset": ["mvtec", "visa"]}, "1 data sets, but 2"),
         ({"threshold": 2.0}, "2.0"),
         ({"resume": True}, "resume.*output"),
-        ({"save": ["map"]}, "map.*output"),
+        ({"save": ["map"]}, "save.*output"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_loaded(options, says, root, here):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anomalyclip.errors import InputError as InputError
     from anomalyclip.evaluation.calibration import calibrate as calibrate
     from anomalyclip.evaluation.calibration import calibrate_labelled as calibrate_labelled
+    from anomalyclip.evaluation.comparison import compare as compare
     from anomalyclip.evaluation.run import evaluate as evaluate
     from anomalyclip.fitting import fit as fit
     from anomalyclip.fitting import remember as remember
@@ -38,6 +39,7 @@ _HOMES = {
     "Tiling": "anomalyclip.tiling",
     "calibrate": "anomalyclip.evaluation.calibration",
     "calibrate_labelled": "anomalyclip.evaluation.calibration",
+    "compare": "anomalyclip.evaluation.comparison",
     "evaluate": "anomalyclip.evaluation.run",
     "export": "anomalyclip.engines.export",
     "fit": "anomalyclip.fitting",
@@ -58,6 +60,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "calibrate_labelled",
+    "compare",
     "evaluate",
     "export",
     "fit",

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalyclip.clip.model import CLIP, CLIPConfig
+from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
+from anomalyclip.clip.taps import Taps, gflop
 from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
@@ -87,12 +88,9 @@ def encoder_gflop(config: CLIPConfig, *, image_size: int, dpam_layers: int) -> f
     >>> round(encoder_gflop(ARCHITECTURES["ViT-L-14-336"], image_size=518, dpam_layers=19))
     1176
     """
-    tokens = (image_size // config.patch_size) ** 2 + 1
-    width, depth = config.vision_width, config.vision_layers
-    linear, attention = 2 * tokens * width**2, 4 * tokens**2 * width
-    original = (depth - 1) * (12 * linear + attention) + 2 * linear  # the last block: keys and values
-    local = dpam_layers * (linear + attention)
-    return (original + local) / 1e9
+    last = (config.vision_layers,)
+    taps = Taps(local=last, path=LocalPath(dpam_layers)) if dpam_layers else Taps(plain=last)
+    return gflop(config, taps, image_size // config.patch_size)
 
 
 def run(

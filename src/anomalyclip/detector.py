@@ -1,7 +1,6 @@
 """`Detector`: images in, predictions out. It decodes ahead of the model and does not depend on PyTorch."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalyclip.decoding import OnError, decode, decode_ahead, name_of
-from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError, reason
+from anomalyclip.batches import Batches
+from anomalyclip.decoding import OnError, decode, decode_ahead
+from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.identity import differences
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction, Threshold
@@ -274,24 +274,12 @@ class Detector:
     def _score(
         self, prepared: Iterator[_Prepared], batch_size: int, on_error: OnError | None = None
     ) -> Iterator[Prediction]:
-        if batch_size < 1:
-            raise AnomalyCLIPError(f"batch size {batch_size}: expected 1 or more")
-        if self.tiling is not None:
-            score: Callable[[list[_Prepared]], list[Prediction]] = partial(
-                self._score_tiled, tiling=self.tiling, batch_size=batch_size
-            )
-            batch_size = 1
-        else:
-            score = self._score_batch
-        for batch in _batches(prepared, batch_size):
-            try:
-                predictions = score(batch)
-            except Exception as error:
-                yield from self._score_apart(score, batch, error, on_error)
-                continue
-            batch.clear()  # an uncut image may be a gigabyte, and whoever takes the prediction may open it again
-            while predictions:  # and none is held while the next image is scored: its map may be as large
-                yield predictions.pop(0)
+        score: Callable[[list[_Prepared]], list[Prediction]] = self._score_batch
+        at_once = batch_size
+        if self.tiling is not None and batch_size >= 1:  # a batch is of tiles
+            score = partial(self._score_tiled, tiling=self.tiling, batch_size=batch_size)
+            at_once = 1
+        yield from Batches(score, self._score_gray, at_once, on_error).of(prepared)
 
     def _score_batch(self, batch: list[_Prepared]) -> list[Prediction]:
         scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
@@ -309,47 +297,11 @@ class Detector:
         )
         return [self._prediction(item.id, item.size, score, anomaly_map)]
 
-    def _score_apart(
-        self,
-        score: Callable[[list[_Prepared]], list[Prediction]],
-        batch: Sequence[_Prepared],
-        error: Exception,
-        on_error: OnError | None,
-    ) -> Iterator[Prediction]:
-        """Score the images of a batch that failed one by one, so that each error concerns one image.
-
-        Where the model cannot score a plain gray image either, it is not the images' fault, and the error is raised.
-        """
-        self._require_a_working_model(error)
-        failed = 0
-        for item in batch:
-            try:
-                if len(batch) == 1:
-                    raise error
-                predictions = score([item])
-            except Exception as own:
-                failed += 1
-                said = InputError(f"{name_of(item.source, item.id)}: cannot be scored: {reason(own)}")
-                if on_error is None:
-                    raise said from own
-                on_error(item.source if item.id is None else item.id, said)
-            else:
-                yield from predictions
-        if not failed:
-            warnings.warn(
-                f"a batch of {len(batch)} images could not be scored at once ({reason(error)}), and its images were "
-                "scored one by one: a smaller batch size will be faster",
-                AnomalyCLIPWarning,
-                stacklevel=3,
-            )
-
-    def _require_a_working_model(self, error: Exception) -> None:
+    def _score_gray(self) -> None:
+        """Score a plain gray image, which nothing is wrong with."""
         side = self.scorer.image_size
         gray = np.full((side, side, 3), 128, np.uint8)
-        try:
-            self._score_batch([_Prepared(gray, None, (side, side), gray)])
-        except Exception:
-            raise error from None
+        self._score_batch([_Prepared(gray, None, (side, side), gray)])
 
     def _prediction(
         self, name: str | None, size: tuple[int, int], score: float, anomaly_map: NDArray[np.float32]
@@ -362,20 +314,3 @@ class Detector:
 def _text(value: object) -> str:
     """Return a setting as the text that prompt files record."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _batches(prepared: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    """Gather batches; if the source fails, the items before the failure are still scored."""
-    batch: list[_Prepared] = []
-    try:
-        for item in prepared:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except Exception:  # raised by the source: exceptions of the consumer do not reach this generator
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch

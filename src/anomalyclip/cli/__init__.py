@@ -14,6 +14,7 @@ import typer
 from anomalyclip.cli import unforeseen
 from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.calibrate import calibrate
+from anomalyclip.cli.compare import compare
 from anomalyclip.cli.console import fail, warnings_shown
 from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
@@ -65,7 +66,20 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in text.split("\n\n"))
 
 
-for verb in (demo, predict, fit, calibrate, test, train, datasets, prepare, synth, export, benchmark):
+for verb in (
+    demo,
+    predict,
+    fit,
+    calibrate,
+    test,
+    compare,
+    train,
+    datasets,
+    prepare,
+    synth,
+    export,
+    benchmark,
+):
     app.command(help=_paragraphs(verb))(unforeseen.carried(verb))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomalyclip.clip.model import PLAIN, LocalPath, VisionTransformer
+from anomalyclip.clip.model import PLAIN, CLIPConfig, LocalPath, VisionTransformer
 from anomalyclip.errors import AnomalyCLIPError
 
 Window = tuple[int, int]
@@ -100,6 +100,34 @@ def passes(several: Iterable[Taps]) -> list[Taps]:
         else:
             group.append(taps)
     return [reduce(or_, group) for group in groups]
+
+
+def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
+    """Return the 1e9 operations of the blocks' matrix products for one image (a product of sums counts two).
+
+    Counted: projections, MLP and attention of every block, the local path where it runs, of the last block's original
+    path what CLS needs unless its tokens are kept, and the windows.
+
+    Parameters
+    ----------
+    config : CLIPConfig
+    taps : Taps
+    side : int
+        Side g of the grid of patches.
+    """
+    width, depth = config.vision_width, config.vision_layers
+
+    def block(tokens: int) -> int:
+        return 24 * tokens * width**2 + 4 * tokens**2 * width
+
+    tokens = side**2 + 1
+    linear, attention = 2 * tokens * width**2, 4 * tokens**2 * width
+    last = block(tokens) if depth in taps.plain else 2 * linear  # keys and values alone
+    local = taps.path.blocks * (linear + len(taps.path.attends) * attention)
+    windows = sum(
+        len(starts(side, window)) ** 2 * depth * block(window[0] ** 2 + 1) for window in taps.windows
+    )
+    return ((depth - 1) * block(tokens) + last + local + windows) / 1e9
 
 
 class Features(NamedTuple):

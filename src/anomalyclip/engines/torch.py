@@ -20,6 +20,9 @@ from anomalyclip.scorer import Description
 _NAN = "the weights are damaged, or half precision overflows (try --precision fp32)"
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
+Encode = Callable[[Tensor], Any]
+"""From normalised pixels (B, 3, S, S) to features."""
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -82,8 +85,11 @@ class TorchScorer:
             The model returned NaN or infinite scores, or the process was forked from the one that loaded it and cannot
             use it.
         """
+        return self.results(self.features(pixels))
+
+    def results(self, features: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return scores and maps of what `features` returned; see `__call__`."""
         with torch.inference_mode():
-            features = self.encode(self.core.normalise(self._on_device(pixels)))
             scores, maps = self.core.finish(*self.core.compare(features))
         # A sum is not finite if any value is not; it costs almost nothing.
         if not math.isfinite(float(scores.sum() + maps.sum())):
@@ -147,17 +153,24 @@ class TorchScorer:
         """Return images, (B, S, S, 3) uint8 RGB, as the encoder takes them, on the device."""
         return self.core.normalise(self._on_device(pixels))
 
-    def features(self, pixels: NDArray[np.uint8]) -> Any:
-        """Return the core's features of images, (B, S, S, 3) uint8 RGB."""
-        return self.encode(self.normalised(pixels))
+    def features(self, pixels: NDArray[np.uint8], *, encode: Encode | None = None) -> Any:
+        """Return the features of images, (B, S, S, 3) uint8 RGB, by the core's encoder or another one."""
+        with torch.inference_mode():
+            return self.encode(self.normalised(pixels), encode=encode)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which encoders run in this scorer's precision."""
         dtype = PRECISIONS[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-    def encode(self, pixels: Tensor) -> Any:
-        """Return the core's features of normalised pixels (B, 3, S, S), computed in this scorer's precision.
+    def encode(self, pixels: Tensor, *, encode: Encode | None = None) -> Any:
+        """Return what the core's encoder makes of normalised pixels (B, 3, S, S), in this scorer's precision.
+
+        Parameters
+        ----------
+        pixels : Tensor
+        encode : callable, optional
+            Another encoder, such as one that serves several cores. None: the core's own.
 
         Raises
         ------
@@ -166,7 +179,7 @@ class TorchScorer:
         """
         with self.autocast():
             try:
-                return self._encode(pixels)
+                return (encode or self._encode)(pixels)
             except Exception as error:
                 if not self.compiled or not _is_compiler_error(error):
                     raise

@@ -73,7 +73,7 @@ def draw_cases(
         try:
             with concerning(item.sample.image, "cannot be drawn"):
                 for panel, picture in _draw(item, scaled, root, pixel).items():
-                    _save(picture, folder / (file := f"cases/{name}-{number}-{panel}.jpg"))
+                    save_picture(picture, folder / (file := f"cases/{name}-{number}-{panel}.jpg"))
                     pictures[panel] = file
         except InputError as error:  # its score still counts
             warnings.warn(f"not drawn in the report: {error}", AnomalyCLIPWarning, stacklevel=2)
@@ -81,7 +81,8 @@ def draw_cases(
     return tuple(cases)
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as JPEG, whole or not at all."""
     with writing(path), replacing(path) as temporary:
         picture.save(temporary, "JPEG", quality=85)
 
@@ -102,18 +103,29 @@ def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
 
 
 def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> dict[str, Image.Image]:
-    photograph = open_image(os.path.join(root, item.sample.image)).convert("RGB")
-    photograph.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    values = Image.fromarray(scaled).resize(photograph.size, Image.Resampling.BILINEAR)
-    pictures = {"image": photograph}
-    if (truth := _truth(item, root, photograph.size)) is not None:
-        pictures["truth"] = truth
-    pictures["map"] = heat_map(np.asarray(values))
-    pictures["overlay"] = _overlay(photograph, item.score, scaled, pixel)
+    shown = photograph(item, root)
+    pictures = {"image": shown}
+    if (of_truth := truth(item, root, shown.size)) is not None:
+        pictures["truth"] = of_truth
+    pictures["map"] = picture_of_map(scaled, shown.size)
+    pictures["overlay"] = _overlay(shown, item.score, scaled, pixel)
     return pictures
 
 
-def _truth(item: Scored, root: Path, size: tuple[int, int]) -> Image.Image | None:
+def photograph(item: Scored, root: Path) -> Image.Image:
+    """Return a small picture of an image."""
+    image = open_image(os.path.join(root, item.sample.image)).convert("RGB")
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def picture_of_map(scaled: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Return a map, (H, W) float32 within [0, 1], in colours."""
+    return heat_map(np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BILINEAR)).clip(0, 1))
+
+
+def truth(item: Scored, root: Path, size: tuple[int, int]) -> Image.Image | None:
+    """Return the mask of an image; None where it has none that can be used."""
     sample = item.sample
     if not sample.has_mask:
         return None

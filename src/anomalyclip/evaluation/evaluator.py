@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,9 @@ from anomalyclip.metrics.regions import region_areas
 from anomalyclip.metrics.streaming import MEMORY, pixel_metrics_in_ranges
 from anomalyclip.prediction import Threshold
 from anomalyclip.writers import safe_name
+
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def evaluate_set(
     complete = False
     try:
         done = _evaluate_classes(source, data, folder, options or Options(), resume=resume, advance=advance)
-        _require_images(data, done)
+        require_images(data, done)
         complete = True
     finally:
         source.close(complete=complete)
@@ -127,29 +131,81 @@ def _evaluate_classes(
     resume: bool,
     advance: Callable[[], None],
 ) -> tuple[ClassResult, ...]:
-    results: list[ClassResult | Future[ClassResult]] = []
+    def done(name: str) -> ClassResult | None:
+        file = class_file(folder, name)
+        return ClassResult.load(file) if resume and file.is_file() else None
+
+    def score(one: Listed) -> _ScoredClass:
+        failed = one.failed(data)
+        start = time.perf_counter()
+        scored = source.of(one.samples, failed, advance)
+        work = ClassWork(one.name, data.root, folder, options, one.missing)
+        return _ScoredClass(work, scored, failed, time.perf_counter() - start)
+
+    def finish(scored: _ScoredClass) -> ClassResult:
+        result = scored.result()
+        result.save(class_file(folder, result.name))
+        source.release(scored.scored)
+        return result
+
+    return tuple(class_after_class(data, done=done, score=score, finish=finish, advance=advance))
+
+
+def class_after_class(
+    data: SampleList,
+    *,
+    done: Callable[[str], R | None],
+    score: Callable[["Listed"], S],
+    finish: Callable[[S], R],
+    advance: Callable[[], None] = lambda: None,
+) -> list[R]:
+    """Evaluate the classes of a data set one after the other; while one is scored, the one before it is finished.
+
+    Parameters
+    ----------
+    data : SampleList
+    done : callable
+        From the name of a class to the result that an earlier run left; None: there is none.
+    score : callable
+        From a class to what `finish` needs.
+    finish : callable
+        From that to the result, in a thread.
+    advance : callable
+        Called for each image of a class that is done.
+    """
+    results: list[R | Future[R]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="metrics") as pool:
-        for name, samples, missing in _classes(data):
-            file = folder / "classes" / f"{_file_name(name)}.json"
-            if resume and file.is_file():
-                results.append(ClassResult.load(file))
-                for _ in samples:
+        for one in _classes(data):
+            if (there := done(one.name)) is not None:
+                results.append(there)
+                for _ in one.samples:
                     advance()
                 continue
-            failed = {
-                path: f"{data.root / path}: {data.source} lists it, but it does not exist" for path in missing
-            }
-            start = time.perf_counter()
-            scored = source.of(samples, failed, advance)
-            seconds = time.perf_counter() - start
-            _wait(results)  # at most one class behind; otherwise maps would accumulate
-            work = _Class(name, data.root, folder, options, missing)
-            results.append(pool.submit(_finish, work, source, scored, failed, seconds, file))
-        return tuple(result.result() if isinstance(result, Future) else result for result in results)
+            scored = score(one)
+            if results and isinstance(last := results[-1], Future):
+                last.result()  # at most one class behind; otherwise maps would accumulate
+            results.append(pool.submit(finish, scored))
+        return [result.result() if isinstance(result, Future) else result for result in results]
 
 
-def _classes(data: SampleList) -> Iterator[tuple[str, list[Sample], tuple[str, ...]]]:
-    """Yield each class with its samples and its missing files; a class whose files are all missing has no samples."""
+@dataclass(frozen=True)
+class Listed:
+    """A class of a data set: its samples, and its files that do not exist."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    missing: tuple[str, ...]
+
+    def failed(self, data: SampleList) -> dict[str, str]:
+        """Return the files that cannot be used, and why, as far as it is known before any is read."""
+        return {
+            path: f"{data.root / path}: {data.source} lists it, but it does not exist"
+            for path in self.missing
+        }
+
+
+def _classes(data: SampleList) -> Iterator[Listed]:
+    """Yield each class; one whose files are all missing has no samples."""
     grouped: dict[str, tuple[list[Sample], list[str]]] = {
         name: ([], []) for name in (*data.classes, *data.vanished)
     }
@@ -158,10 +214,15 @@ def _classes(data: SampleList) -> Iterator[tuple[str, list[Sample], tuple[str, .
     for gone in data.missing:
         grouped[gone.sample.class_name][1].append(gone.path)
     for name, (samples, missing) in grouped.items():
-        yield name, samples, tuple(missing)
+        yield Listed(name, tuple(samples), tuple(missing))
 
 
-def _file_name(class_name: str) -> str:
+def class_file(folder: Path, name: str) -> Path:
+    """Return where the results of a class are kept in the folder of a data set."""
+    return folder / "classes" / f"{file_name(name)}.json"
+
+
+def file_name(class_name: str) -> str:
     """Return what the files of a class are called: its name where that can be a file's, else with a digest of it."""
     name = safe_name(class_name).replace("/", "_")
     if name == class_name and len(os.fsencode(name)) <= _LONGEST:
@@ -170,43 +231,55 @@ def _file_name(class_name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:_LONGEST]) + f"-{digest}"
 
 
-def _wait(results: Sequence[ClassResult | Future[ClassResult]]) -> None:
-    if results and isinstance(results[-1], Future):
-        results[-1].result()
-
-
-def _require_images(data: SampleList, results: Sequence[ClassResult]) -> None:
+def require_images(data: SampleList, results: Sequence[ClassResult]) -> None:
+    """Refuse a data set none of whose images could be used."""
     if not any(result.images for result in results):
         first = next((f": {why}" for result in results for why in result.failed.values()), "")
         raise AnomalyCLIPError(f"{data.root}: none of its {len(data)} test images can be used{first}")
 
 
-def _finish(
-    work: "_Class",
-    source: Source,
-    scored: Sequence[Scored],
-    failed: dict[str, str],
-    seconds: float,
-    file: Path,
-) -> ClassResult:
-    """Compute and save the results of a class, and release its maps."""
-    start = time.perf_counter()
-    result = work.result(scored, failed)
-    result = replace(result, seconds={"encode": seconds, "metrics": time.perf_counter() - start})
-    result.save(file)
-    source.release(scored)
-    return result
+@dataclass(frozen=True)
+class _ScoredClass:
+    """A class whose images are scored."""
+
+    work: "ClassWork"
+    scored: Sequence[Scored]
+    failed: dict[str, str]
+    seconds: float
+
+    def result(self) -> ClassResult:
+        start = time.perf_counter()
+        found = self.work.result(self.scored, self.failed)
+        return replace(found, seconds={"encode": self.seconds, "metrics": time.perf_counter() - start})
 
 
 @dataclass(frozen=True)
-class _Class:
+class ClassWork:
+    """What the results of a class are made with.
+
+    Parameters
+    ----------
+    name : str
+        The class.
+    root, folder : Path
+        Of the data set, and of its results.
+    options : Options
+        Memory, drawings.
+    missing : tuple of str
+        Files of the class that do not exist.
+    on_pixels : callable, optional
+        Called with the maps of the images whose pixels are known, and the areas of their regions (None: all normal).
+    """
+
     name: str
     root: Path
     folder: Path
     options: Options
-    missing: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    on_pixels: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
 
     def result(self, scored: Sequence[Scored], failed: dict[str, str]) -> ClassResult:
+        """Return the results; masks that cannot be used are named in `failed`."""
         with TemporaryDirectory(dir=_made(self.folder), prefix=".areas-") as scratch:
             known, areas = self._truth(scored, Path(scratch), failed)
             images = tuple(_image(item, in_pixel_metrics=index in known) for index, item in enumerate(scored))
@@ -216,9 +289,12 @@ class _Class:
             _add_image_metrics(images, metrics, thresholds, curves)
             if any(area is not None for area in areas):
                 maps = ArrayFiles([scored[index].map_file for index in known], read_map)
+                regions = ArrayFiles(areas, np.load)
+                if self.on_pixels is not None:
+                    self.on_pixels(maps, regions)
                 pixels = pixel_metrics_in_ranges(
                     maps,
-                    ArrayFiles(areas, np.load),
+                    regions,
                     memory=self.options.memory,
                     max_fpr=self.options.max_fpr,
                     curve_points=400,
@@ -230,7 +306,7 @@ class _Class:
                 scored,
                 root=self.root,
                 folder=self.folder,
-                name=_file_name(self.name),
+                name=file_name(self.name),
                 threshold=self.options.threshold,
             )
         return ClassResult(
@@ -270,6 +346,16 @@ class _Class:
                 f"{height}: a map that is not square must have the size of its mask"
             )
         return region_areas(mask) if mask.any() else None
+
+
+def with_scores(result: ClassResult, scored: Sequence[Scored]) -> ClassResult:
+    """Return the results of the same images with the same maps, but other image scores."""
+    images = tuple(
+        replace(image, score=item.score) for image, item in zip(result.images, scored, strict=True)
+    )
+    metrics, thresholds, curves = dict(result.metrics), dict(result.thresholds), dict(result.curves)
+    _add_image_metrics(images, metrics, thresholds, curves)
+    return replace(result, images=images, metrics=metrics, thresholds=thresholds, curves=curves)
 
 
 def _made(folder: Path) -> Path:

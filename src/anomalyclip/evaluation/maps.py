@@ -9,10 +9,11 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from anomalyclip.data.meta import Sample
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import parse_json
+from anomalyclip.prediction import Prediction
 from anomalyclip.readers import locate
 from anomalyclip.writers import PredictionWriter, safe_name, without_ending
 
@@ -52,6 +54,116 @@ class Source(Protocol):
         ...
 
 
+class Store:
+    """What was said of images, kept until their class is evaluated: a stopped run goes on at the image where it was.
+
+    Parameters
+    ----------
+    folder : path
+        Where predictions.jsonl and the maps are kept.
+    maps : bool
+        Whether maps are kept, or only scores.
+    keep : bool
+        Leave all of it there when it is done.
+    resume : bool
+        Go on after what is there.
+    """
+
+    def __init__(self, folder: Path, *, maps: bool = True, keep: bool = False, resume: bool = False) -> None:
+        self._folder, self._maps, self._keep = folder, maps, keep
+        save = ["map"] if maps else []
+        self._writer = PredictionWriter(folder, save=save, resume=resume, overwrite=not resume)
+        self._files: dict[str, Path] = {}
+        self._scores: dict[str, float] = {}
+        for path, record in _records(folder):
+            if path is not None:
+                self._learn(path, record)
+
+    def _learn(self, path: str, record: Mapping[str, Any]) -> None:
+        self._scores[path] = float(record["pred_score"])
+        if self._maps:
+            self._files[path] = self._folder / record["files"]["map"]
+
+    def has(self, path: str) -> bool:
+        """Tell whether an image is there."""
+        return path in self._scores and (not self._maps or self._files[path].is_file())
+
+    def add(self, prediction: Prediction, name: str) -> None:
+        """Keep what was said of an image."""
+        self._learn(str(prediction.image_path), self._writer.write(prediction, name=name))
+
+    def scored(self, path: str, sample: Sample, *, maps: "Store | None" = None) -> Scored:
+        """Return what was said of an image; its map may be in another store."""
+        return Scored(sample, self._scores[path], (maps or self)._files[path])
+
+    def release(self, scored: Sequence[Scored]) -> None:
+        """Delete maps, unless they are to be kept."""
+        if self._maps and not self._keep:
+            for item in scored:
+                item.map_file.unlink(missing_ok=True)
+
+    def close(self, *, complete: bool) -> None:
+        """Close the predictions; when all is done, delete the folder, unless it is to be kept."""
+        self._writer.close()
+        if complete and not self._keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+Given = TypeVar("Given")
+
+
+def fill(
+    samples: Sequence[Sample],
+    root: Path,
+    *,
+    has: Callable[[str], bool],
+    stream: Callable[..., Iterator[Given]],
+    add: Callable[[Given, Mapping[str, Sample]], None],
+    failed: dict[str, str],
+    advance: Callable[[], None],
+) -> dict[str, Sample]:
+    """Score the samples that are not scored yet, and return those that can be used, by path.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    root : Path
+        The data set's folder.
+    has : callable
+        Whether the image of a path is scored already.
+    stream : callable
+        Scores the others; takes paths, ``on_error`` and ``skip`` as `anomalyclip.Detector.stream` does.
+    add : callable
+        Keeps what was said of an image; also told the samples by path.
+    failed : dict
+        Gets the samples that cannot be used, and why.
+    advance : callable
+        Called for every image that is done.
+    """
+    paths = {os.path.join(root, sample.image): sample for sample in samples}
+    wanted = [path for path in paths if not has(path)]
+    for _ in range(len(paths) - len(wanted)):
+        advance()
+
+    def on_error(image: Any, error: InputError) -> None:
+        failed[paths[image].image] = str(error)
+        advance()
+
+    def is_one_of_several(id: str) -> bool:
+        if id in paths:
+            return False
+        file, _ = locate(id)
+        if paths[file].image not in failed:
+            why = "holds several images, but a data set has one label and one mask per file: split it"
+            on_error(file, InputError(f"{file}: {why}"))
+        return True
+
+    for given in stream(wanted, on_error=on_error, skip=is_one_of_several):
+        add(given, paths)
+        advance()
+    return {path: sample for path, sample in paths.items() if sample.image not in failed}
+
+
 class DetectorSource:
     """Scores images as they are needed.
 
@@ -81,15 +193,8 @@ class DetectorSource:
         keep: bool = False,
         resume: bool = False,
     ) -> None:
-        self._detector, self._root, self._folder = detector, root, folder
-        self._batch_size, self._keep = batch_size, keep
-        self._writer = PredictionWriter(folder, save=["map"], resume=resume, overwrite=not resume)
-        self._done = {
-            path: Path(record["files"]["map"]) for path, record in _records(folder) if path is not None
-        }
-        self._scores = {
-            path: float(record["pred_score"]) for path, record in _records(folder) if path is not None
-        }
+        self._detector, self._root, self._batch_size = detector, root, batch_size
+        self._store = Store(folder, keep=keep, resume=resume)
 
     def of(
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
@@ -98,51 +203,26 @@ class DetectorSource:
         if not samples:  # a class whose files are all missing
             return []
         detector = self._detector.of_class(samples[0].class_name)
-        paths = {os.path.join(self._root, sample.image): sample for sample in samples}
-        done = [path for path in paths if path in self._done and (self._folder / self._done[path]).is_file()]
-        for _ in done:
-            advance()
-        wanted = [path for path in paths if path not in set(done)]
-
-        def on_error(image: Any, error: InputError) -> None:
-            failed[paths[image].image] = str(error)
-            advance()
-
-        def is_one_of_several(id: str) -> bool:
-            if id in paths:
-                return False
-            file, _ = locate(id)
-            if paths[file].image not in failed:
-                why = "holds several images, but a data set has one label and one mask per file: split it"
-                on_error(file, InputError(f"{file}: {why}"))
-            return True
-
-        predictions = detector.stream(
-            wanted, batch_size=self._batch_size, on_error=on_error, skip=is_one_of_several
+        found = fill(
+            samples,
+            self._root,
+            has=self._store.has,
+            stream=partial(detector.stream, batch_size=self._batch_size),
+            add=lambda prediction, paths: self._store.add(
+                prediction, paths[str(prediction.image_path)].image
+            ),
+            failed=failed,
+            advance=advance,
         )
-        for prediction in predictions:
-            path = str(prediction.image_path)
-            record = self._writer.write(prediction, name=paths[path].image)
-            self._done[path] = Path(record["files"]["map"])
-            self._scores[path] = float(record["pred_score"])
-            advance()
-        return [
-            Scored(sample, self._scores[path], self._folder / self._done[path])
-            for path, sample in paths.items()
-            if sample.image not in failed
-        ]
+        return [self._store.scored(path, sample) for path, sample in found.items()]
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless `keep` is set."""
-        if not self._keep:
-            for item in scored:
-                item.map_file.unlink(missing_ok=True)
+        self._store.release(scored)
 
     def close(self, *, complete: bool) -> None:
         """Close the predictions; if the evaluation is complete, delete the folder, unless `keep` is set."""
-        self._writer.close()
-        if complete and not self._keep:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._store.close(complete=complete)
 
 
 class FolderSource:

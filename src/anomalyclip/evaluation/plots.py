@@ -2,13 +2,15 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anomalyclip.evaluation.results import ClassResult
+from anomalyclip.evaluation.differences import COMPARED
+from anomalyclip.evaluation.results import METRICS, ClassResult
+from anomalyclip.metrics.paired import Difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,6 +136,44 @@ def _draw_histogram(axes: "Axes", entry: ClassResult, bins: Any, threshold: floa
     axes.set_title(_shown(entry.name))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def draw_differences(of_set: Mapping[str, Mapping[str, Difference]]) -> str | None:
+    """Return an SVG of differences with their intervals, a panel for each metric; None if there are none.
+
+    Needs matplotlib.
+    """
+    import matplotlib
+
+    metrics = [metric for metric in COMPARED if any(metric in several for several in of_set.values())]
+    if not metrics:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(10.65, 0.9 + 0.3 * len(of_set))
+        shared = None
+        for place, metric in enumerate(metrics, start=1):
+            axes = figure.add_subplot(1, len(metrics), place, sharey=shared)
+            _draw_differences(axes, of_set, metric)
+            if shared is None:
+                axes.set_yticks(range(len(of_set)), [_shown(name) for name in of_set])
+                axes.set_ylim(len(of_set) - 0.5, -0.5)
+                shared = axes
+            else:
+                axes.tick_params(labelleft=False)
+        return _svg(figure)
+
+
+def _draw_differences(axes: "Axes", of_set: Mapping[str, Mapping[str, Difference]], metric: str) -> None:
+    axes.axvline(0, color="#80868b", linewidth=0.9)
+    for row, several in enumerate(of_set.values()):
+        if (one := several.get(metric)) is None:
+            continue
+        unclear = one.low <= 0 <= one.high
+        color = "#80868b" if unclear else "#186e3a" if one.value > 0 else "#b3261e"
+        axes.plot([100 * one.low, 100 * one.high], [row, row], color=color, linewidth=1.8)
+        axes.plot([100 * one.value], [row], "o", color=color, markersize=4.5)
+    axes.set(title=" ".join(METRICS[metric]), xlabel="percent points")
+    axes.margins(x=0.08)
 
 
 def _shown(name: str) -> str:

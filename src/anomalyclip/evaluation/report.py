@@ -1,23 +1,17 @@
 """``report.html``: a report of an evaluation, in one file that needs no network."""
 
-import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from html import escape
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from anomalyclip.evaluation import plots
+from anomalyclip.evaluation.html import anchor, facts, figure, links, listed, notes, picture, write_page
 from anomalyclip.evaluation.results import METRICS, PAPER, Case, ClassResult, DatasetResult
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.evaluation.tables import SOURCE, Column, Row, Table
-from anomalyclip.files import replacing, writing
 
-NAME = "report.html"
 _PANELS = ("image", "truth", "map", "overlay")
 
 
@@ -41,35 +35,23 @@ def write_report(evaluation: Evaluation, folder: Path) -> bool:
     AnomalyCLIPError
         The report cannot be written.
     """
-    page = Template((files(__package__) / NAME).read_text("utf-8"))
     drawn = plots.available()
-    body = [
-        _cards(evaluation),
-        _notes(evaluation),
-        *(_table(table) for table in evaluation.tables[:1]),
-        _controls(evaluation),
-        *(_data_set(evaluation, result, folder, drawn=drawn) for result in evaluation.results),
-        _facts(evaluation),
-    ]
     names = [result.key for result in evaluation.results]
-    text = page.substitute(
-        title=escape(f"Anomaly detection on {_listed(names)}"),
-        subtitle=escape(_subtitle(evaluation)),
-        nav=_nav(names),
-        body="\n".join(part for part in body if part),
-        footer=f"Made by anomalyclip on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
+    write_page(
+        folder,
+        f"Anomaly detection on {listed(names)}",
+        _subtitle(evaluation),
+        links(names),
+        [
+            _cards(evaluation),
+            notes(evaluation.notes),
+            *(_table(table) for table in evaluation.tables[:1]),
+            _controls(evaluation),
+            *(_data_set(evaluation, result, folder, drawn=drawn) for result in evaluation.results),
+            _facts(evaluation),
+        ],
     )
-    with writing(folder / NAME), replacing(folder / NAME) as temporary:
-        temporary.write_text(
-            text, encoding="utf-8", errors="backslashreplace"
-        )  # names need not be valid text
     return drawn
-
-
-def _listed(names: Sequence[str]) -> str:
-    if len(names) > 4:
-        return f"{len(names)} data sets"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _subtitle(evaluation: Evaluation) -> str:
@@ -77,17 +59,6 @@ def _subtitle(evaluation: Evaluation) -> str:
     normal, anomalous = sum(entry.normal for entry in entries), sum(entry.anomalous for entry in entries)
     who = str(evaluation.about.get("title", "Unnamed scores"))
     return f"{who[:1].upper()}{who[1:]}. {len(entries)} classes, {normal} normal and {anomalous} anomalous images."
-
-
-def _nav(names: Sequence[str]) -> str:
-    if len(names) < 2:
-        return ""
-    links = "".join(f'<a href="#{escape(_anchor(name))}">{escape(name)}</a>' for name in names)
-    return f'<nav>{links}<a href="#facts">Settings</a></nav>'
-
-
-def _anchor(name: str) -> str:
-    return "data-" + "".join(char if char.isalnum() else "-" for char in name)
 
 
 def _cards(evaluation: Evaluation) -> str:
@@ -102,13 +73,6 @@ def _cards(evaluation: Evaluation) -> str:
         what = f"{level} {name}{beside}"
         cards.append(f'<div class="card"><b>{Column(metric).text(last)}</b><span>{escape(what)}</span></div>')
     return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _notes(evaluation: Evaluation) -> str:
-    if not evaluation.notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in evaluation.notes)
-    return f'<section class="notes"><h2>Notes</h2><ul>{items}</ul></section>'
 
 
 def _table(table: Table) -> str:
@@ -196,15 +160,15 @@ def _data_set(evaluation: Evaluation, result: DatasetResult, folder: Path, *, dr
     parts.append(_verdicts(evaluation, result))
     if drawn:
         score = None if evaluation.threshold is None else evaluation.threshold.score
-        parts.append(_figure(f"Curves: {result.key}", plots.draw_curves(result.classes)))
-        parts.append(_figure(f"Image scores: {result.key}", plots.draw_histograms(result.classes, score)))
+        parts.append(figure(f"Curves: {result.key}", plots.draw_curves(result.classes)))
+        parts.append(figure(f"Image scores: {result.key}", plots.draw_histograms(result.classes, score)))
     else:
         parts.append(
             '<section><h2>No curves</h2><p class="say">Curves and histograms need matplotlib, which is not '
             "installed: pip install 'anomalyclip[report]'</p></section>"
         )
     parts.append(_cases(result, folder))
-    return f'<div id="{escape(_anchor(result.key))}">{"".join(parts)}</div>'
+    return f'<div id="{escape(anchor(result.key))}">{"".join(parts)}</div>'
 
 
 def _verdicts(evaluation: Evaluation, result: DatasetResult) -> str:
@@ -237,13 +201,6 @@ def _share(entries: Sequence[ClassResult], limit: float, *, anomaly: bool) -> st
     return f"{above} of {len(scores)} ({100 * above / len(scores):.1f} %)"
 
 
-def _figure(title: str, svg: str | None) -> str:
-    if svg is None:
-        return ""
-    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-    return f'<section><h2>{escape(title)}</h2><img class="figure" alt="{escape(title)}" src="{source}"></section>'
-
-
 def _cases(result: DatasetResult, folder: Path) -> str:
     groups = []
     for entry in result.classes:
@@ -264,7 +221,7 @@ def _cases(result: DatasetResult, folder: Path) -> str:
 
 def _case(case: Case, folder: Path) -> str:
     pictures = "".join(
-        f"<figure>{_picture(folder, case.pictures.get(panel), panel)}<figcaption>{panel}</figcaption></figure>"
+        f"<figure>{picture(folder, case.pictures.get(panel), panel)}<figcaption>{panel}</figcaption></figure>"
         for panel in _PANELS
     )
     tag = case.kind.replace(" ", "-")
@@ -273,13 +230,6 @@ def _case(case: Case, folder: Path) -> str:
         f'<span class="file" title="{escape(case.image)}">{escape(case.image)}</span><b>{case.score:.3f}</b></p>'
         f'<div class="pictures">{pictures}</div></div>'
     )
-
-
-def _picture(folder: Path, name: str | None, panel: str) -> str:
-    if name is None or not (folder / name).is_file():
-        return '<div class="none">–</div>'
-    content = base64.b64encode((folder / name).read_bytes()).decode()
-    return f'<img alt="{panel}" src="data:image/jpeg;base64,{content}">'
 
 
 def _facts(evaluation: Evaluation) -> str:
@@ -304,17 +254,4 @@ def _facts(evaluation: Evaluation) -> str:
         ("This run", run),
         ("Versions", about.get("versions", {})),
     ]
-    shown = "".join(f"<div><h3>{escape(title)}</h3>{_list(facts)}</div>" for title, facts in groups if facts)
-    title = "Settings, versions, hashes, time and memory"
-    return f'<section id="facts"><h2>{title}</h2><div class="facts">{shown}</div></section>'
-
-
-def _list(facts: Mapping[str, Any]) -> str:
-    rows = []
-    for name, value in facts.items():
-        if value is None:
-            continue
-        text = escape(value if isinstance(value, str) else json.dumps(value))
-        shown = f"<code>{text}</code>" if name.endswith("sha256") else text
-        rows.append(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{shown}</dd>")
-    return f"<dl>{''.join(rows)}</dl>"
+    return facts("Settings, versions, hashes, time and memory", groups)

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from anomalyclip.data.catalog import catalog
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
 from anomalyclip.detector import Detector
@@ -25,11 +24,11 @@ from anomalyclip.evaluation.summary import (
     Evaluation,
     data_notes,
     describe_data,
+    no_paper,
     setting_notes,
     versions,
     write_results,
 )
-from anomalyclip.evaluation.tables import not_the_papers
 from anomalyclip.loading import as_detector
 from anomalyclip.machine import peak_memory
 from anomalyclip.prediction import Threshold, as_threshold
@@ -290,12 +289,7 @@ class _Run:
         for result in results:
             notes += data_notes(result)
         for result in results if self.chosen.compare else ():
-            if result.key not in catalog():
-                notes.append(f"{result.key} is not in the catalogue, so it cannot be compared with the paper")
-            elif differ := not_the_papers(result):
-                notes.append(
-                    f"{result.key}: its mean is not compared with the paper's, which covers other classes ({differ})"
-                )
+            notes += [why] if (why := no_paper(result)) else []
         return notes
 
 

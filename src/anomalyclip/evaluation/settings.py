@@ -15,10 +15,13 @@ FORMATS = ("json", "csv", "md", "html", "latex")
 
 DEFAULT_FORMATS = ("json", "csv", "md", "html")
 
+COMPARISON_FORMATS = DEFAULT_FORMATS
+"""Forms of the results of a comparison."""
+
 
 @dataclass(frozen=True)
-class EvaluationSettings(Settings):
-    """Options of an evaluation.
+class DataSettings(Settings):
+    """How data sets are read and in what memory they are evaluated.
 
     Attributes
     ----------
@@ -26,6 +29,33 @@ class EvaluationSettings(Settings):
         Key of each data set in the catalogue, in the order of the data. None: recognised.
     allow_outside : bool
         Follow links and paths that leave a data set's folder.
+    memory : float
+        Megabytes for sorting the pixels of a class; does not change the results.
+    batch_size : int
+        Images per batch.
+    """
+
+    dataset: tuple[str, ...] | None = option(
+        None,
+        "Key of each data set, in the order of ROOTS (see: anomalyclip datasets). Default: detected from the layout.",
+        group=_DATA,
+    )
+    allow_outside: bool = option(False, "Follow links that leave a root.", group=_DATA)
+    memory: float = option(
+        32,
+        "Megabytes for sorting the pixels of a class; does not change the results.",
+        flag="--max-memory",
+        minimum=4,
+    )
+    batch_size: int = option(1, "Images per batch.", minimum=1)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(DataSettings):
+    """How data sets are evaluated.
+
+    Attributes
+    ----------
     maps : path, optional
         Evaluate the maps in this folder, as ``predict --save map`` writes them, instead of a detector.
     protocol : {"paper", "exact"}
@@ -37,24 +67,16 @@ class EvaluationSettings(Settings):
     formats : sequence of str
         Some of `FORMATS`.
     save : sequence of {"map"}
-        Files to save for each image in addition to its score: its map (float32 ``.npy``).
-    memory : float
-        Megabytes for sorting the pixels of a class; does not change the results.
-    batch_size : int
-        Images per batch.
+        What to keep of each image besides its score: its map (float32 ``.npy``).
+
+    The rest is that of `DataSettings`.
 
     Examples
     --------
-    >>> EvaluationSettings(dataset="mvtec", formats=["json"])
-    EvaluationSettings(dataset=('mvtec',), ... formats=('json',), save=(), memory=32, batch_size=1)
+    >>> EvaluationSettings(dataset="mvtec", formats=["json"]).formats
+    ('json',)
     """
 
-    dataset: tuple[str, ...] | None = option(
-        None,
-        "Key of each data set, in the order of ROOTS (see: anomalyclip datasets). Default: detected from the layout.",
-        group=_DATA,
-    )
-    allow_outside: bool = option(False, "Follow links that leave a root.", group=_DATA)
     maps: Path | None = option(
         None,
         "Evaluate the maps in this folder (as `predict --save map` writes them) instead of a model.",
@@ -79,10 +101,35 @@ class EvaluationSettings(Settings):
     save: tuple[str, ...] = option(
         (), "Also save: map (float32 .npy), for --from-maps.", group=_RESULTS, choices=("map",)
     )
-    memory: float = option(
-        32,
-        "Megabytes for sorting the pixels of a class; does not change the results.",
-        flag="--max-memory",
-        minimum=4,
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(DataSettings):
+    """How methods are compared.
+
+    Attributes
+    ----------
+    paper : bool
+        Put the paper's figures of each method beside ours.
+    formats : sequence of str
+        Some of `COMPARISON_FORMATS`.
+    draws : int
+        How often the images are drawn again for the intervals.
+    seed : int
+        Of the draws.
+
+    The rest is that of `DataSettings`.
+    """
+
+    paper: bool = option(False, "Show the paper's figures of each method next to ours.")
+    formats: tuple[str, ...] = option(
+        DEFAULT_FORMATS,
+        "Format of the results; repeat for several.",
+        group=_RESULTS,
+        flag="--format",
+        choices=COMPARISON_FORMATS,
     )
-    batch_size: int = option(1, "Images per batch.", minimum=1)
+    draws: int = option(
+        2000, "How often the images are drawn again for the 95 % intervals.", group=_RESULTS, minimum=100
+    )
+    seed: int = option(0, "Of these draws.", group=_RESULTS, minimum=0)

@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anomalyclip.data.catalog import catalog
 from anomalyclip.evaluation.controls import not_beaten
 from anomalyclip.evaluation.results import DatasetResult, Metrics, mean_metrics, to_json
-from anomalyclip.evaluation.tables import SOURCE, Table, tables, to_csv, to_latex, to_markdown
+from anomalyclip.evaluation.tables import SOURCE, Table, not_the_papers, tables, to_csv, to_latex, to_markdown
 from anomalyclip.files import replacing, writing
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ class Evaluation:
     @property
     def tables(self) -> list[Table]:
         """The tables, with the summary first."""
-        return tables(self.results, self.controls, protocol=self.protocol, compare=self.compare)
+        method = self.about.get("identity", {}).get("method", "anomalyclip")
+        return tables(
+            self.results, self.controls, protocol=self.protocol, compare=self.compare, method=method
+        )
 
     def not_beaten(self) -> list[str]:
         """Return, in words, each metric for which a control's mean on a data set is as good as the model's."""
@@ -189,6 +193,17 @@ def data_notes(result: DatasetResult) -> list[str]:
             f"{result.key}: {len(result.failed) - missing} files could not be used and were skipped (see results.json)"
         )
     return notes
+
+
+def no_paper(result: DatasetResult) -> str | None:
+    """Say why there is nothing of the paper to compare a data set with; None where there is."""
+    if result.key not in catalog():
+        return f"{result.key} is not in the catalogue, so it cannot be compared with the paper"
+    if differ := not_the_papers(result):
+        return (
+            f"{result.key}: its mean is not compared with the paper's, which covers other classes ({differ})"
+        )
+    return None
 
 
 def setting_notes(settings: Mapping[str, Any]) -> list[str]:

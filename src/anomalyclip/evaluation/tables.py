@@ -89,6 +89,7 @@ def tables(
     *,
     protocol: str = "paper",
     compare: bool = False,
+    method: str = "anomalyclip",
 ) -> list[Table]:
     """Return one table of a data set's classes; for several data sets, a summary and then one table for each.
 
@@ -102,14 +103,17 @@ def tables(
         Which metrics are shown; see `PROTOCOLS`.
     compare : bool
         Show the paper's figures next to ours, with either protocol.
+    method : str
+        Whose figures of the paper.
     """
+    paper = paper_method(method) if compare else ""
     by_class = [
         Table(
             result.key,
             "class",
             (
-                *_class_rows(result, compare),
-                *_mean_rows([result, *(c for c in controls if c.key == result.key)], compare),
+                *_class_rows(result, paper),
+                *_mean_rows([result, *(c for c in controls if c.key == result.key)], paper),
             ),
             protocol,
             compare,
@@ -118,7 +122,7 @@ def tables(
     ]
     if len(results) < 2:
         return by_class
-    rows = [row for result in results for row in _dataset_rows(result, compare)]
+    rows = [row for result in results for row in _dataset_rows(result, paper)]
     rows.append(
         Row("mean", *_sums(results), mean_metrics(row.metrics for row in rows), _mean_paper(rows), True)
     )
@@ -130,34 +134,34 @@ def tables(
     return [Table(f"{len(results)} data sets", "data set", tuple(rows), protocol, compare), *by_class]
 
 
-def _class_rows(result: DatasetResult, compare: bool) -> list[Row]:
+def _class_rows(result: DatasetResult, paper: str) -> list[Row]:
     return [
         Row(
             entry.name,
             entry.normal,
             entry.anomalous,
             entry.metrics,
-            paper_class(result.key, entry.name) if compare else {},
+            paper_class(result.key, entry.name) if paper == "AnomalyCLIP" else {},
         )
         for entry in result.classes
     ]
 
 
-def _mean_rows(results: Sequence[DatasetResult], compare: bool) -> list[Row]:
+def _mean_rows(results: Sequence[DatasetResult], paper: str) -> list[Row]:
     return [
         Row(
             "mean" if result.scorer == "model" else f"control: {result.scorer}",
             *_sums([result]),
             result.mean,
-            _paper_of(result) if compare and result.scorer == "model" else {},
+            paper_of(result, paper) if result.scorer == "model" else {},
             True,
         )
         for result in results
     ]
 
 
-def _dataset_rows(result: DatasetResult, compare: bool) -> list[Row]:
-    return [Row(result.key, *_sums([result]), result.mean, _paper_of(result) if compare else {})]
+def _dataset_rows(result: DatasetResult, paper: str) -> list[Row]:
+    return [Row(result.key, *_sums([result]), result.mean, paper_of(result, paper))]
 
 
 def _sums(results: Sequence[DatasetResult]) -> tuple[int, int]:
@@ -187,25 +191,43 @@ def not_the_papers(result: DatasetResult) -> str | None:
     return "; ".join(parts) or None
 
 
-def _paper_of(result: DatasetResult) -> Metrics:
-    """Return the paper's means if ours cover the same classes; otherwise an empty mapping."""
-    return {} if not_the_papers(result) else paper_mean(result.key)
+def paper_of(result: DatasetResult, method: str) -> Metrics:
+    """Return the paper's means of a method, if ours are over the same classes; `method` as the paper calls it."""
+    return {} if not method or not_the_papers(result) else paper_mean(result.key, method)
 
 
-def paper_mean(key: str) -> Metrics:
-    """Return the paper's figures for a data set, in [0, 1]; empty if it has none.
+PAPER_METHODS = {
+    "anomalyclip": "AnomalyCLIP",
+    "clip": "CLIP",
+    "clip-ac": "CLIP-AC",
+    "winclip": "WinCLIP",
+    "april-gan": "VAND",
+    "coop": "CoOp",
+}
+"""What the paper calls our methods; APRIL-GAN won the VAND challenge."""
+
+
+def paper_method(method: str) -> str:
+    """Return what the paper calls a method; empty if it has no figures of it."""
+    return PAPER_METHODS.get(method, "")
+
+
+def paper_mean(key: str, method: str = "AnomalyCLIP") -> Metrics:
+    """Return the paper's figures of a method for a data set, within [0, 1]; empty if it has none.
 
     Examples
     --------
-    >>> paper_mean("mvtec")["pixel_aupro"]
-    0.814
+    >>> paper_mean("mvtec")["pixel_aupro"], paper_mean("mvtec", "WinCLIP")["image_auroc"]
+    (0.814, 0.918)
     """
     if key not in catalog():
         return {}
     figures = catalog()[key].paper
+    if not any(level.get(method) for level in figures.values()):
+        return {}
     found: Metrics = {}
     for level, names in (("image", PAPER[:2]), ("pixel", PAPER[2:])):
-        pair = figures.get(level, {}).get("AnomalyCLIP")
+        pair = figures.get(level, {}).get(method)
         for index, name in enumerate(names):
             found[name] = round(pair[index] / 100, 5) if pair else None
     return found
