@@ -20,7 +20,16 @@ from anomalyclip.training.settings import TrainingSettings
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 ALL_OPTIONS = ("predict", "calibrate", "test")
 SOME_OPTIONS = {
-    "train": {"backbone", "image_size", "layers", "dpam_layers", "device", "precision"},
+    "train": {
+        "backbone",
+        "image_size",
+        "layers",
+        "dpam_layers",
+        "value_range",
+        "range_from",
+        "device",
+        "precision",
+    },
     "export": set(OPTIONS) - {"device", "precision", "compiled", "model", "provider", "threads"},
     "benchmark": {"image_size", "device", "precision", "compiled"},
 }
@@ -223,6 +232,7 @@ def test_no_option_of_a_model_goes_with_maps_that_are_there_already(name, cli, t
         "image_score": ["max"],
     }
     value |= {"ln_post": [], "feature_surgery": [], "window_rule": ["normal"], "activation": ["gelu"]}
+    value |= {"value_range": [0, 64]}
     value |= {"normal": ["good", "--abnormal", "bad"], "abnormal": ["bad", "--normal", "good"]}
     value = value.get(name, [64])
     done = cli("test", tmp_path, "--from-maps", tmp_path, spelled(name), *value, *needed.get(name, []))

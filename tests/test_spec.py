@@ -39,6 +39,8 @@ OTHER_VALUES = {
     "abnormal": ("cracked {}",),
     "templates": "april-gan",
     "class_name": "screw",
+    "value_range": (0.0, 4095.0),
+    "range_from": "good",
     "device": "cuda:1",
     "precision": "bf16",
     "compiled": True,

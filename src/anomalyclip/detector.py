@@ -11,15 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalyclip.batches import Batches
-from anomalyclip.decoding import OnError, decode, decode_ahead
+from anomalyclip.decoding import OnError
+from anomalyclip.depth import Range, Scale, require_range
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.identity import differences
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction, Threshold
-from anomalyclip.readers import Frame, Source
+from anomalyclip.readers import Source
+from anomalyclip.scaling import Shown, decode_in_scale
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.spec import DEFAULT_BACKBONE, DetectorSpec
 from anomalyclip.tiling import Tiling, score_tiles
+
+VALUE_RANGE = "value_range"
+"""Name in an identity of the scale of images of more than 8 bits."""
 
 _LEARNED_WITH = ("image_size", "layers", "dpam_layers")
 """Settings that prompts are learned with, if their file records them."""
@@ -34,6 +39,7 @@ class _Prepared:
     size: tuple[int, int]
     pixels: NDArray[np.uint8] | None = None
     uncut: Image.Image | None = None
+    value_range: Range | None = None
 
 
 class Detector:
@@ -50,6 +56,9 @@ class Detector:
         as a whole.
     spec : DetectorSpec, optional
         The spec that the scorer was made from, if any; it is recorded in results and threshold files.
+    value_range : (float, float), optional
+        The values that become black and white in images of more than 8 bits. None: the threshold's, if it was made with
+        one; otherwise each file's own, or one for all images of a run, assumed from the first.
 
     Raises
     ------
@@ -71,6 +80,7 @@ class Detector:
         threshold: Threshold | None = None,
         tiling: Tiling | None = None,
         spec: DetectorSpec | None = None,
+        value_range: Range | None = None,
     ) -> None:
         for method in ("identity", "describe"):
             if not callable(getattr(scorer, method, None)):
@@ -79,6 +89,7 @@ class Detector:
                     "those of other scorers (see anomalyclip.scorer.Scorer)"
                 )
         self.scorer, self.threshold, self.tiling, self.spec = scorer, threshold, tiling, spec
+        self.value_range = require_range(value_range) or _range_of(threshold)
 
     @classmethod
     def from_pretrained(
@@ -98,7 +109,7 @@ class Detector:
             One number for scores and pixels, or a file written by ``anomalyclip calibrate``.
         **options
             The fields of `DetectorSpec`: prompts, image_size, layers, dpam_layers, sigma, image_score, tile, overlap,
-            device, precision, compiled, method.
+            device, precision, compiled, method, value_range, range_from.
 
         Raises
         ------
@@ -152,12 +163,19 @@ class Detector:
         of_class = getattr(self.scorer, "of_class", None)
         if of_class is None:
             return self
-        return Detector(of_class(name), threshold=self.threshold, tiling=self.tiling, spec=self.spec)
+        return Detector(
+            of_class(name),
+            threshold=self.threshold,
+            tiling=self.tiling,
+            spec=self.spec,
+            value_range=self.value_range,
+        )
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that decides the scores, JSON-ready: the scorer's identity, and how images are cut."""
+        """Return everything that decides the scores, JSON-ready: the scorer's identity, tiles, and the value range."""
         tiles = {} if self.tiling is None else {"tile": self.tiling.size, "overlap": self.tiling.overlap}
-        return {**self.scorer.identity(), **tiles}
+        scale = {} if self.value_range is None else {VALUE_RANGE: list(self.value_range)}
+        return {**self.scorer.identity(), **tiles, **scale}
 
     def describe(self) -> Description:
         """Return the description of the scorer for reports."""
@@ -214,7 +232,8 @@ class Detector:
         """
         many = isinstance(images, list | tuple)
         sources: Sequence[Source] = images if many else [images]  # type: ignore[assignment,list-item]
-        predictions = list(self._score(decode(sources, self._prepare), batch_size))
+        prepared = decode_in_scale(sources, self._prepare, self.scale())
+        predictions = list(self._score(prepared, batch_size))
         if many:
             return predictions
         if len(predictions) != 1:
@@ -231,6 +250,7 @@ class Detector:
         workers: int | None = None,
         on_error: OnError | None = None,
         skip: Callable[[str], bool] | None = None,
+        scale: Scale | None = None,
     ) -> Iterator[Prediction]:
         """Score any number of images in order, in bounded memory.
 
@@ -251,25 +271,40 @@ class Detector:
         skip : callable, optional
             Called with the id of each decoded image that has one (`anomalyclip.readers.Frame`); if it returns true,
             the image is skipped.
+        scale : Scale, optional
+            Of a run that these images are a part of (`scale`). None: they are a run.
 
         Yields
         ------
         Prediction
         """
-        if self.tiling is None:
-            prepared = decode_ahead(
-                images, self._prepare, depth=2 * max(batch_size, 1), workers=workers, on_error=on_error
-            )
-        else:
-            prepared = decode(images, self._prepare, on_error=on_error)
-        if skip is not None:
-            prepared = (item for item in prepared if item.id is None or not skip(item.id))
+        prepared = decode_in_scale(
+            images,
+            self._prepare,
+            scale or self.scale(),
+            depth=2 * max(batch_size, 1) if self.tiling is None else None,
+            workers=workers,
+            on_error=on_error,
+            skip=skip,
+        )
         yield from self._score(prepared, batch_size, on_error)
 
-    def _prepare(self, source: Source, frame: Frame) -> _Prepared:
-        if self.tiling is not None and self.tiling.cuts(frame.image.size):
-            return _Prepared(source, frame.id, frame.image.size, uncut=frame.image)
-        return _Prepared(source, frame.id, frame.image.size, squash(frame.image, self.scorer.image_size))
+    def scale(self, *, assumed: Range | None = None) -> Scale:
+        """Return the scale for the images of a run, for several calls of `stream`.
+
+        Parameters
+        ----------
+        assumed : (float, float), optional
+            What an earlier part of the run assumed (`Prediction.value_range`).
+        """
+        return Scale(self.value_range, assumed=assumed)
+
+    def _prepare(self, shown: Shown) -> _Prepared:
+        image, value_range = shown.image, shown.value_range
+        if self.tiling is not None and self.tiling.cuts(image.size):
+            return _Prepared(shown.source, shown.id, image.size, uncut=image, value_range=value_range)
+        pixels = squash(image, self.scorer.image_size)
+        return _Prepared(shown.source, shown.id, image.size, pixels, value_range=value_range)
 
     def _score(
         self, prepared: Iterator[_Prepared], batch_size: int, on_error: OnError | None = None
@@ -284,7 +319,7 @@ class Detector:
     def _score_batch(self, batch: list[_Prepared]) -> list[Prediction]:
         scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
         return [
-            self._prediction(item.id, item.size, float(score), anomaly_map)
+            self._prediction(item, float(score), anomaly_map)
             for item, score, anomaly_map in zip(batch, scores, maps, strict=True)
         ]
 
@@ -295,7 +330,7 @@ class Detector:
         score, anomaly_map = score_tiles(
             self.scorer, item.uncut, tiling, image_size=self.scorer.image_size, batch_size=batch_size
         )
-        return [self._prediction(item.id, item.size, score, anomaly_map)]
+        return [self._prediction(item, score, anomaly_map)]
 
     def _score_gray(self) -> None:
         """Score a plain gray image, which nothing is wrong with."""
@@ -303,12 +338,20 @@ class Detector:
         gray = np.full((side, side, 3), 128, np.uint8)
         self._score_batch([_Prepared(gray, None, (side, side), gray)])
 
-    def _prediction(
-        self, name: str | None, size: tuple[int, int], score: float, anomaly_map: NDArray[np.float32]
-    ) -> Prediction:
+    def _prediction(self, item: _Prepared, score: float, anomaly_map: NDArray[np.float32]) -> Prediction:
         return Prediction(
-            image_path=name, pred_score=score, anomaly_map=anomaly_map, image_size=size
+            image_path=item.id,
+            pred_score=score,
+            anomaly_map=anomaly_map,
+            image_size=item.size,
+            value_range=item.value_range,
         ).with_threshold(self.threshold)
+
+
+def _range_of(threshold: Threshold | None) -> Range | None:
+    """Return the scale that a threshold was made with."""
+    identity = {} if threshold is None else threshold.info.get("identity")
+    return require_range(identity.get(VALUE_RANGE)) if isinstance(identity, dict) else None
 
 
 def _text(value: object) -> str:

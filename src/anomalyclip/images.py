@@ -11,12 +11,15 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from anomalyclip import deep_color
+from anomalyclip.depth import Deep
 from anomalyclip.errors import AnomalyCLIPError, InputError, reason
 from anomalyclip.files import require_regular
 
@@ -33,11 +36,12 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 # Pillow warns above its limit and refuses images above twice that limit (179 megapixels). The refusal is enough.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-_ROWS = 256
-"""Number of rows of a deep grayscale image that are converted at once."""
-
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_PHOTOMETRIC = 0x0106  # the TIFF tag; 0: white is zero
 _QUARTER_TURNS = (5, 6, 7, 8)
+# After the quarter turn, if any:
+_UPSIDE_DOWN = (3, 4, 7, 8)
+_MIRRORED = (2, 3, 6, 7)
 
 _DEEP_GRAY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
@@ -45,10 +49,10 @@ _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
 
 
 def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image:
-    """Decode an image completely, upright, in its own colour mode.
+    """Decode an image completely, upright, in its own colour mode, with at most 8 bits per channel.
 
-    Deep grayscale (16-bit, 32-bit, float) is scaled to 8 bits. Its range is guessed from this image alone: the smallest
-    of 8, 10, 12, 14 and 16 bits that holds its brightest pixel, or [0, 1] if all values are floats in [0, 1].
+    More bits are scaled by this image alone: by what the file says, else by a range guessed from its brightest pixel
+    (`Deep.assumed`). For many images use one scale for all, as `anomalyclip.detector.Detector` does.
 
     Parameters
     ----------
@@ -77,11 +81,50 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     ...     read_image(f"{folder}/red.png").size, read_image(content).getpixel((0, 0))
     ((4, 3), (255, 0, 0))
     """
-    if name is None:
-        name = f"bytes of {len(source)} B" if isinstance(source, bytes) else os.fspath(source)
-    image = _load(source, name)
+    name = _name_of(source) if name is None else name
+    image = decode_image(source, name=name)
+    if not isinstance(image, Deep):
+        return image
     with decoding(name):
-        return eight_bit(image, name=name) if image.mode in _DEEP_GRAY else image
+        return image.eight_bit(name=name)
+
+
+def decode_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> Image.Image | Deep:
+    """Decode an image as `read_image` does, but keep all bits of one with more than 8 per channel.
+
+    Raises
+    ------
+    InputError
+        As for `read_image`.
+    """
+    name = _name_of(source) if name is None else name
+    with decoding(name):
+        content = _checked(source, name)
+        try:
+            with Image.open(content, formats=FORMATS) as image:
+                if not deep_color.loses_bits(image):
+                    return as_deep(upright(image), inverted=_white_is_zero(image))
+                deep = deep_color.all_bits(image, source, name=name)
+                return replace(deep, values=_turned(deep.values, image.getexif().get(_ORIENTATION, 1)))
+        except UnidentifiedImageError:
+            if not deep_color.is_tiff(source):
+                raise
+            return deep_color.read_tiff(source, name=name)
+
+
+def _name_of(source: str | os.PathLike[str] | bytes) -> str:
+    return f"bytes of {len(source)} B" if isinstance(source, bytes) else os.fspath(source)
+
+
+def as_deep(image: Image.Image, *, inverted: bool = False) -> Image.Image | Deep:
+    """Return a loaded PIL image as `Deep` if it has more than 8 bits per channel, otherwise itself.
+
+    Examples
+    --------
+    >>> as_deep(Image.new("I;16", (4, 3), 1000)).values.max()
+    np.uint16(1000)
+    """
+    return Deep(np.asarray(image), inverted=inverted) if image.mode in _DEEP_GRAY else image
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -102,14 +145,31 @@ def _load(source: str | os.PathLike[str] | bytes, name: object) -> Image.Image:
         return upright(image)
 
 
+def _white_is_zero(image: Image.Image) -> bool:
+    """Return whether gray TIFF pixels are stored as ink; Pillow turns those of 8 bits around, but no deeper ones."""
+    return image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+
+
+def _turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Apply an EXIF orientation, as Pillow's ``exif_transpose`` does."""
+    if orientation in _QUARTER_TURNS:
+        values = values.swapaxes(0, 1)
+    if orientation in _UPSIDE_DOWN:
+        values = values[::-1]
+    return values[:, ::-1] if orientation in _MIRRORED else values
+
+
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes, name: object) -> Iterator[Image.Image]:
-    with decoding(name):
-        if (len(source) if isinstance(source, bytes) else require_regular(source)) == 0:
-            raise InputError(f"{name}: empty file; expected an image")
-        content = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(content, formats=FORMATS) as image:
-            yield image
+    with decoding(name), Image.open(_checked(source, name), formats=FORMATS) as image:
+        yield image
+
+
+def _checked(source: str | os.PathLike[str] | bytes, name: object) -> io.BytesIO | str | os.PathLike[str]:
+    """Return what Pillow opens: a regular file or bytes, not empty."""
+    if (len(source) if isinstance(source, bytes) else require_regular(source)) == 0:
+        raise InputError(f"{name}: empty file; expected an image")
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 @contextmanager
@@ -149,54 +209,46 @@ def upright(image: Image.Image) -> Image.Image:
     return turned.convert(_STRAIGHT[turned.mode]) if turned.mode in _STRAIGHT else turned
 
 
-def eight_bit(image: Image.Image, *, name: str) -> Image.Image:
-    """Return a deep grayscale image (mode I, I;16 or F) as mode L, scaled by its own range; see `read_image`."""
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= 65535:  # also catches NaN: if there is one, minimum and maximum are NaN
-        raise InputError(
-            f"{name}: gray values from {low:g} to {high:g}; expected finite values within [0, 65535]: rescale the image"
-        )
-    if image.mode == "F" and high <= 1:
-        white = 1.0
-    else:
-        white = next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high <= 2**bits - 1)
-    gray = np.empty(values.shape, np.uint8)
-    # Converted all at once, the float64 values would take sixteen times the memory of the result.
-    for start in range(0, len(values), _ROWS):
-        gray[start : start + _ROWS] = np.round(values[start : start + _ROWS] * (255 / white))
-    return Image.fromarray(gray)
-
-
 def as_image(image: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Image.Image:
-    """Return a path, a PIL image or an H x W x 3 (or H x W) uint8 array as a PIL image.
+    """Return a path, a PIL image or an H x W x 3 (or H x W) uint8 array as a PIL image of at most 8 bits per channel.
 
     Raises
     ------
     InputError
         The file cannot be used, or the array is not uint8 of shape (H, W, 3) or (H, W).
     """
-    if isinstance(image, Image.Image):
-        return _loaded(image)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-            raise InputError(
-                f"array of {image.dtype} with shape {image.shape}; expected uint8 RGB with shape (height, width, 3)"
-            )
-        if image.size == 0:
-            raise InputError(f"array of shape {image.shape} has no pixels")
-        return Image.fromarray(image)
+    if isinstance(image, Image.Image | np.ndarray):
+        name = _name_in_memory(image)
+        loaded = decode_in_memory(image)
+        with decoding(name):
+            return loaded.eight_bit(name=name) if isinstance(loaded, Deep) else loaded
     if not isinstance(image, str | os.PathLike):
         raise InputError(f"{type(image).__name__}: expected a path, a PIL image or an array")
     return read_image(image)
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    """Return an image in memory as `read_image` returns a file: complete, upright, at most 8 bits per channel."""
-    name = f"PIL image of {image.width} x {image.height}"
-    with decoding(name):
-        turned = upright(image)
-        return eight_bit(turned, name=name) if turned.mode in _DEEP_GRAY else turned
+def decode_in_memory(image: Image.Image | NDArray[Any]) -> Image.Image | Deep:
+    """Return an image in memory as `decode_image` returns a file: complete, upright, with all bits.
+
+    Raises
+    ------
+    InputError
+        As for `as_image`.
+    """
+    if isinstance(image, Image.Image):
+        with decoding(_name_in_memory(image)):
+            return as_deep(upright(image))
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise InputError(
+            f"array of {image.dtype} with shape {image.shape}; expected uint8 RGB with shape (height, width, 3)"
+        )
+    if image.size == 0:
+        raise InputError(f"array of shape {image.shape} has no pixels")
+    return Image.fromarray(image)
+
+
+def _name_in_memory(image: Image.Image | NDArray[Any]) -> str:
+    return f"PIL image of {image.width} x {image.height}" if isinstance(image, Image.Image) else "array"
 
 
 def squash(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anomalyclip.errors import AnomalyCLIPWarning
@@ -23,12 +24,17 @@ def load(
     from anomalyclip.prediction import as_threshold
 
     ready = as_threshold(threshold)
+    spec = measured(spec)
     tiling = spec.tiling
     if spec.model is None:
         from anomalyclip.methods import METHODS
 
         detector = Detector(
-            METHODS[spec.method](spec, by_class=by_class), threshold=ready, tiling=tiling, spec=spec
+            METHODS[spec.method](spec, by_class=by_class),
+            threshold=ready,
+            tiling=tiling,
+            spec=spec,
+            value_range=spec.value_range,
         )
     else:
         from anomalyclip.engines.exported import ExportedScorer
@@ -39,9 +45,25 @@ def load(
             threshold=exported.card.limits if ready is None else ready,
             tiling=exported.card.tiling if tiling is None else tiling,
             spec=spec,
+            value_range=spec.value_range or exported.card.value_range,
         )
     _warn_of(detector)
     return detector
+
+
+def measured(spec: DetectorSpec) -> DetectorSpec:
+    """Return a spec with the values of its range in place of the folder that they are measured on.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The images cannot be used; see `anomalyclip.ranges.measure_range`.
+    """
+    if spec.range_from is None:
+        return spec
+    from anomalyclip.ranges import measure_range
+
+    return replace(spec, value_range=measure_range(spec.range_from), range_from=None)
 
 
 def as_detector(
@@ -57,7 +79,13 @@ def as_detector(
         return detector
     from anomalyclip.detector import Detector
 
-    judged = Detector(detector.scorer, threshold=threshold, tiling=detector.tiling, spec=detector.spec)
+    judged = Detector(
+        detector.scorer,
+        threshold=threshold,
+        tiling=detector.tiling,
+        spec=detector.spec,
+        value_range=detector.value_range,
+    )
     _warn_of(judged)
     return judged
 

@@ -183,7 +183,11 @@ class _Work:
             return done
 
         predictions = self.detector.stream(
-            self._wanted(images, is_done), batch_size=batch_size, on_error=self.failed, skip=is_skipped
+            self._wanted(images, is_done),
+            batch_size=batch_size,
+            on_error=self.failed,
+            skip=is_skipped,
+            scale=self.detector.scale(assumed=self.writer.value_range),
         )
         for prediction in predictions:
             assert prediction.image_path is not None

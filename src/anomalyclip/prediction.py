@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing, writing
 
@@ -169,6 +170,9 @@ class Prediction:
         The image is anomalous if its score is at or above this value. See `with_threshold`.
     pixel_threshold : float, optional
         A pixel is anomalous if its map value is at or above this value.
+    value_range : (float, float), optional
+        For an image of more than 8 bits: the values that the model saw as black and white. None: an image of 8 bits, or
+        as its file says.
 
     Raises
     ------
@@ -196,8 +200,10 @@ class Prediction:
     image_path: str | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
+    value_range: Range | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value_range", require_range(self.value_range))
         Threshold(score=self.threshold, pixel=self.pixel_threshold)
         if not _is_probability(self.pred_score):
             raise AnomalyCLIPError(f"pred_score is {self.pred_score!r}, not a number within [0, 1]")
@@ -285,6 +291,8 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the map and the mask as JSON-ready values, in a fixed order.
 
+        `value_range` is there only if it is not None.
+
         Examples
         --------
         >>> Prediction(pred_score=0.25, anomaly_map=np.zeros((2, 2), np.float32), image_size=(8, 6)).to_dict()
@@ -298,6 +306,7 @@ class Prediction:
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
             "image_size": list(self.image_size),
+            **({} if self.value_range is None else {"value_range": list(self.value_range)}),
             "regions": [region.to_dict() for region in self.regions],
         }
 

@@ -50,7 +50,7 @@ MAX_PATCHES = 50_000
 """Patches that a memory of references holds at most: those of 36 images of ViT-L/14 at 518 x 518."""
 
 MODEL, REFERENCES, METHODS, WORDS = "Model", "References", "Methods", "Words"
-EXPORTED, LARGE = "Exported model", "Large images"
+EXPORTED, LARGE, DEEP = "Exported model", "Large images", "More than 8 bits"
 """Groups of options in ``--help``."""
 
 
@@ -125,6 +125,11 @@ class DetectorSpec:
         Side in pixels of the tiles into which larger images are cut. None: images are squashed whole.
     overlap : float
         Minimum overlap of neighbouring tiles as a fraction of the tile, from 0 to 0.9.
+    value_range : (float, float), optional
+        The values that become black and white in images of more than 8 bits. None: what each file says, otherwise one
+        range for a run, assumed from its first image.
+    range_from : str or path, optional
+        Measure `value_range` on the normal images in this folder; see `anomalyclip.ranges.measure_range`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
     precision : {"fp32", "bf16", "fp16", "auto"}
@@ -301,6 +306,19 @@ class DetectorSpec:
         group=WORDS,
         fixed_by_model=True,
     )
+    value_range: tuple[float, float] | None = _option(
+        None,
+        "Values that become black and white in images of more than 8 bits, such as 0 4095. Default: what each file "
+        "says, otherwise one range for all images, assumed from the first.",
+        group=DEEP,
+        flag="--range",
+        metavar="LOW HIGH",
+    )
+    range_from: str | None = _option(
+        None,
+        "Folder of normal images from which the range is measured instead (0.1 % and 99.9 % quantiles).",
+        group=DEEP,
+    )
     device: str = _option("auto", "auto (CUDA, else Apple's GPU, else the CPU), cpu, cuda, cuda:1, mps, xpu.")
     precision: str = _option(
         "fp32", "Precision of the image encoder: fp32, bf16, fp16 or auto.", fixed_by_model=True
@@ -333,7 +351,7 @@ class DetectorSpec:
     overlap: float = _option(0.25, "Share of a tile that overlaps the next, 0 to 0.9.", group=LARGE)
 
     def __post_init__(self) -> None:
-        for name in ("backbone", "prompts", "trained", "templates", "model"):
+        for name in ("backbone", "prompts", "trained", "templates", "range_from", "model"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
         if isinstance(self.references, str | os.PathLike):
@@ -355,6 +373,7 @@ class DetectorSpec:
                 raise AnomalyCLIPError(f"{said} {value!r}: expected one of {', '.join(known)}")
         self._check_words()
         self._check_references()
+        self._check_range()
         if self.tiling is None and self.overlap != _default("overlap"):
             raise AnomalyCLIPError(f"overlap {self.overlap} is only for tiles: give the tile size too")
         self._check_model()
@@ -382,6 +401,15 @@ class DetectorSpec:
             raise AnomalyCLIPError(
                 f"{' and '.join(of_pictures)} cannot be changed: {files[0]} has fixed it; fit it again"
             )
+
+    def _check_range(self) -> None:
+        from anomalyclip.depth import require_range  # it imports numpy, which --help does not wait for
+
+        if self.value_range is None:
+            return
+        object.__setattr__(self, "value_range", require_range(self.value_range))
+        if self.range_from is not None:
+            raise AnomalyCLIPError("range and range from cannot be combined: choose one of them")
 
     def _check_model(self) -> None:
         if self.model is None:
@@ -452,6 +480,7 @@ class DetectorSpec:
             "prompts": PROMPTS,
             "templates": TEMPLATES,
             "trained": (),
+            "range_from": (),
             "model": (),
         }
         paths = {field: getattr(self, field) for field in names}
@@ -550,6 +579,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_patches": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
     "normal": (_are_texts, "a list of texts"),
     "abnormal": (_are_texts, "a list of texts"),
+    "value_range": (lambda value: True, "two numbers"),  # see DetectorSpec._check_range
     "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a fraction from 0 to 0.9"),
     "compiled": (lambda value: isinstance(value, bool), "True or False"),
     "provider": (

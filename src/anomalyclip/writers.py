@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError, concerning
 from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.prediction import Prediction
@@ -66,6 +67,8 @@ class PredictionWriter:
     ----------
     done : set of str
         `image_path` of every image with a prediction in the file.
+    value_range : (float, float) or None
+        The scale of the images of more than 8 bits in a file that is resumed.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class PredictionWriter:
         self.save = tuple(kind for kind in SAVEABLE if kind in save)
         self.draw = draw
         self.done: set[str] = set()
+        self.value_range: Range | None = None
         self._names: set[str] = set()
         self._predictions = self.output_dir / PREDICTIONS
         self._errors = self.output_dir / ERRORS
@@ -173,7 +177,7 @@ class PredictionWriter:
         try:
             with concerning(prediction.image_path, "its results cannot be made"):
                 if "heatmap" in self.save and image is None:
-                    image = open_image(prediction.image_path)
+                    image = open_image(prediction.image_path, value_range=prediction.value_range)
                 for kind in self.save:
                     folder, extension = _FOLDERS[kind]
                     path = self.output_dir / folder / f"{name}{extension}"
@@ -225,8 +229,9 @@ class PredictionWriter:
                 path, files = record["image_path"], record["files"]
                 if not isinstance(path, str):
                     raise TypeError("image_path is no text")
+                self.value_range = require_range(record.get("value_range")) or self.value_range
                 self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, AnomalyCLIPError) as error:
                 raise AnomalyCLIPError(
                     f"{self._predictions}, line {number} is damaged ({error}); delete it, or start again."
                 ) from error

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 
@@ -123,6 +125,13 @@ def images(folder: Path) -> None:
     }
     for name, (mode, options) in saved.items():
         picture(mode).save(case(folder, name.replace(".", "_")) / name, **options)
+    color = np.asarray(picture(), np.uint16) * 257
+    (case(folder, "deep_rgb_png") / "deep_rgb.png").write_bytes(imagecodecs.png_encode(color))
+    tifffile.imwrite(case(folder, "deep_rgb_tif") / "deep_rgb.tif", color, compression="zlib")
+    tifffile.imwrite(
+        case(folder, "float_rgb_tif") / "float_rgb.tif", color.astype(np.float32), photometric="rgb"
+    )
+    (case(folder, "deep_ppm") / "deep.ppm").write_bytes(b"P6 24 18 65535 " + color.astype(">u2").tobytes())
 
 
 def masks(folder: Path) -> None:

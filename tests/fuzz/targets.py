@@ -19,7 +19,7 @@ from anomalyclip.evaluation.results import ClassResult, DatasetResult, to_json
 from anomalyclip.images import read_mask
 from anomalyclip.inputs import read_list_file
 from anomalyclip.prompts import load_prompts
-from anomalyclip.readers import frames, open_image, size_of
+from anomalyclip.readers import open_image, size_of
 from anomalyclip.runs import RunFolder
 from anomalyclip.scorer import Description
 from anomalyclip.visualize import overlay
@@ -48,12 +48,12 @@ class Gray:
 def score_image(path: Path) -> None:
     """As `predict --save map heatmap mask --threshold 0.5` would."""
     detector = Detector(Gray(), threshold=Threshold(score=0.5, pixel=0.5))
-    for frame in frames(path):
-        prediction = detector.predict(frame.image)
-        overlay(frame.image, prediction)
+    for prediction in detector.stream([path]):
+        image = open_image(str(prediction.image_path), value_range=prediction.value_range)
+        overlay(image, prediction)
         json.dumps(prediction.to_dict(), allow_nan=False)
         assert prediction.mask_at() is not None
-        assert open_image(str(frame.id)).size == prediction.image_size
+        assert image.size == prediction.image_size
     assert size_of(path)
 
 

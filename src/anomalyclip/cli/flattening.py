@@ -92,6 +92,7 @@ def _parameter(one: "Field[Any]") -> inspect.Parameter:
         help=about["help"],
         rich_help_panel=about["group"],
         min=about["minimum"],
+        metavar=about.get("metavar"),
         show_default=default not in (None, False, ()),
         file_okay=about.get("file_okay", True),
     )

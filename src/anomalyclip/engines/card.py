@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json
 from anomalyclip.prediction import Threshold
@@ -34,6 +35,8 @@ class ModelCard:
         As in `anomalyclip.scorer.Description`.
     tile, overlap : int and float, optional
         How images are cut into tiles; None: they are not.
+    value_range : (float, float), optional
+        The values that become black and white in images of more than 8 bits.
     threshold : mapping, optional
         ``score``, ``pixel``, ``info``, as in a threshold file.
     labels : tuple of str
@@ -58,6 +61,7 @@ class ModelCard:
     training: Mapping[str, str] = field(default_factory=dict)
     tile: int | None = None
     overlap: float | None = None
+    value_range: Range | None = None
     threshold: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ("normal", "anomalous")
     made_with: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +118,7 @@ class ModelCard:
         try:
             if version == 1:
                 content = _from_version_1(content)
+            content["value_range"] = require_range(content.get("value_range"))
             card = cls(**{**content, "labels": tuple(content["labels"])})
             card._check()
         except (TypeError, KeyError, AttributeError, AnomalyCLIPError) as error:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from anomalyclip.core import Core
+from anomalyclip.depth import Range, Scale
 from anomalyclip.detector import Detector
 from anomalyclip.engines import libraries
 from anomalyclip.engines.card import KEY, ModelCard
@@ -28,9 +29,10 @@ from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import check_writable, staging, writing
 from anomalyclip.images import squash
 from anomalyclip.inputs import find_images
+from anomalyclip.loading import measured
 from anomalyclip.methods import METHODS
 from anomalyclip.prediction import Threshold, as_threshold
-from anomalyclip.readers import open_image
+from anomalyclip.readers import open_deep
 from anomalyclip.scorer import Scorer
 from anomalyclip.spec import DetectorSpec
 
@@ -133,7 +135,7 @@ def export(
         check_writable(file, overwrite=overwrite)
     detector = _prepared(detector, threshold)
     scorer = _torch_scorer(detector)
-    images = _calibration_pixels(spread(listed, _MAX_CALIBRATION), scorer.image_size)
+    images = _calibration_pixels(spread(listed, _MAX_CALIBRATION), scorer.image_size, detector.value_range)
     card = _card(detector, scorer, precision, images)
     for remark in detector.remarks():
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
@@ -223,11 +225,19 @@ def _prepared(
     if isinstance(detector, DetectorSpec):
         if detector.model is not None:
             raise AnomalyCLIPError(f"{detector.model}: is already an exported file; give a backbone instead")
-        spec = replace(detector, device="cpu")
-        detector = Detector(METHODS[spec.method](spec), tiling=spec.tiling, spec=spec)
+        spec = replace(measured(detector), device="cpu")
+        detector = Detector(
+            METHODS[spec.method](spec), tiling=spec.tiling, spec=spec, value_range=spec.value_range
+        )
     if limits is None:
         limits = detector.threshold
-    return Detector(detector.scorer, threshold=limits, tiling=detector.tiling, spec=detector.spec)
+    return Detector(
+        detector.scorer,
+        threshold=limits,
+        tiling=detector.tiling,
+        spec=detector.spec,
+        value_range=detector.value_range,
+    )
 
 
 def _torch_scorer(detector: Detector) -> TorchScorer:
@@ -245,8 +255,11 @@ def _torch_scorer(detector: Detector) -> TorchScorer:
     return scorer
 
 
-def _calibration_pixels(paths: Sequence[str | os.PathLike[str]], size: int) -> NDArray[np.uint8]:
-    pixels = [squash(open_image(path), size) for path in paths]
+def _calibration_pixels(
+    paths: Sequence[str | os.PathLike[str]], size: int, value_range: Range | None
+) -> NDArray[np.uint8]:
+    scale = Scale(value_range)
+    pixels = [squash(scale(open_deep(path), name=os.fspath(path))[0], size) for path in paths]
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
 
 
@@ -269,6 +282,7 @@ def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArr
         training=about.training,
         tile=None if tiling is None else tiling.size,
         overlap=None if tiling is None else tiling.overlap,
+        value_range=detector.value_range,
         threshold=limits,
         made_with=installed(),
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 from anomalyclip.data.listing import load_samples
 from anomalyclip.decoding import OnError
-from anomalyclip.detector import Detector
+from anomalyclip.depth import Range
+from anomalyclip.detector import VALUE_RANGE, Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.evaluation.evaluator import Options, evaluate_set, pooled
 from anomalyclip.evaluation.maps import DetectorSource
@@ -88,12 +89,13 @@ def calibrate(
     require_share(false_pixel_share, "share of false pixels")
     detector = as_detector(detector)
     sources = normal_images(images)
-    scores, maps = [], NormalMaps()
+    scores, maps, value_range = [], NormalMaps(), None
     count = len(sources) if isinstance(sources, Sequence) else None
     with track("Scoring", count) as advance:
         for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
             scores.append(prediction.pred_score)
             maps.add(prediction.anomaly_map)
+            value_range = value_range or prediction.value_range
             advance()
     found, pixel = score_threshold(scores, false_alarm_rate), maps.threshold(false_pixel_share)
     if found.value > _NEARLY_ONE:
@@ -115,7 +117,7 @@ def calibrate(
         "images_with_false_pixels": _interval(pixel.marked),
         "says": [found.explanation(), marked],
     }
-    return Threshold(score=found.value, pixel=pixel.value, info=info | _made_with(detector))
+    return Threshold(score=found.value, pixel=pixel.value, info=info | _made_with(detector, value_range))
 
 
 def calibrate_labelled(
@@ -178,7 +180,7 @@ def calibrate_labelled(
         "says": [says],
     }
     pixel = result.thresholds.get(f"pixel_{criterion}")
-    return Threshold(score=found.value, pixel=pixel, info=info | _made_with(detector))
+    return Threshold(score=found.value, pixel=pixel, info=info | _made_with(detector, source.value_range))
 
 
 def normal_images(images: Images) -> Iterable[Source]:
@@ -203,9 +205,11 @@ def normal_images(images: Images) -> Iterable[Source]:
     return [image.path for image in listed]
 
 
-def _made_with(detector: Detector) -> dict[str, Any]:
+def _made_with(detector: Detector, value_range: Range | None) -> dict[str, Any]:
+    """Return what made a threshold; it also has a scale that was only assumed, for predictions must use the same."""
     spec = {} if detector.spec is None else {"spec": detector.spec.located().to_dict()}
-    return {"model": detector.describe().title, "identity": detector.identity(), **spec}
+    scale = {} if value_range is None else {VALUE_RANGE: list(value_range)}
+    return {"model": detector.describe().title, "identity": {**detector.identity(), **scale}, **spec}
 
 
 def _interval(rate: RateInterval) -> dict[str, Any]:

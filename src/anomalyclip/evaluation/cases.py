@@ -114,7 +114,7 @@ def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> 
 
 def photograph(item: Scored, root: Path) -> Image.Image:
     """Return a small picture of an image."""
-    image = open_image(os.path.join(root, item.sample.image)).convert("RGB")
+    image = open_image(os.path.join(root, item.sample.image), value_range=item.value_range).convert("RGB")
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     return image
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from anomalyclip.clip.backbone import shared_backbones
 from anomalyclip.data.meta import Sample, SampleList
+from anomalyclip.depth import Scale
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.evaluation.contenders import Lineup, line_up, named, variants
 from anomalyclip.evaluation.cost import costs
@@ -261,6 +262,12 @@ class _SetWork:
         return self.lineup.maps()
 
     @cached_property
+    def scale(self) -> Scale:
+        """One scale for all images of more than 8 bits."""
+        assumed = next((store.value_range for store in self.stores.values() if store.value_range), None)
+        return Scale(self.lineup.value_range, assumed=assumed)
+
+    @cached_property
     def stores(self) -> dict[str, Store]:
         """Where scores and maps are until a class is done."""
         return {
@@ -340,7 +347,7 @@ class _SetWork:
             of_class.samples,
             self.samples.root,
             has=lambda path: all(store.has(path) for store in self.stores.values()),
-            stream=partial(stream, joint, batch_size=self.settings.batch_size, spent=spent),
+            stream=partial(stream, joint, batch_size=self.settings.batch_size, spent=spent, scale=self.scale),
             add=add,
             failed=failed,
             advance=advance,

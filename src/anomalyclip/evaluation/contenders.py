@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from anomalyclip.data.meta import SampleList
+from anomalyclip.depth import Range
+from anomalyclip.detector import VALUE_RANGE
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.joint import JointScorer
 from anomalyclip.loading import load
@@ -203,11 +205,14 @@ class Lineup:
     scorers : mapping of str to Scorer
     texts : mapping of str to float
         Of those that depend on the name of the class, the seconds that it takes to make one ready for a class.
+    value_range : (float, float), optional
+        See `DetectorSpec.value_range`; the same for all.
     """
 
     specs: Mapping[str, DetectorSpec]
     scorers: Mapping[str, Scorer]
     texts: Mapping[str, float] = field(default_factory=dict)
+    value_range: Range | None = None
 
     @property
     def names(self) -> list[str]:
@@ -227,7 +232,8 @@ class Lineup:
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """Return what decides the scores of each; see `anomalyclip.scorer.Scorer.identity`."""
-        return {name: scorer.identity() for name, scorer in self.scorers.items()}
+        scale = {} if self.value_range is None else {VALUE_RANGE: list(self.value_range)}
+        return {name: {**scorer.identity(), **scale} for name, scorer in self.scorers.items()}
 
     def maps(self) -> dict[str, str]:
         """Return by name whose maps are the same: the first of those that differ in the image score alone."""
@@ -250,18 +256,23 @@ def line_up(specs: Mapping[str, DetectorSpec], sets: Mapping[str, SampleList]) -
     scorers: dict[str, Scorer] = {}
     texts: dict[str, float] = {}
     wrong = []
+    ranges: set[Range | None] = set()
     for name, spec in specs.items():
         try:
             if spec.tile is not None:
                 raise AnomalyCLIPError("images are compared whole: leave out the tile size")
-            scorers[name] = load(spec, by_class=True).scorer
+            detector = load(spec, by_class=True)
+            scorers[name] = detector.scorer
+            ranges.add(detector.value_range)
             if isinstance(scorer := scorers[name], ByClass):
                 texts[name] = _try_classes(scorer, sets)
         except AnomalyCLIPError as error:
             wrong.append(f"{name}: {error}")
+    if len(ranges) > 1:
+        wrong.append("images are shown to all in one scale: give all the same --range")
     if wrong:
         raise AnomalyCLIPError("cannot compare; nothing was begun:\n" + "\n".join(wrong))
-    return Lineup(specs, scorers, texts)
+    return Lineup(specs, scorers, texts, *ranges)
 
 
 def _try_classes(scorer: ByClass, sets: Mapping[str, SampleList]) -> float:

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from anomalyclip.batches import Batches
 from anomalyclip.clip.taps import Taps, gflop, passes
 from anomalyclip.clip_core import ClipCore
-from anomalyclip.decoding import OnError, decode_ahead
+from anomalyclip.decoding import OnError
+from anomalyclip.depth import Range, Scale
 from anomalyclip.engines.torch import Encode, TorchScorer
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction
-from anomalyclip.readers import Frame, Source
+from anomalyclip.readers import Source
+from anomalyclip.scaling import Shown, decode_in_scale
 from anomalyclip.scorer import Scorer
 
 Pixels = Mapping[int, NDArray[np.uint8]]
@@ -174,6 +176,7 @@ class _Prepared:
     source: Source
     id: str | None
     size: tuple[int, int]
+    value_range: Range | None
     pixels: dict[int, NDArray[np.uint8]]
 
 
@@ -185,6 +188,7 @@ def stream(
     on_error: OnError | None = None,
     skip: Callable[[str], bool] = lambda id: False,
     spent: Spent | None = None,
+    scale: Scale | None = None,
 ) -> Iterator[dict[str, Prediction]]:
     """Score any number of images in bounded memory, in their order, by all methods.
 
@@ -196,15 +200,17 @@ def stream(
         As for `anomalyclip.Detector.stream`; an image that one method cannot score is an error for all.
     spent : Spent, optional
         Gets the time that is spent.
+    scale : Scale, optional
+        Of a run that these images are a part of; see `anomalyclip.Detector.scale`.
 
     Yields
     ------
     dict of str to Prediction
     """
 
-    def prepare(source: Source, frame: Frame) -> _Prepared:
-        pixels = {side: squash(frame.image, side) for side in scorer.sizes}
-        return _Prepared(source, frame.id, frame.image.size, pixels)
+    def prepare(shown: Shown) -> _Prepared:
+        pixels = {side: squash(shown.image, side) for side in scorer.sizes}
+        return _Prepared(shown.source, shown.id, shown.image.size, shown.value_range, pixels)
 
     def score(batch: Sequence[_Prepared]) -> list[dict[str, Prediction]]:
         found = scorer(_stacked([item.pixels for item in batch]), spent)
@@ -215,6 +221,7 @@ def stream(
                     pred_score=float(scores[index]),
                     anomaly_map=maps[index],
                     image_size=item.size,
+                    value_range=item.value_range,
                 )
                 for name, (scores, maps) in found.items()
             }
@@ -224,9 +231,9 @@ def stream(
     def check() -> None:
         scorer({side: np.full((1, side, side, 3), 128, np.uint8) for side in scorer.sizes})
 
-    prepared = decode_ahead(images, prepare, depth=2 * max(batch_size, 1), on_error=on_error)
-    wanted = (item for item in prepared if item.id is None or not skip(item.id))
-    yield from Batches(score, check, batch_size, on_error).of(wanted)
+    depth = 2 * max(batch_size, 1)
+    prepared = decode_in_scale(images, prepare, scale or Scale(), depth=depth, on_error=on_error, skip=skip)
+    yield from Batches(score, check, batch_size, on_error).of(prepared)
 
 
 def _stacked(several: Sequence[dict[int, NDArray[np.uint8]]]) -> dict[int, NDArray[np.uint8]]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomalyclip.data.meta import Sample
+from anomalyclip.depth import Range
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import parse_json
@@ -34,6 +35,7 @@ class Scored:
     sample: Sample
     score: float
     map_file: Path
+    value_range: Range | None = None
 
 
 class Source(Protocol):
@@ -67,6 +69,11 @@ class Store:
         Leave all of it there when it is done.
     resume : bool
         Go on after what is there.
+
+    Attributes
+    ----------
+    value_range : (float, float) or None
+        The scale of images of more than 8 bits, once it is known.
     """
 
     def __init__(self, folder: Path, *, maps: bool = True, keep: bool = False, resume: bool = False) -> None:
@@ -75,6 +82,7 @@ class Store:
         self._writer = PredictionWriter(folder, save=save, resume=resume, overwrite=not resume)
         self._files: dict[str, Path] = {}
         self._scores: dict[str, float] = {}
+        self.value_range = self._writer.value_range
         for path, record in _records(folder):
             if path is not None:
                 self._learn(path, record)
@@ -90,11 +98,12 @@ class Store:
 
     def add(self, prediction: Prediction, name: str) -> None:
         """Keep what was said of an image."""
+        self.value_range = self.value_range or prediction.value_range
         self._learn(str(prediction.image_path), self._writer.write(prediction, name=name))
 
     def scored(self, path: str, sample: Sample, *, maps: "Store | None" = None) -> Scored:
         """Return what was said of an image; its map may be in another store."""
-        return Scored(sample, self._scores[path], (maps or self)._files[path])
+        return Scored(sample, self._scores[path], (maps or self)._files[path], self.value_range)
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless they are to be kept."""
@@ -195,6 +204,12 @@ class DetectorSource:
     ) -> None:
         self._detector, self._root, self._batch_size = detector, root, batch_size
         self._store = Store(folder, keep=keep, resume=resume)
+        self._scale = detector.scale(assumed=self._store.value_range)
+
+    @property
+    def value_range(self) -> Range | None:
+        """The scale of images of more than 8 bits, once it is known."""
+        return self._store.value_range
 
     def of(
         self, samples: Sequence[Sample], failed: dict[str, str], advance: Callable[[], None]
@@ -207,7 +222,7 @@ class DetectorSource:
             samples,
             self._root,
             has=self._store.has,
-            stream=partial(detector.stream, batch_size=self._batch_size),
+            stream=partial(detector.stream, batch_size=self._batch_size, scale=self._scale),
             add=lambda prediction, paths: self._store.add(
                 prediction, paths[str(prediction.image_path)].image
             ),

@@ -225,15 +225,17 @@ class _Run:
     def controls(self, place: Path) -> list[DatasetResult]:
         if self.detector is not None:
             size, tiling = self.detector.scorer.image_size, self.detector.tiling
+            value_range = self.detector.value_range
         else:
             assert self.maps is not None
-            size, tiling = side_of_maps(self.maps) or SIZE, None
+            size, tiling, value_range = side_of_maps(self.maps) or SIZE, None, None
         plain = replace(self, options=replace(self.options, cases=False))
         results = []
         for name, control in CONTROLS.items():
             for key, samples in self.sets.items():
                 folder = place / key / f"control-{name}"
-                source = self._source(Detector(control(size), tiling=tiling), samples, folder, keep=False)
+                baseline = Detector(control(size), tiling=tiling, value_range=value_range)
+                source = self._source(baseline, samples, folder, keep=False)
                 results.append(plain._evaluate(key, samples, folder, source, name))
         return results
 

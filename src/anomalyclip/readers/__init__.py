@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalyclip.depth import Deep, Range
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.images import as_image, decoding, read_image
+from anomalyclip.images import decode_image, decode_in_memory, decoding
 from anomalyclip.readers.base import Frame, Reader
 from anomalyclip.readers.photograph import PhotographReader
 
@@ -27,6 +28,7 @@ __all__ = [
     "Source",
     "frames",
     "locate",
+    "open_deep",
     "open_image",
     "reader_for",
     "register",
@@ -155,18 +157,21 @@ def frames(source: Source) -> Iterator[Frame]:
             yield Frame(os.fspath(source), reader_for(path).open(path, number))
 
 
-def open_image(id: str | os.PathLike[str]) -> Image.Image:
+def open_image(id: str | os.PathLike[str], *, value_range: Range | None = None) -> Image.Image:
     """Open one image by its id, for instance the `image_path` of a prediction.
 
     Parameters
     ----------
     id : path-like
         The id of a `Frame`, or a path. The path of a file with several images opens the first.
+    value_range : (float, float), optional
+        The values that become black and white in an image of more than 8 bits. None: what the file says, else guessed
+        from this image alone.
 
     Returns
     -------
     PIL.Image.Image
-        The same as in the `Frame`: loaded, upright, at most 8 bits per channel.
+        Loaded, upright, at most 8 bits per channel.
 
     Raises
     ------
@@ -181,6 +186,13 @@ def open_image(id: str | os.PathLike[str]) -> Image.Image:
     ...     open_image(f"{folder}/red.png").size
     (4, 3)
     """
+    with decoding(id):
+        image = open_deep(id)
+        return image.eight_bit(value_range, name=os.fspath(id)) if isinstance(image, Deep) else image
+
+
+def open_deep(id: str | os.PathLike[str]) -> Image.Image | Deep:
+    """Open one image by its id as `open_image` does, but keep all bits of one with more than 8 per channel."""
     path, number = locate(id)
     with decoding(id):
         return reader_for(path).open(path, number or 1)
@@ -216,11 +228,11 @@ def _all_frames(path: str) -> Iterator[Frame]:
     yield from images
 
 
-def _in_memory(source: bytes | BinaryIO | Image.Image | NDArray[np.uint8]) -> Image.Image:
+def _in_memory(source: bytes | BinaryIO | Image.Image | NDArray[np.uint8]) -> Image.Image | Deep:
     if isinstance(source, Image.Image | np.ndarray):
-        return as_image(source)
+        return decode_in_memory(source)
     if isinstance(source, bytes):
-        return read_image(source)
+        return decode_image(source)
     if hasattr(source, "read"):
         return _from_file(source)
     raise InputError(
@@ -229,7 +241,7 @@ def _in_memory(source: bytes | BinaryIO | Image.Image | NDArray[np.uint8]) -> Im
     )
 
 
-def _from_file(file: BinaryIO) -> Image.Image:
+def _from_file(file: BinaryIO) -> Image.Image | Deep:
     name = getattr(file, "name", None)
     if not isinstance(name, str):  # in memory, or opened by its file descriptor
         name = type(file).__name__
@@ -241,4 +253,4 @@ def _from_file(file: BinaryIO) -> Image.Image:
             raise TypeError(f"read() returned {type(content).__name__}, not bytes")
     except Exception as error:  # users may pass file objects of their own
         raise InputError(f"{name}: cannot be read ({error}); expected a file open in binary mode") from None
-    return read_image(content, name=name)
+    return decode_image(content, name=name)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from anomalyclip.depth import Deep
 from anomalyclip.errors import InputError
 
 
@@ -20,12 +21,13 @@ class Frame:
         The `image_path` of the image's prediction, which `anomalyclip.readers.open_image` can open again: the path as
         it was given if the file holds one image, ``PATH#K`` if it holds several (pages, slices, video frames; K
         counts from 1). None for an image in memory.
-    image : PIL.Image.Image
-        Loaded, upright, at most 8 bits per channel, in any colour mode.
+    image : PIL.Image.Image or Deep
+        Loaded and upright; a PIL image of at most 8 bits per channel in any colour mode, or all bits of a deeper image
+        (`anomalyclip.depth`).
     """
 
     id: str | None
-    image: Image.Image
+    image: Image.Image | Deep
 
 
 class Reader(Protocol):
@@ -67,7 +69,7 @@ class Reader(Protocol):
         """Yield the images of a file in order; each is decoded only when it is requested."""
         ...
 
-    def open(self, path: str, number: int = 1) -> Image.Image:
+    def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Return one image of a file, counted from 1.
 
         Raises

@@ -1,9 +1,31 @@
 """Photographs: all formats that Pillow reads, one image per file."""
 
+import os
 from collections.abc import Iterator
 
-from anomalyclip.images import read_image, read_size
+from anomalyclip.errors import InputError
+from anomalyclip.images import decode_image, read_size
 from anomalyclip.readers.base import Frame, Reader
+
+RAW = frozenset(
+    {
+        ".3fr",
+        ".arw",
+        ".cr2",
+        ".cr3",
+        ".crw",
+        ".dng",
+        ".erf",
+        ".nef",
+        ".nrw",
+        ".orf",
+        ".pef",
+        ".raf",
+        ".rw2",
+        ".srw",
+    }
+)
+"""Cameras' raw files. Some are TIFF inside, and what Pillow finds there is a thumbnail."""
 
 
 class PhotographReader(Reader):
@@ -26,8 +48,18 @@ class PhotographReader(Reader):
 
     def frames(self, path: str) -> Iterator[Frame]:
         """Yield the one image of a file."""
-        yield Frame(path, read_image(path))
+        _refuse_raw(path)
+        yield Frame(path, decode_image(path))
 
     def size(self, path: str, number: int = 1) -> tuple[int, int]:
-        """Return (width, height) from the header alone."""
+        """Return (width, height), from the header alone if Pillow knows it."""
+        _refuse_raw(path)
         return read_size(path) if number == 1 else super().size(path, number)
+
+
+def _refuse_raw(path: str) -> None:
+    if os.path.splitext(path)[1].lower() in RAW:
+        raise InputError(
+            f"{path}: a camera's raw file, which has no fixed colours yet; develop it to a 16-bit TIFF (for example "
+            "with RawTherapee or darktable), with the same settings for all images"
+        )

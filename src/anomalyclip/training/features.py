@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from anomalyclip.clip_core import TextCore
+from anomalyclip.depth import Range, Scale
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, InputError, concerning
 from anomalyclip.files import replacing, writing
 from anomalyclip.images import squash
-from anomalyclip.readers import open_image
+from anomalyclip.readers import open_deep
 from anomalyclip.training.samples import OnUnreadable, TrainingImage
 
 PREPROCESSING = 1
@@ -58,6 +59,9 @@ class FeatureKey:
         Precision of the encoder's matrix products.
     preprocessing : int
         `PREPROCESSING`.
+    value_range : (float, float), optional
+        The values that become black and white in images of more than 8 bits; without it such images are refused unless
+        their files say it, for what is assumed from one image must not decide the features of another.
     """
 
     weights: str
@@ -67,6 +71,7 @@ class FeatureKey:
     dtype: str = "float16"
     precision: str = "fp32"
     preprocessing: int = PREPROCESSING
+    value_range: Range | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -74,7 +79,8 @@ class FeatureKey:
 
     def folder_name(self) -> str:
         """Return 16 hex digits that identify the key."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class FeatureStore:
@@ -90,6 +96,8 @@ class FeatureStore:
         Fingerprint of its weights.
     dtype : {"float16", "float32"}
         Type of the stored numbers. Half precision changes a cosine by less than 1e-4 and halves the space.
+    value_range : (float, float), optional
+        See `FeatureKey`.
     on_damage : callable
         Called with a message when a file is damaged; the image is then encoded again.
 
@@ -106,14 +114,22 @@ class FeatureStore:
         *,
         weights: str,
         dtype: str = "float16",
+        value_range: Range | None = None,
         on_damage: Callable[[str], None],
     ) -> None:
         core = scorer.core
         assert isinstance(core, TextCore)
         self._core = core
         self.key = FeatureKey(
-            weights, core.image_size, core.layers, core.dpam_layers, dtype, scorer.precision
+            weights,
+            core.image_size,
+            core.layers,
+            core.dpam_layers,
+            dtype,
+            scorer.precision,
+            value_range=value_range,
         )
+        self._scale = Scale(value_range, strict=True)
         self.folder = root / self.key.folder_name()
         self.scorer = scorer
         self._on_damage = on_damage
@@ -213,7 +229,8 @@ class FeatureStore:
         interrupted run gets exactly the same bits.
         """
         with concerning(path, "cannot be made ready for the model"):
-            pixels = np.stack([squash(open_image(path), self.scorer.image_size)])  # 1 S S 3
+            image, _ = self._scale(open_deep(path), name=str(path))
+            pixels = np.stack([squash(image, self.scorer.image_size)])  # 1 S S 3
         with torch.inference_mode():
             features = self._core.features(self.scorer.features(pixels))
             layers = [features.patches[layer][0, 1:] for layer in self.key.layers]  # L of N E

@@ -20,6 +20,7 @@ from anomalyclip.data.listing import load_samples
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import replacing, writing
+from anomalyclip.loading import measured
 from anomalyclip.methods.anomalyclip import assemble
 from anomalyclip.progress import Track, silent
 from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
@@ -272,7 +273,7 @@ def open_session(
     root : Path
         Folder of the data set.
     spec : DetectorSpec
-        Backbone, image size, layers, DPAM layers, device and precision; anything else is refused.
+        Backbone, image size, layers, DPAM layers, range, device and precision; anything else is refused.
     settings : TrainingSettings
     on_error : callable
         Called with an image that cannot be read and the error.
@@ -292,6 +293,7 @@ def open_session(
             f"{', '.join(needless)}: not used in training; leave it out (training uses {', '.join(SPEC_OPTIONS)})"
         )
     samples = load_samples(root, settings.dataset, settings.phase)
+    spec = measured(spec)
     backbone = load_backbone(spec.backbone)
     start = _start(settings, backbone.clip, resolve_backbone(spec.backbone))
     scorer = assemble(backbone.clip, start, spec, weights_sha256=backbone.fingerprint)
@@ -300,6 +302,7 @@ def open_session(
         scorer,
         weights=backbone.fingerprint(),
         dtype=settings.feature_dtype,
+        value_range=spec.value_range,
         on_damage=lambda message: warnings.warn(message, AnomalyCLIPWarning, stacklevel=2),
     )
     images = identify(samples, on_error=on_error)

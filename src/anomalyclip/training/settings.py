@@ -9,7 +9,16 @@ from anomalyclip.settings import Settings, option
 
 _LEARNING, _PROMPTS, _FEATURES, _VALIDATION = "Learning", "Prompts", "Features", "Validation"
 
-SPEC_OPTIONS = ("backbone", "image_size", "layers", "dpam_layers", "device", "precision")
+SPEC_OPTIONS = (
+    "backbone",
+    "image_size",
+    "layers",
+    "dpam_layers",
+    "value_range",
+    "range_from",
+    "device",
+    "precision",
+)
 """The fields of a `DetectorSpec` that training takes."""
 
 
