@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip import Detector, DetectorSpec, Threshold, calibrate, predicting
+from anomalyclip import Detector, DetectorSpec, Threshold, calibrate, fit, predicting
 from anomalyclip.depth import Deep
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.images import decode_image, read_image
@@ -293,6 +293,20 @@ def test_training_refuses_to_assume_a_range(tmp_path):
     assert (image.getpixel((0, 0)), value_range) == (255, (0, 3000))
     own = replace(deep, own=(0.0, 6000.0))
     assert Scale(strict=True)(own, name="a.png")[0].getpixel((0, 0)) == 128
+
+
+def test_a_memory_brings_the_range_that_its_references_were_seen_with(exposures, tmp_path):
+    plain = DetectorSpec("micro")
+    with pytest.raises(
+        InputError, match=r"more than 8 bits per channel and does not say its range: give --range"
+    ):
+        fit(plain, exposures[:1])
+    memory = fit(replace(plain, value_range=(0, 4000)), exposures[:1])
+    memory.save(tmp_path / "good.memory")
+    remembered = replace(plain, references=(str(tmp_path / "good.memory"),))
+    assert remembered.load().predict(exposures[0]).value_range == (0, 4000)
+    with pytest.raises(AnomalyCLIPError, match="made with --range 0 4000, and images are scored with 0 4095"):
+        replace(remembered, value_range=(0, 4095)).load()
 
 
 def test_the_command_line_takes_a_range(exposures, tmp_path):

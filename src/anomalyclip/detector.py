@@ -57,8 +57,9 @@ class Detector:
     spec : DetectorSpec, optional
         The spec that the scorer was made from, if any; it is recorded in results and threshold files.
     value_range : (float, float), optional
-        The values that become black and white in images of more than 8 bits. None: the threshold's, if it was made with
-        one; otherwise each file's own, or one for all images of a run, assumed from the first.
+        The values that become black and white in images of more than 8 bits. None: that of the references or of the
+        threshold, if they were made with one; otherwise each file's own, or one for all images of a run, assumed from
+        the first.
 
     Raises
     ------
@@ -89,7 +90,7 @@ class Detector:
                     "those of other scorers (see anomalyclip.scorer.Scorer)"
                 )
         self.scorer, self.threshold, self.tiling, self.spec = scorer, threshold, tiling, spec
-        self.value_range = require_range(value_range) or _range_of(threshold)
+        self.value_range = require_range(value_range) or _stored_range(scorer, threshold)
 
     @classmethod
     def from_pretrained(
@@ -348,10 +349,14 @@ class Detector:
         ).with_threshold(self.threshold)
 
 
-def _range_of(threshold: Threshold | None) -> Range | None:
-    """Return the scale that a threshold was made with."""
-    identity = {} if threshold is None else threshold.info.get("identity")
-    return require_range(identity.get(VALUE_RANGE)) if isinstance(identity, dict) else None
+def _stored_range(scorer: Scorer, threshold: Threshold | None) -> Range | None:
+    """Return the range that references were remembered with, or that a threshold was made with."""
+    memory = scorer.identity().get("memory")
+    made_with = None if threshold is None else threshold.info.get("identity")
+    for stored in (memory, made_with):
+        if isinstance(stored, dict) and (value_range := require_range(stored.get(VALUE_RANGE))):
+            return value_range
+    return None
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.decoding import OnError, decode
-from anomalyclip.detector import Detector
+from anomalyclip.depth import Range, Scale, require_range
+from anomalyclip.detector import VALUE_RANGE, Detector
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.identity import differences
@@ -137,8 +138,15 @@ def remember(detector: Detector, memory: Memory) -> Detector:
     >>> prediction.pred_score < 0.5
     True
     """
-    scorer = _remembering(_without_memory(detector.scorer), memory, detector.tiling, rule=None)
-    return Detector(scorer, threshold=detector.threshold, tiling=detector.tiling, spec=detector.spec)
+    base, value_range = _without_memory(detector.scorer), detector.value_range
+    _check_fits(base, memory, detector.tiling, value_range)
+    return Detector(
+        _remembering(base, memory, rule=None),
+        threshold=detector.threshold,
+        tiling=detector.tiling,
+        spec=detector.spec,
+        value_range=value_range,
+    )
 
 
 def with_references(scorer: Scorer, spec: DetectorSpec) -> TorchScorer:
@@ -148,9 +156,10 @@ def with_references(scorer: Scorer, spec: DetectorSpec) -> TorchScorer:
         memory = Memory.load(paths[0])
     else:
         plain = replace(spec, references=None, augment=False, max_patches=MAX_PATCHES)
-        detector = Detector(base, tiling=spec.tiling, spec=plain)
+        detector = Detector(base, tiling=spec.tiling, spec=plain, value_range=spec.value_range)
         memory = fit(detector, list(paths), augment=spec.augment, max_patches=spec.max_patches)
-    return _remembering(base, memory, spec.tiling, rule=spec.image_score)
+    _check_fits(base, memory, spec.tiling, spec.value_range)
+    return _remembering(base, memory, rule=spec.image_score)
 
 
 def _without_memory(scorer: Scorer) -> TorchScorer:
@@ -167,10 +176,7 @@ def _without_memory(scorer: Scorer) -> TorchScorer:
     return scorer
 
 
-def _remembering(
-    base: TorchScorer, memory: Memory, tiling: Tiling | None, *, rule: str | None
-) -> TorchScorer:
-    _check_fits(base, memory, tiling)
+def _remembering(base: TorchScorer, memory: Memory, *, rule: str | None) -> TorchScorer:
     core = base.core
     assert isinstance(core, ClipCore)
     together = MemoryCore(core, memory, score_rule=rule or DEFAULT_RULE)
@@ -199,7 +205,7 @@ def _remembering(
     )
 
 
-def _check_fits(base: TorchScorer, memory: Memory, tiling: Tiling | None) -> None:
+def _check_fits(base: TorchScorer, memory: Memory, tiling: Tiling | None, value_range: Range | None) -> None:
     now = {name: value for name, value in base.identity().items() if name not in _FREE}
     if differ := differences(dict(memory.identity), now):
         raise AnomalyCLIPError(
@@ -211,6 +217,12 @@ def _check_fits(base: TorchScorer, memory: Memory, tiling: Tiling | None) -> Non
         raise AnomalyCLIPError(
             f"the memory was made {_in_words(made)}, and images are scored {_in_words(cut)}: use the same --tile and "
             "--overlap, or fit it again"
+        )
+    scale = require_range(memory.settings.get(VALUE_RANGE))
+    if value_range is not None and scale not in (None, value_range):
+        raise AnomalyCLIPError(
+            f"the memory was made with --range {scale[0]:g} {scale[1]:g}, and images are scored with "
+            f"{value_range[0]:g} {value_range[1]:g}: leave the range out, or fit it again"
         )
 
 
@@ -269,6 +281,7 @@ class _Work:
         assert isinstance(core, ClipCore)
         self.detector, self.scorer, self.core = detector, scorer, core
         self.held = PatchMemory(core.config)
+        self.scale = Scale(detector.value_range, strict=True)
         self.taps = core.taps | self.held.taps
         self.augment, self.max_patches = augment, max_patches
         self.references: dict[str, _Reference] = {}  # by digest
@@ -284,7 +297,8 @@ class _Work:
     def prepare(self, source: Source, frame: Frame) -> tuple[str, list[NDArray[np.uint8]]]:
         """Return a reference's name and pieces."""
         name = f"{type(source).__name__} in memory" if frame.id is None else Path(frame.id).name
-        return name, list(pieces(frame.image, self.detector.tiling, self.core.image_size))
+        image, _ = self.scale(frame.image, name=name)
+        return name, list(pieces(image, self.detector.tiling, self.core.image_size))
 
     def add(self, name: str, shown: list[NDArray[np.uint8]]) -> None:
         """Take a reference, unless there is one with the same pixels."""
@@ -331,7 +345,10 @@ class _Work:
                 f"the memory of {len(memory)} references was reduced to {memory.patches} patches, and nothing can be "
                 "added to it: fit all images at once, or with a larger --max-patches"
             )
-        _check_fits(self.scorer, memory, self.detector.tiling)
+        _check_fits(self.scorer, memory, self.detector.tiling, self.detector.value_range)
+        self.scale = Scale(
+            require_range(memory.settings.get(VALUE_RANGE)) or self.scale.value_range, strict=True
+        )
         self.augment, self.max_patches = bool(memory.settings["augment"]), int(memory.settings["max_patches"])
         self.turned = memory.left_out if len(memory) == 1 else None
         patches = int(memory.row_patch.max()) + 1
@@ -413,6 +430,7 @@ class _Work:
                 "max_patches": self.max_patches,
                 "patches": self.patches,
                 "tiles": _cut(self.detector.tiling),
+                **({} if self.scale.value_range is None else {VALUE_RANGE: list(self.scale.value_range)}),
             },
             spec=spec,
         )
