@@ -318,3 +318,13 @@ def test_the_command_line_takes_a_range(exposures, tmp_path):
     result = CliRunner().invoke(app, ["predict", *exposures, *options])
     assert result.exit_code == 0, result.output
     assert json.loads(Path(tmp_path / "out/settings.json").read_text())["value_range"] == [0, 4000]
+
+
+def test_what_is_compared_is_compared_in_one_scale(tmp_path):
+    from anomalyclip.evaluation.contenders import line_up
+
+    specs = {"a": DetectorSpec("micro", value_range=(0, 9)), "b": DetectorSpec("micro", sigma=2.0)}
+    with pytest.raises(AnomalyCLIPError, match="one scale: give all the same --range"):
+        line_up(specs, {})
+    specs["b"] = replace(specs["b"], value_range=(0, 9))
+    assert all(identity["value_range"] == [0, 9] for identity in line_up(specs, {}).identities().values())
