@@ -264,3 +264,26 @@ def test_what_cannot_be_written_is_said(tmp_path):
             writer.write(predicted("a.png").with_threshold(None))
         with pytest.raises(AnomalyCLIPError, match="without image_path"):
             writer.write(Prediction(pred_score=0.5, anomaly_map=RAMP, image_size=(4, 4)))
+
+
+@pytest.mark.parametrize("save", ["map", "heatmap", "mask"])
+def test_a_disk_that_takes_no_more_is_not_taken_for_a_damaged_image(save, tmp_path):
+    """NumPy and Pillow say only that something was not written: the system's own word counts, and ends the run."""
+    code = (
+        "import resource, signal, sys; import numpy as np; from PIL import Image\n"
+        "from anomalyclip.prediction import Prediction; from anomalyclip.writers import PredictionWriter\n"
+        "from anomalyclip.errors import AnomalyCLIPError, InputError\n"
+        "noise = np.random.default_rng(0).random((99, 99), np.float32)\n"
+        "prediction = Prediction(pred_score=0.5, anomaly_map=noise, image_size=(99, 99), image_path='a.png')\n"
+        "image = Image.fromarray((noise * 255).astype(np.uint8))\n"
+        "writer = PredictionWriter(sys.argv[1], save=[sys.argv[2]])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99))\n"
+        "try: writer.write(prediction.with_threshold(0.5), image=image)\n"
+        "except AnomalyCLIPError as error: print(type(error) is AnomalyCLIPError, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), save], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("True ")
+    assert "cannot be written: File too large. Free" in done.stdout
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["predictions.jsonl"]

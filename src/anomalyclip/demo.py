@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.inputs import find_images
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import open_image
@@ -67,8 +67,9 @@ def run(
                 on_prediction(prediction)
     cells = [(open_image(str(prediction.image_path)), prediction) for prediction in predictions]
     sheet = contact_sheet(cells, columns=3, tile_size=200)
-    with writing(Path(output) / SHEET), replacing(Path(output) / SHEET) as temporary:
-        sheet.save(temporary, "PNG")
+    target = Path(output) / SHEET
+    with writing(target), replacing(target) as temporary, open_output(temporary) as file:
+        sheet.save(file, "PNG")
     return predictions
 
 

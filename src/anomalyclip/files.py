@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
@@ -138,6 +138,58 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+class _Output:
+    """A file with `write` and `flush` alone, which keeps the error if the system refuses to write.
+
+    NumPy, Pillow and PyTorch write to real files in their own ways, which say that something was not written, but not
+    why: a full disk looks like a damaged image.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.refused: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write bytes; return how many."""
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.refused = error
+            raise
+
+    def flush(self) -> None:
+        """Give everything to the system."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.refused = error
+            raise
+
+
+@contextmanager
+def open_output(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file that a library is to write; an error of the system is raised as it is, whatever the library says.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with open_output(f"{folder}/a.bin") as file:
+    ...         _ = file.write(b"content")
+    ...     Path(folder, "a.bin").read_bytes()
+    b'content'
+    """
+    with open(path, "wb") as file:
+        output = _Output(file)
+        try:
+            yield cast("IO[bytes]", output)  # as much of one as writing takes
+            output.flush()
+        except Exception as error:
+            if output.refused is None or output.refused is error:
+                raise
+            raise output.refused from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone, resolve_prompts
 from anomalyclip.errors import AnomalyCLIPError, reason
-from anomalyclip.files import in_one_order, parse_json, replacing
+from anomalyclip.files import in_one_order, open_output, parse_json, replacing
 
 FORMAT = "anomalyclip-prompts-1"
 """Name of the safetensors format, stored in the file's header."""
@@ -169,7 +169,7 @@ class Prompts:
             state[f"compound_prompt_projections.{i}.weight"] = torch.zeros(_PROJECTION_ROWS, self.width)
             state[f"compound_prompt_projections.{i}.bias"] = torch.zeros(_PROJECTION_ROWS)
         # PyTorch writes a file's name into the archive; without a name, equal prompts give equal bytes.
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, open_output(temporary) as file:
             torch.save({"prompt_learner": state}, file)
 
 

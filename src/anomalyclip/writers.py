@@ -20,14 +20,14 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError, concerning
-from anomalyclip.files import parse_json, replacing, writing
+from anomalyclip.files import open_output, parse_json, replacing, writing
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image, suffixes
 from anomalyclip.visualize import captioned
@@ -181,7 +181,7 @@ class PredictionWriter:
                 for kind in self.save:
                     folder, extension = _FOLDERS[kind]
                     path = self.output_dir / folder / f"{name}{extension}"
-                    with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+                    with writing(path), replacing(path) as temporary, open_output(temporary) as file:
                         self._write_content(file, kind, prediction, image)
                     files[kind] = f"{folder}/{name}{extension}"
         except BaseException:
@@ -259,7 +259,7 @@ class PredictionWriter:
         return name
 
     def _write_content(
-        self, file: BinaryIO, kind: str, prediction: Prediction, image: Image.Image | None
+        self, file: IO[bytes], kind: str, prediction: Prediction, image: Image.Image | None
     ) -> None:
         if kind == "map":
             np.save(file, prediction.anomaly_map)

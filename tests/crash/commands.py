@@ -110,7 +110,7 @@ def timeless(path: Path) -> bytes:
     if path.name == "config.yaml":
         return json.dumps(without_times(yaml.safe_load(content))).encode()
     if path.suffix in (".html", ".md"):
-        return re.sub(rb"[\d.]+(?= (s|ms|min|MB)\b)", b"?", content)
+        return re.sub(rb"[\d.]+(?= (s|ms|min|MB)\b)|\d{4}-\d\d-\d\d \d\d:\d\d", b"?", content)
     return content
 
 

@@ -1,9 +1,10 @@
 """Runs commands in processes that are forked from one which has imported everything: ``python -m tests.crash.server``.
 
-A run starts within milliseconds, and can be killed at a chosen change of the file system or after a chosen time, or
-given another user or a limit of file size.
+A run starts within milliseconds. It can be killed at a chosen change of the file system or after a chosen time, and have
+a limit of file size or no privileges.
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -98,19 +100,16 @@ class Limits:
         Kill it just before this change of the file system, counted from 1.
     after : float, optional
         Kill it after so many seconds.
-    user : int, optional
-        Run it as this user and group.
+    unprivileged : bool
+        Take away root's rights over other people's and read-only files, as an ordinary user has none.
     file_size : int, optional
         Bytes that a file may have; writing more fails.
-    environment : tuple of str, optional
-        Variables with their values.
     """
 
     at_change: int | None = None
     after: float | None = None
-    user: int | None = None
+    unprivileged: bool = False
     file_size: int | None = None
-    environment: dict[str, str] | None = None
 
 
 def serve(scratch: Path) -> None:
@@ -122,17 +121,22 @@ def serve(scratch: Path) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         limits = Limits(**job["limits"])
-        count = os.memfd_create("changes")
-        with (scratch / "printed.txt").open("w+b") as printed:
-            begun = time.perf_counter()
-            child = os.fork()
-            if child == 0:
-                run(job["words"], job["folder"], limits, printed.fileno(), count)
+        count = os.eventfd(0, os.EFD_NONBLOCK)
+        reading, writing = os.pipe()
+        begun = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            run(job["words"], job["folder"], limits, writing, count)
+        os.close(writing)
+        with ThreadPoolExecutor(1) as pool, os.fdopen(reading, "rb") as printed:
+            text = pool.submit(printed.read)  # or a full pipe would stop the run
             code = wait(child, limits.after or PATIENCE)
             seconds = time.perf_counter() - begun
-            printed.seek(0)
-            text = printed.read().decode(errors="replace")
-        changes = os.fstat(count).st_size  # a byte each
+            text = text.result().decode(errors="replace")
+        changes = 0
+        with suppress(BlockingIOError):
+            changes = os.eventfd_read(count)
         os.close(count)
         print(
             json.dumps({"code": code, "changes": changes, "seconds": seconds, "printed": text}), file=answers
@@ -194,20 +198,28 @@ def run(words: Sequence[str], folder: str, limits: Limits, printed: int, count: 
         os.chdir(folder)
         for stream in (1, 2):
             os.dup2(printed, stream)
-        os.environ.update(limits.environment or {})
+        os.close(printed)
+        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
         if limits.file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
-        if limits.user is not None:
-            os.setgroups([])
-            os.setgid(limits.user)
-            os.setuid(limits.user)
+        if limits.unprivileged:
+            drop_capabilities()
         watch(count, limits.at_change)
         code = call(words)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def drop_capabilities() -> None:
+    """Give up every capability (``capset(2)``): permissions of files then count for root as for anybody."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    none = (ctypes.c_uint32 * 6)()
+    if libc.capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def call(words: Sequence[str]) -> int:
@@ -239,7 +251,7 @@ def watch(count: int, at_change: int | None) -> None:
             done += 1
             if done == at_change:
                 os.kill(os.getpid(), signal.SIGKILL)
-            os.write(count, b".")
+            os.eventfd_write(count, 1)
 
     sys.addaudithook(hook)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from anomalyclip.errors import AnomalyCLIPWarning, InputError, concerning
 from anomalyclip.evaluation.maps import Scored, read_map
 from anomalyclip.evaluation.results import Case
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.images import read_mask
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import open_image
@@ -83,8 +83,8 @@ def draw_cases(
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture as JPEG, whole or not at all."""
-    with writing(path), replacing(path) as temporary:
-        picture.save(temporary, "JPEG", quality=85)
+    with writing(path), replacing(path) as temporary, open_output(temporary) as file:
+        picture.save(file, "JPEG", quality=85)
 
 
 def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from anomalyclip.evaluation.results import (
     Metrics,
     number,
 )
+from anomalyclip.files import open_output, staging, writing
 from anomalyclip.images import read_mask
 from anomalyclip.metrics import PixelMetrics, image_metrics
 from anomalyclip.metrics.regions import region_areas
@@ -280,8 +280,8 @@ class ClassWork:
 
     def result(self, scored: Sequence[Scored], failed: dict[str, str]) -> ClassResult:
         """Return the results; masks that cannot be used are named in `failed`."""
-        with TemporaryDirectory(dir=_made(self.folder), prefix=".areas-") as scratch:
-            known, areas = self._truth(scored, Path(scratch), failed)
+        with staging(self.folder) as scratch:
+            known, areas = self._truth(scored, scratch, failed)
             images = tuple(_image(item, in_pixel_metrics=index in known) for index, item in enumerate(scored))
             metrics: Metrics = dict.fromkeys(METRICS)
             thresholds: dict[str, float | None] = {}
@@ -331,7 +331,8 @@ class ClassWork:
             areas.append(None)
             if area is not None:
                 areas[-1] = file = scratch / f"{index}.npy"
-                np.save(file, area)
+                with writing(file), open_output(file) as output:
+                    np.save(output, area)
         return known, areas
 
     def _areas(self, item: Scored) -> NDArray[np.int32] | None:
@@ -356,11 +357,6 @@ def with_scores(result: ClassResult, scored: Sequence[Scored]) -> ClassResult:
     metrics, thresholds, curves = dict(result.metrics), dict(result.thresholds), dict(result.curves)
     _add_image_metrics(images, metrics, thresholds, curves)
     return replace(result, images=images, metrics=metrics, thresholds=thresholds, curves=curves)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _image(item: Scored, *, in_pixel_metrics: bool) -> ImageResult:

@@ -24,7 +24,7 @@ from anomalyclip.clip_core import TextCore
 from anomalyclip.depth import Range, Scale
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, InputError, concerning
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.images import squash
 from anomalyclip.readers import open_deep
 from anomalyclip.training.samples import OnUnreadable, TrainingImage
@@ -248,7 +248,7 @@ class FeatureStore:
         residual = rows[:1] - image
         array = np.concatenate([image, residual, rows[1:]], dtype=self.key.dtype, casting="same_kind")
         # No fsync: a killed process loses nothing, and after a power failure the checksum detects lost data.
-        with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+        with writing(path), replacing(path) as temporary, open_output(temporary) as file:
             np.save(file, array)
             file.write(zlib.crc32(array.data).to_bytes(_CHECKSUM, "little"))
 

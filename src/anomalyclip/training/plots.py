@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.training.journal import best_epoch, read_journal
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def draw_losses(folder: Path) -> Path | None:
         _draw_validation(axes[1], epochs)
     axes[-1].set_xlabel("epoch")
     path = folder / "loss.png"
-    with writing(path), replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with writing(path), replacing(path) as temporary, open_output(temporary) as file:
+        figure.savefig(file, format="png", dpi=120)
     return path
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.prompts import PromptLearner, Prompts
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.journal import FILE_NAME, Journal
@@ -141,7 +141,7 @@ class Trainer:
         }
         path = self.folder / STATE
         # PyTorch writes a file's name into the archive; without a name, equal states give equal bytes.
-        with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+        with writing(path), replacing(path) as temporary, open_output(temporary) as file:
             torch.save(state, file)
 
     def run(self, *, stop: Callable[[], bool] = lambda: False) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, LEAST_SIZE, generate
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import staging, writing
+from anomalyclip.files import open_output, staging, writing
 
 # Each part of a data set numbers its images in its own range, so that no scene occurs twice.
 _TRAIN, _GOOD, _ANOMALOUS = 0, 1_000_000, 2_000_000
@@ -191,8 +191,10 @@ def _draw(job: _Job) -> None:
     sample = generate(job.name, seed=job.seed, index=job.index, defect=defect, style=job.seed, size=job.size)
     image = job.folder / job.name / job.split / job.kind / f"{job.number:03d}.png"
     image.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sample.image).save(image, compress_level=3)
+    with open_output(image) as file:
+        Image.fromarray(sample.image).save(file, "PNG", compress_level=3)
     if defect is not None:
         mask = job.folder / job.name / "ground_truth" / job.kind / f"{job.number:03d}_mask.png"
         mask.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sample.mask.astype(np.uint8) * np.uint8(255)).save(mask)
+        with open_output(mask) as file:
+            Image.fromarray(sample.mask.astype(np.uint8) * np.uint8(255)).save(file, "PNG")
