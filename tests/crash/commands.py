@@ -62,6 +62,7 @@ COMMANDS = [
         moving=("*state.pt",),
     ),
     Command("calibrate", f"calibrate {{good}} {MODEL} --output out/threshold.json --overwrite"),
+    Command("fit", f"fit {{good}} {MODEL} --output out/nut.memory --overwrite"),
     Command("prepare", "prepare {data} --output out/meta.json"),
     Command("export-onnx", f"export {MODEL} --output out/model.onnx --overwrite"),
     Command("export-openvino", f"export {MODEL} --format openvino --output out/model.xml --overwrite"),

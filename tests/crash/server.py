@@ -1,7 +1,7 @@
 """Runs commands in processes that are forked from one which has imported everything: ``python -m tests.crash.server``.
 
-A run starts within milliseconds. It can be killed at a chosen change of the file system or after a chosen time, and have
-a limit of file size or no privileges.
+A run starts within milliseconds. It can be killed at a chosen change of the file system or after a chosen time, and
+have a limit of file size or no privileges.
 """
 
 import ctypes
@@ -199,7 +199,7 @@ def run(words: Sequence[str], folder: str, limits: Limits, printed: int, count: 
         for stream in (1, 2):
             os.dup2(printed, stream)
         os.close(printed)
-        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
         if limits.file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
