@@ -1,6 +1,7 @@
 """Few-shot: a memory of flawless images, its file, and a detector that uses it, in PyTorch and exported."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,13 @@ from anomalyclip.data.synthetic.writer import write_dataset
 from anomalyclip.engines.export import export
 from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPWarning
+from anomalyclip.evaluation.calibration import calibrate
 from anomalyclip.evaluation.run import evaluate
-from anomalyclip.fitting import views
+from anomalyclip.evaluation.shots import draw
+from anomalyclip.fitting import left_out_scores, views
 from anomalyclip.memory import scale_of
+from anomalyclip.predicting import predict
+from anomalyclip.prediction import Threshold
 from anomalyclip.references import Memory
 from tests.conftest import TINY, torch_scorer
 
@@ -372,3 +377,100 @@ def test_fit_refuses_what_cannot_be(cli, good, tmp_path, monkeypatch, options, m
     assert finished.code == 2
     assert message in " ".join(finished.err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_predicting_another_product_is_warned_of(few_shot, parts, tmp_path):
+    few_shot.scorer.core.seen = few_shot.scorer.core.unknown = 0
+    pictures = sorted((parts / "paper" / "test" / "good").iterdir())
+    with pytest.warns(AnomalyCLIPWarning, match="6 of 6 images do not look like the references"):
+        predict(few_shot, pictures, tmp_path / "wrong")
+    few_shot.scorer.core.seen = few_shot.scorer.core.unknown = 0
+    predict(
+        few_shot, sorted((parts / "tablet" / "test").rglob("*.png")), tmp_path / "right"
+    )  # warns of nothing
+
+
+# --- thresholds
+
+
+def test_references_alone_give_a_threshold_with_an_honest_interval(detector, few_shot, good):
+    threshold = calibrate(few_shot, false_alarm_rate=0.01)
+    assert threshold.info["images"] == 4
+    assert threshold.info["method"] == "references, each compared with the others"
+    assert threshold.info["false_alarm_rate"]["high"] == pytest.approx(1 - 0.05 ** (1 / 4))
+    assert "at least 299 normal images" in threshold.info["says"][0]
+    assert threshold.info["identity"] == few_shot.identity()
+    # Every reference scores as with a memory of the other three, but for the scale.
+    scores = [score for score, _ in left_out_scores(few_shot)]
+    names = few_shot.scorer.core.memory.names
+    for name, score in zip(names, scores, strict=True):
+        others = remember(detector, fit(detector, [path for path in good[:4] if path.name != name]))
+        others.scorer.core.scale.copy_(few_shot.scorer.core.scale)
+        (own,) = (path for path in good[:4] if path.name == name)
+        assert others.predict(own).pred_score == pytest.approx(score, abs=1e-3)
+
+
+def test_what_cannot_calibrate_itself_says_why(detector, good):
+    with pytest.raises(AnomalyCLIPError, match="no references to calibrate with"):
+        calibrate(detector)
+    with pytest.raises(AnomalyCLIPError, match="a single reference gives no threshold"):
+        calibrate(remember(detector, fit(detector, good[0])))
+
+
+def test_calibrating_with_references_on_the_command_line(cli, memory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    memory.save("tablet.memory")
+    done = cli("calibrate", "--backbone", "micro", "--references", "tablet.memory", "--false-alarm-rate", 0.3)
+    assert done.code == 0
+    assert "4 images are too few" in done.out
+    assert Threshold.from_file("threshold.json").info["images"] == 4
+
+
+# --- drawn references
+
+
+def test_draws_are_without_replacement_and_the_same_for_every_method():
+    names = [f"{number:03}.png" for number in range(10)]
+    assert len(set(draw(names, 10, seed=0, name="nut"))) == 10
+    assert draw(names, 4, seed=1, name="nut") == draw(reversed(names), 4, seed=1, name="nut")
+    assert draw(names, 4, seed=1, name="nut") != draw(names, 4, seed=2, name="nut")
+    assert draw(names, 4, seed=1, name="nut")[:1] == draw(names, 1, seed=1, name="nut")
+
+
+def test_shots_are_evaluated_class_by_class_with_mean_and_spread(parts, tmp_path, cli):
+    output = tmp_path / "shots"
+    command = ["test", parts, "--backbone", "micro", "--shots", 2, "--seeds", 2, "--output", output]
+    done = cli(*command, "--format", "json")
+    assert done.code == 0, done.err
+    found = json.loads((output / "shots.json").read_text())
+    assert [(run["shots"], run["seed"]) for run in found["runs"]] == [(0, 0), (2, 0), (2, 1)]
+    references = found["runs"][1]["references"]["parts/tablet"]
+    assert len(references) == 2
+    assert all(path.startswith("tablet/train/good/") for path in references)
+    values = [run["mean"]["pixel_auroc"] for run in found["runs"][1:]]
+    assert found["table"]["2"]["mean"]["pixel_auroc"] == pytest.approx(np.mean(values))
+    assert found["table"]["2"]["spread"]["pixel_auroc"] == pytest.approx(np.std(values, ddof=1))
+    assert "±" in (output / "shots.md").read_text()
+    # One draw is what the same references give by hand.
+    by_hand = remember(
+        Detector.from_pretrained("micro"),
+        fit(Detector.from_pretrained("micro"), [parts / path for path in references]),
+    )
+    results = json.loads((output / "shots-2-seed-0" / "results.json").read_text())["results"][0]
+    (tablet,) = (entry for entry in results["classes"] if entry["class"] == "tablet")
+    assert tablet["metrics"]["pixel_auroc"] == pytest.approx(mean_of(by_hand, parts, "tablet")[1], abs=1e-6)
+    # Resuming changes nothing.
+    assert cli(*command, "--format", "json", "--resume").code == 0
+    assert json.loads((output / "shots.json").read_text()) == found
+
+
+def test_a_set_without_normal_training_images_is_refused_by_name(tmp_path, cli, parts):
+    for folder in ("test", "ground_truth"):
+        shutil.copytree(parts / "tablet" / folder, tmp_path / "bare" / "tablet" / folder)
+    done = cli("test", tmp_path / "bare", "--backbone", "micro", "--shots", 1, "--output", tmp_path / "out")
+    assert done.code == 2
+    assert "bare" in done.err
+    assert "train" in done.err
+    done = cli("test", parts, "--backbone", "micro", "--shots", 7, "--output", tmp_path / "out")
+    assert done.code == 2
+    assert "has 6 normal training images, and 7 references" in " ".join(done.err.split())

@@ -64,6 +64,10 @@ class Core(nn.Module):
     def compare(self, features: Any) -> tuple[Tensor, Tensor]:
         """Return the anomaly probability of each image (B,) and of each patch (B, g, g), float32 within [0, 1]."""
 
+    def remarks(self) -> list[str]:
+        """Return what the images that were scored so far say about their fitness for this core."""
+        return []
+
     def half_encoder(self) -> "Core":
         """Convert the weights that `encode` uses to half precision, in place, for an export; return the same core.
 

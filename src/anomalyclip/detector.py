@@ -203,6 +203,11 @@ class Detector:
             )
         return found
 
+    def observations(self) -> list[str]:
+        """Return warnings for the user about the images that were scored so far, such as another product's."""
+        remarks = getattr(self.scorer, "remarks", None)
+        return [] if remarks is None else list(remarks())
+
     @overload
     def predict(self, images: Source, *, batch_size: int = 8) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too
 

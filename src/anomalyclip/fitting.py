@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,35 @@ def remember(detector: Detector, memory: Memory) -> Detector:
         spec=detector.spec,
         value_range=value_range,
     )
+
+
+def left_out_scores(detector: Detector) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """Yield the score and map (S, S) that each reference has when it is compared with the others alone.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The detector has no references, only one, or tiles.
+    """
+    scorer = detector.scorer
+    core = scorer.core if isinstance(scorer, TorchScorer) else None
+    if not (isinstance(core, MemoryCore) and isinstance(scorer, TorchScorer)):
+        raise AnomalyCLIPError(
+            "the detector has no references to calibrate with: give normal images, or references (a PyTorch model)"
+        )
+    memory = core.memory
+    if detector.tiling is not None:
+        raise AnomalyCLIPError("with tiles the references alone give no threshold: give normal images")
+    if len(memory) < 2:
+        raise AnomalyCLIPError(
+            "a single reference gives no threshold, since it cannot be compared with others: give normal images, or "
+            "more references"
+        )
+    with torch.inference_mode():
+        for text, maps, distances in zip(memory.text_scores, memory.text_maps, memory.left_out, strict=True):
+            batch = (part[None].to(scorer.device) for part in (text, maps, distances.flatten()))
+            score, full = core.finish(*core.fused(*batch))
+            yield float(score), full[0].cpu().numpy()
 
 
 def with_references(scorer: Scorer, spec: DetectorSpec) -> TorchScorer:

@@ -1,5 +1,7 @@
 """A core with a memory of flawless references beside its texts: one pass through the image tower serves both."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,10 +44,12 @@ class PatchMemory:
     ----------
     config : CLIPConfig
         Of the model.
+    blocks : sequence of int, optional
+        None: `default_blocks`.
     """
 
-    def __init__(self, config: CLIPConfig) -> None:
-        self.blocks = default_blocks(config)
+    def __init__(self, config: CLIPConfig, blocks: Sequence[int] | None = None) -> None:
+        self.blocks = tuple(blocks or default_blocks(config))
         self.taps = Taps(plain=self.blocks)
 
     def features(self, found: Features) -> dict[str, Tensor]:
@@ -68,12 +72,21 @@ class MemoryCore(ClipCore):
         Of this core's image tower and image size.
     score_rule : str
         A key of `anomalyclip.spec.IMAGE_SCORES`.
+    held : PatchMemory, optional
+        What the memory holds of a pass. None: the default.
     """
 
     scale: Tensor
 
-    def __init__(self, core: ClipCore, memory: Memory, *, score_rule: str = DEFAULT_RULE) -> None:
-        held = PatchMemory(core.config)
+    def __init__(
+        self,
+        core: ClipCore,
+        memory: Memory,
+        *,
+        score_rule: str = DEFAULT_RULE,
+        held: PatchMemory | None = None,
+    ) -> None:
+        held = held or PatchMemory(core.config)
         super().__init__(
             core.visual,
             core.config,
@@ -120,6 +133,15 @@ class MemoryCore(ClipCore):
         if not torch.compiler.is_compiling():  # nor exporting
             self.seen += len(unknown)
             self.unknown += int((unknown > 0.5).sum())
+
+    def remarks(self) -> list[str]:
+        """Return a warning if most images look like another product than the references."""
+        if 2 * self.unknown <= self.seen or not self.seen:
+            return []
+        return [
+            f"{self.unknown} of {self.seen} images do not look like the references at all: are they of the same "
+            "product, taken in the same way? Their scores are raised, and their maps follow the texts"
+        ]
 
     def nearest(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return distances (B, N) and which row of the memory each patch is nearest to, by its last bank."""

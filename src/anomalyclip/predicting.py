@@ -1,6 +1,7 @@
 """`predict`: scores many images into a folder; a run that was stopped can be resumed."""
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from anomalyclip.detector import Detector
-from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, find_images
 from anomalyclip.loading import as_detector
 from anomalyclip.prediction import Prediction
@@ -140,6 +141,8 @@ def predict(
     if not work.run.scored + work.run.skipped + work.run.failed:
         raise AnomalyCLIPError("there was no image to score")
     work.run.trim()
+    for remark in detector.observations():
+        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     return work.run
 
 

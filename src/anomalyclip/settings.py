@@ -106,10 +106,10 @@ def _check(name: str, value: Any, about: Mapping[str, Any]) -> None:
     for one in value if isinstance(value, tuple) else (value,):
         if choices is not None and one not in choices:
             raise AnomalyCLIPError(f"{words} {one!r}: expected one of {', '.join(choices)}")
-    if minimum is None or value is None:
-        return
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
-        raise AnomalyCLIPError(f"{words} {value!r}: expected {minimum} or more")
+        if minimum is None or value is None:
+            continue
+        if not isinstance(one, int | float) or not math.isfinite(one) or one < minimum:
+            raise AnomalyCLIPError(f"{words} {one!r}: expected {minimum} or more")
 
 
 def chosen(kind: type[Some], settings: Some | None, given: Mapping[str, Any]) -> Some:

@@ -70,14 +70,20 @@ def calibrate(
 ) -> None:
     """Find a threshold: from normal images alone, or from labelled ones.
 
+    With --references and no images, each reference is compared with the others, which tells only a rough threshold.
+
     The file it writes is what --threshold takes, and says how far the threshold can be trusted. Use the same model
     options as for predict: another image size, precision or --tile gives other scores.
     """
     from anomalyclip.evaluation import calibration
     from anomalyclip.files import check_writable
 
-    if bool(normals) == (labelled is not None):
-        raise AnomalyCLIPError("give either normal images, or a labelled data set with --labelled ROOT")
+    from_references = not normals and labelled is None and spec.references is not None
+    if bool(normals) == (labelled is not None) and not from_references:
+        raise AnomalyCLIPError(
+            "give either normal images, or a labelled data set with --labelled ROOT; with --references both may be "
+            "left out"
+        )
     failed = []
 
     def on_error(image: object, error: InputError) -> None:
@@ -86,7 +92,7 @@ def calibrate(
 
     if labelled is None:
         options.refuse(context, ("dataset", "criterion"), "is for labelled images: give --labelled ROOT")
-        images = calibration.normal_images(normals or [])
+        images = None if from_references else calibration.normal_images(normals or [])
     else:
         names = ("false_alarm_rate", "false_pixel_share")
         options.refuse(context, names, "is for normal images, not for --labelled")

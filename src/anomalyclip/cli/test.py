@@ -9,12 +9,14 @@ import typer
 from anomalyclip.cli import options
 from anomalyclip.cli.console import fail, out, printable, stoppable, track, warn
 from anomalyclip.cli.tables import new_table
-from anomalyclip.evaluation.settings import EvaluationSettings
+from anomalyclip.evaluation.results import METRICS, PAPER
+from anomalyclip.evaluation.settings import EvaluationSettings, ShotSettings
 from anomalyclip.spec import DetectorSpec
 
 if TYPE_CHECKING:
     from anomalyclip.evaluation.summary import Evaluation
     from anomalyclip.evaluation.tables import Table
+    from anomalyclip.runs import RunFolder
 
 
 @options.with_options
@@ -24,6 +26,7 @@ def test(
         list[Path], typer.Argument(help="Folders of data sets; several give one table.", show_default=False)
     ],
     settings: EvaluationSettings,
+    shots: ShotSettings,
     spec: DetectorSpec,
     threshold: options.Threshold = None,
     output: options.Output = None,
@@ -37,7 +40,12 @@ def test(
 
     if settings.maps is not None:
         options.refuse(context, options.ALL, "makes no sense with --from-maps: the maps already exist")
+    if not shots.shots:
+        options.refuse(context, ("seeds",), "is for references that are drawn: give --shots K too")
     run = run_folder(output, resume=resume)
+    if shots.shots:
+        _few_shot(spec, roots, shots, settings, threshold, run)
+        return
     with stoppable(lambda: f"stopped; the same command with --output {run.output} --resume continues"):
         evaluation = evaluate(
             spec if settings.maps is None else None,
@@ -51,6 +59,39 @@ def test(
     for why in evaluation.failed:
         fail(why)
     if evaluation.failed:
+        raise typer.Exit(1)
+
+
+def _few_shot(
+    spec: DetectorSpec,
+    roots: list[Path],
+    shots: ShotSettings,
+    settings: EvaluationSettings,
+    threshold: str | None,
+    run: "RunFolder",
+) -> None:
+    from anomalyclip.evaluation.shots import evaluate_shots
+
+    with (
+        stoppable(lambda: f"stopped; the same command with --output {run.output} --resume continues"),
+        run.begin({"shots": list(shots.shots), "seeds": shots.seeds}) as folder,
+    ):
+        found = evaluate_shots(
+            spec, roots, shots, settings, threshold=threshold, output=folder, resume=run.resume, track=track
+        )
+    heads = ["references", *("\n".join(METRICS[name]) for name in PAPER)]
+    table = new_table(*heads, right=heads, gap=1)
+    for row in found.rows():
+        table.add_row(*row)
+    out().print(printable(str(found.runs[0].evaluation.about["title"])), markup=False)
+    out().print(table, crop=False, no_wrap=True, overflow="ignore")
+    out().print(
+        printable(f"results in {run.output} (shots.md, shots.json, a report for each draw)"), markup=False
+    )
+    failed = [why for one in found.runs for why in one.evaluation.failed]
+    for why in dict.fromkeys(failed):
+        fail(why)
+    if failed:
         raise typer.Exit(1)
 
 

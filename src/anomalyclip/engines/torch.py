@@ -126,6 +126,10 @@ class TorchScorer:
         facts = {**self._description.facts, "device": str(self.device)}
         return replace(self._description, facts=facts)
 
+    def remarks(self) -> list[str]:
+        """Return what the images that were scored so far say about their fitness for this scorer."""
+        return self.core.remarks()
+
     def _settle_after_fork(self) -> None:
         """Use one thread in a forked process: those of PyTorch's pools are not copied, and would be waited for forever.
 

@@ -2,10 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from anomalyclip.data.listing import load_samples
 from anomalyclip.decoding import OnError
@@ -34,12 +37,17 @@ Images = str | os.PathLike[str] | Iterable[Source]
 _MASKS = {"ground_truth", "masks"}
 """Names of folders in which data sets keep masks."""
 
+_LEFT_OUT = (
+    "The images are the references, each compared only with the others. They also give the scale of the distances, so "
+    "expect somewhat more false alarms on new images."
+)
+
 _NEARLY_ONE = 0.999
 
 
 def calibrate(
     detector: Detector | DetectorSpec,
-    images: Images,
+    images: Images | None = None,
     *,
     false_alarm_rate: float = 0.01,
     false_pixel_share: float = 0.001,
@@ -55,7 +63,7 @@ def calibrate(
         The threshold is valid only for this detector: another image size, precision or tiling gives other scores.
     images : path, sequence of paths, or iterable of Source
         Normal images: a file, folder (searched recursively) or pattern, or a list of these; or any iterable that
-        `Detector.stream` accepts.
+        `Detector.stream` accepts. None: the detector's references, each compared with the others alone.
     false_alarm_rate : float
         Share of normal images that may be classified as anomalous, above 0 and below 1.
     false_pixel_share : float
@@ -88,15 +96,20 @@ def calibrate(
     require_share(false_alarm_rate, "false-alarm rate")
     require_share(false_pixel_share, "share of false pixels")
     detector = as_detector(detector)
-    sources = normal_images(images)
     scores, maps, value_range = [], NormalMaps(), None
-    count = len(sources) if isinstance(sources, Sequence) else None
-    with track("Scoring", count) as advance:
-        for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
-            scores.append(prediction.pred_score)
-            maps.add(prediction.anomaly_map)
-            value_range = value_range or prediction.value_range
-            advance()
+    if images is None:
+        for score, anomaly_map in _references(detector):
+            scores.append(score)
+            maps.add(anomaly_map)
+    else:
+        sources = normal_images(images)
+        count = len(sources) if isinstance(sources, Sequence) else None
+        with track("Scoring", count) as advance:
+            for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
+                scores.append(prediction.pred_score)
+                maps.add(prediction.anomaly_map)
+                value_range = value_range or prediction.value_range
+                advance()
     found, pixel = score_threshold(scores, false_alarm_rate), maps.threshold(false_pixel_share)
     if found.value > _NEARLY_ONE:
         warnings.warn(
@@ -110,14 +123,21 @@ def calibrate(
         f"(true rate up to {100 * pixel.marked.high:.3g} %, 95 % confidence)."
     )
     info = {
-        "method": "normal images",
+        "method": "references, each compared with the others" if images is None else "normal images",
         "images": len(scores),
         "false_alarm_rate": {"wanted": false_alarm_rate, **_interval(found.alarms)},
         "false_pixel_share": {"wanted": false_pixel_share, "seen": pixel.share},
         "images_with_false_pixels": _interval(pixel.marked),
-        "says": [found.explanation(), marked],
+        "says": [found.explanation(), marked, *([_LEFT_OUT] if images is None else [])],
     }
     return Threshold(score=found.value, pixel=pixel.value, info=info | _made_with(detector, value_range))
+
+
+def _references(detector: Detector) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """Yield scores and maps of the detector's references."""
+    from anomalyclip.fitting import left_out_scores  # an exported detector needs no PyTorch
+
+    yield from left_out_scores(detector)
 
 
 def calibrate_labelled(

@@ -288,6 +288,7 @@ class _Run:
             training = self.detector.describe().training
             notes += [warning for data in self.sets.values() if (warning := trained_on_this(training, data))]
             notes += setting_notes(self.detector.identity())
+            notes += self.detector.observations()
         for result in results:
             notes += data_notes(result)
         for result in results if self.chosen.compare else ():

@@ -133,3 +133,26 @@ class ComparisonSettings(DataSettings):
         2000, "How often the images are drawn again for the 95 % intervals.", group=_RESULTS, minimum=100
     )
     seed: int = option(0, "Of these draws.", group=_RESULTS, minimum=0)
+
+
+@dataclass(frozen=True)
+class ShotSettings(Settings):
+    """How references are drawn.
+
+    Attributes
+    ----------
+    shots : sequence of int
+        Numbers of references; empty: no few-shot evaluation.
+    seeds : int
+        How often references are drawn.
+    """
+
+    shots: tuple[int, ...] = option(
+        (),
+        "Few-shot: draw this many references from each class's normal training images; repeat for several.",
+        group="Few-shot",
+        minimum=1,
+    )
+    seeds: int = option(
+        3, "How often references are drawn; the table has mean and spread.", group="Few-shot", minimum=1
+    )

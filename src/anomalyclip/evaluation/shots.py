@@ -1,0 +1,350 @@
+"""`evaluate_shots`: few-shot evaluation with references drawn from each class's normal training images."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomalyclip.data.listing import load_samples
+from anomalyclip.data.meta import SampleList
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.evaluation.results import METRICS, PAPER, Metrics
+from anomalyclip.evaluation.run import Data, evaluate, load_sets
+from anomalyclip.evaluation.settings import EvaluationSettings, ShotSettings
+from anomalyclip.evaluation.summary import Evaluation
+from anomalyclip.files import replacing, writing
+from anomalyclip.fitting import fit, remember
+from anomalyclip.prediction import Threshold
+from anomalyclip.progress import Track, silent
+from anomalyclip.scorer import Description, Scorer
+from anomalyclip.settings import chosen
+from anomalyclip.spec import DetectorSpec
+
+ZERO = 0
+"""Shots of a run without references, which stands first in the table."""
+
+
+@dataclass(frozen=True)
+class ShotRun:
+    """One evaluation with one draw of references.
+
+    Attributes
+    ----------
+    shots, seed : int
+        How many references there are for each class, and which draw it is.
+    references : mapping of str to list of str
+        Data set and class (``mvtec/bottle``) to the paths of its references, relative to the data set's folder.
+    evaluation : Evaluation
+        Its results.
+    """
+
+    shots: int
+    seed: int
+    references: Mapping[str, Sequence[str]]
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class ShotEvaluation:
+    """All runs, the one without references first.
+
+    Attributes
+    ----------
+    runs : sequence of ShotRun
+    """
+
+    runs: Sequence[ShotRun]
+
+    @property
+    def shots(self) -> list[int]:
+        """The numbers of references, in rising order; 0 is the run without any."""
+        return sorted({run.shots for run in self.runs})
+
+    def mean(self, shots: int) -> Metrics:
+        """Return the mean of each metric over the draws."""
+        return {name: None if not (v := self._values(name, shots)) else fmean(v) for name in METRICS}
+
+    def spread(self, shots: int) -> Metrics:
+        """Return the sample standard deviation of each metric over the draws; None for fewer than two."""
+        values = {name: self._values(name, shots) for name in METRICS}
+        return {name: stdev(found) if len(found) > 1 else None for name, found in values.items()}
+
+    def _values(self, metric: str, shots: int) -> list[float]:
+        means = (run.evaluation.mean[metric] for run in self.runs if run.shots == shots)
+        return [value for value in means if value is not None]
+
+    def rows(self, metrics: Sequence[str] = PAPER) -> list[list[str]]:
+        """Return the table in percent: shots, then each metric as mean +- spread."""
+        found = []
+        for shots in self.shots:
+            mean, spread = self.mean(shots), self.spread(shots)
+            found.append([str(shots), *(_cell(mean[name], spread[name]) for name in metrics)])
+        return found
+
+    def to_markdown(self, metrics: Sequence[str] = PAPER) -> str:
+        """Return the table as Markdown."""
+        heads = ["references", *(" ".join(METRICS[name]) for name in metrics)]
+        lines = [heads, ["---"] * len(heads), *self.rows(metrics)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what shots.json contains: every draw with its references and figures, and the table."""
+        return {
+            "runs": [
+                {
+                    "shots": run.shots,
+                    "seed": run.seed,
+                    "references": {name: list(paths) for name, paths in run.references.items()},
+                    "mean": run.evaluation.mean,
+                }
+                for run in self.runs
+            ],
+            "table": {
+                str(shots): {"mean": self.mean(shots), "spread": self.spread(shots)} for shots in self.shots
+            },
+        }
+
+
+def _cell(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def draw(samples: Sequence[str], shots: int, *, seed: int, name: str) -> list[str]:
+    """Draw references without replacement: the same for every method; a draw of 4 begins with the draw of 1.
+
+    Parameters
+    ----------
+    samples : sequence of str
+        Paths to draw from, in any order.
+    shots : int
+        How many.
+    seed : int
+        Which draw.
+    name : str
+        The class: each has a draw of its own.
+
+    Examples
+    --------
+    >>> draw(["a", "b", "c"], 2, seed=0, name="nut") == draw(["c", "b", "a"], 3, seed=0, name="nut")[:2]
+    True
+    """
+    ordered = sorted(samples)
+    chance = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return [ordered[index] for index in chance.permutation(len(ordered))[:shots]]
+
+
+def evaluate_shots(
+    detector: Detector | DetectorSpec,
+    data: Data | Sequence[Data],
+    shots: ShotSettings,
+    settings: EvaluationSettings | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    threshold: float | Threshold | str | os.PathLike[str] | None = None,
+    track: Track = silent,
+    **choices: Any,
+) -> ShotEvaluation:
+    """Evaluate a detector without references, and with some that are drawn from each class's normal training images.
+
+    Parameters
+    ----------
+    detector : Detector or DetectorSpec
+        In PyTorch, without references.
+    data : path, SampleList, or a sequence of these
+        Data sets with normal training images.
+    shots : ShotSettings
+        How many references, and how often they are drawn.
+    settings : EvaluationSettings, optional
+        All other options; each of them may also be given as a keyword.
+    output : path, optional
+        Folder: each run has its own in it (``shots-4-seed-0``), and ``shots.json`` and ``shots.md`` the table and the
+        references. None: nothing is kept.
+    threshold : float, Threshold or path, optional
+        As for `evaluate`.
+    resume : bool
+        Continue a stopped evaluation in `output`.
+    track : Track
+        Receives the progress.
+
+    Returns
+    -------
+    ShotEvaluation
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A class has fewer normal training images than references are wanted, or as `evaluate`.
+    """
+    settings = chosen(EvaluationSettings, settings, choices)
+    if settings.maps is not None:
+        raise AnomalyCLIPError("--shots makes no sense with --from-maps: the maps already exist")
+    sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
+    pool = {key: _normal_training(samples, settings) for key, samples in sets.items()}
+    _check_enough(pool, sets, shots.shots)
+    if isinstance(detector, DetectorSpec):
+        if detector.references is not None:
+            raise AnomalyCLIPError("--shots draws references: leave out --references")
+        from anomalyclip.loading import load
+
+        detector = load(detector, by_class=True)
+    settings = replace(settings, dataset=None)
+    runs = []
+    with TemporaryDirectory(prefix="anomalyclip-") as scratch:
+        place = Path(scratch if output is None else output)
+        draws = [(count, seed) for count in sorted(set(shots.shots)) for seed in range(shots.seeds)]
+        for count, seed in [(ZERO, 0), *draws]:
+            references: dict[str, list[str]] = {}
+            drawn = detector
+            if count:
+                lists = {
+                    key: {name: draw(paths, count, seed=seed, name=name) for name, paths in classes.items()}
+                    for key, classes in pool.items()
+                }
+                references = {
+                    f"{key}/{name}": paths for key, of in lists.items() for name, paths in of.items()
+                }
+                drawn = _with_draw(detector, sets, lists, count, seed)
+            name = f"shots-{count}-seed-{seed}" if count else "shots-0"
+            evaluation = evaluate(
+                drawn,
+                list(sets.values()),
+                settings,
+                threshold=threshold,
+                output=place / name,
+                resume=resume and (place / name).is_dir(),
+                track=_titled(track, name),
+            )
+            runs.append(ShotRun(count, seed, references, evaluation))
+        result = ShotEvaluation(runs)
+        if output is not None:
+            _write(result, place)
+    return result
+
+
+def _titled(track: Track, name: str) -> Track:
+    return lambda what, total: track(f"{name}: {what}", total)
+
+
+def _write(result: ShotEvaluation, folder: Path) -> None:
+    content = {"shots.json": json.dumps(result.to_json(), indent=1) + "\n", "shots.md": result.to_markdown()}
+    for name, text in content.items():
+        with writing(folder / name), replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _normal_training(samples: SampleList, settings: EvaluationSettings) -> dict[str, list[str]]:
+    """Return the paths of normal training images by class."""
+    try:
+        training = load_samples(
+            samples.root, samples.dataset, phase="train", allow_outside=settings.allow_outside
+        )
+    except AnomalyCLIPError as error:
+        raise AnomalyCLIPError(f"--shots draws normal training images: {error}") from None
+    found: dict[str, list[str]] = {}
+    for sample in training:
+        if not sample.anomaly:
+            found.setdefault(sample.class_name, []).append(sample.image)
+    return found
+
+
+def _check_enough(
+    pool: Mapping[str, Mapping[str, Sequence[str]]], sets: Mapping[str, SampleList], shots: Sequence[int]
+) -> None:
+    wanted = max(shots, default=0)
+    if not wanted:
+        raise AnomalyCLIPError("shots: expected at least one number of references")
+    for key, samples in sets.items():
+        for name in samples.classes:
+            there = len(pool[key].get(name, ()))
+            if there < wanted:
+                raise AnomalyCLIPError(
+                    f"{samples.root}: class {name!r} has {there} normal training images, and {wanted} references are "
+                    "to be drawn: use a smaller --shots, or another data set"
+                )
+
+
+def _with_draw(
+    detector: Detector,
+    sets: Mapping[str, SampleList],
+    lists: Mapping[str, Mapping[str, list[str]]],
+    count: int,
+    seed: int,
+) -> Detector:
+    files: dict[str, list[str]] = {}
+    for key, classes in lists.items():
+        for name, paths in classes.items():
+            if name in files:
+                raise AnomalyCLIPError(
+                    f"class {name!r} is in several data sets: evaluate them separately with --shots"
+                )
+            files[name] = [os.path.join(sets[key].root, path) for path in paths]
+    return Detector(
+        _Drawn(detector, files, count, seed),
+        threshold=detector.threshold,
+        tiling=detector.tiling,
+        spec=detector.spec,
+    )
+
+
+class _Drawn:
+    """Scorers with the references of each class, which are encoded when the class is scored."""
+
+    def __init__(self, detector: Detector, files: Mapping[str, list[str]], count: int, seed: int) -> None:
+        self.image_size = detector.scorer.image_size
+        self._detector, self._files = detector, files
+        self._drawn = {"shots": count, "seed": seed}
+
+    def of_class(self, name: str) -> "_Drawn | _Lazy":
+        """Return the scorer of a class."""
+        return _Lazy(self._detector.of_class(name), self._files[name], self)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Refuse: references belong to a class."""
+        raise AnomalyCLIPError("references are drawn for each class, and no class is given")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the scores of every class."""
+        return {**self._detector.scorer.identity(), **self._drawn}
+
+    def describe(self) -> Description:
+        """Return what reports say of it."""
+        about = self._detector.describe()
+        count = self._drawn["shots"]
+        noun = "reference" if count == 1 else "references"
+        title = f"{about.title}, {count} {noun} for each class (draw {self._drawn['seed']})"
+        return Description(title, {**about.facts, **self._drawn}, about.training)
+
+
+class _Lazy:
+    """The scorer of a class, whose references are encoded at the first image."""
+
+    def __init__(self, detector: Detector, files: list[str], all_classes: _Drawn) -> None:
+        self.image_size = all_classes.image_size
+        self._detector, self._files, self._all = detector, files, all_classes
+        self._scorer: Scorer | None = None
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch."""
+        if self._scorer is None:
+            self._scorer = remember(self._detector, fit(self._detector, self._files)).scorer
+        return self._scorer(pixels)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the scores."""
+        return self._all.identity()
+
+    def describe(self) -> Description:
+        """Return what reports say of it."""
+        return self._all.describe()
