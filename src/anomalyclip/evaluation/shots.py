@@ -295,6 +295,7 @@ def _with_draw(
         threshold=detector.threshold,
         tiling=detector.tiling,
         spec=detector.spec,
+        value_range=detector.value_range,
     )
 
 
