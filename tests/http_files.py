@@ -19,6 +19,10 @@ class Files:
     """How many bytes to send before the connection is cut; one for each of the next requests."""
     fail: list[int] = field(default_factory=list)
     """Statuses to answer the next requests with."""
+    length: str | None = None
+    """Instead of the true Content-Length."""
+    location: str | None = None
+    """Refer every request to this address."""
     etag: str | None = None
     """Instead of the SHA-256 of the content."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -36,6 +40,11 @@ class Handler(BaseHTTPRequestHandler):
         files = self.files
         asked = self.headers.get("Range")
         files.requests.append((self.command, self.path, asked))
+        if files.location is not None:
+            self.send_response(302)
+            self.send_header("Location", files.location)
+            self.end_headers()
+            return
         body = files.content.get(self.path)
         if body is None or files.fail:
             self.send_error(files.fail.pop(0) if files.fail else 404)
@@ -47,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if asked and files.ranges else 200)
         if asked and files.ranges:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("Content-Length", files.length or str(len(body) - start))
         etag = files.etag or hashlib.sha256(body).hexdigest()  # as the hub does for large files
         self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", "0" * 40)

@@ -350,3 +350,25 @@ def test_going_on_where_nothing_began_is_said(cli, model, photographs, tmp_path)
     done = cli("predict", photographs, *model, "--output", tmp_path / "mistyped", "--resume")
     assert done.code == 0
     assert "mistyped has no run to resume" in done.err
+
+
+def test_an_image_that_is_given_several_times_is_scored_once(cli, model, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(photographs)
+    (tmp_path / "list.txt").write_text(
+        f"a.png\n./a.png\n{photographs}/a.png\nline 2/c.png\nline 2/../a.png\n"
+    )
+    for number, arguments in enumerate(
+        (
+            ["--from-file", tmp_path / "list.txt"],
+            ["-"],
+            ["a.png", "./a.png", "line 2/../a.png", ".", "line 2"],
+        )
+    ):
+        out = tmp_path / f"out{number}"
+        done = cli("predict", *arguments, *model, "--output", out, stdin=(tmp_path / "list.txt").read_text())
+        assert done.code == 0, done.err
+        assert sorted(os.path.abspath(record["image_path"]) for record in lines(out)) == [
+            f"{photographs}/a.png",
+            f"{photographs}/line 2/c.png",
+        ]
+        assert "2 scored, 3 given more than once" in done.out

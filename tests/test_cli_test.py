@@ -236,6 +236,25 @@ def test_an_evaluation_is_not_overwritten_and_not_resumed_with_other_settings(cl
     assert cli(*run, "--resume").code == 0
 
 
+def test_a_run_that_is_killed_while_it_computes_leaves_no_folder_once_it_is_resumed(
+    cli, model, root, tmp_path
+):
+    code = (
+        "import os, signal, sys\n"
+        "import anomalyclip.evaluation.evaluator as evaluator\n"
+        "evaluator.region_areas = lambda mask: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from anomalyclip.cli import main\n"
+        "main()"
+    )
+    command = ["test", root, *model, "--output", tmp_path / "out"]
+    killed = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "out").glob("*/.*"))  # what it computed with
+    done = cli(*command, "--resume")
+    assert done.code == 0, done.err
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]
+
+
 def test_a_killed_run_goes_on_to_the_same_results(cli, model, root, tmp_path):
     run = ["test", root, *map(str, model), "--format", "json", "--output", tmp_path / "out"]
     assert cli("test", root, *model, "--format", "json", "--output", tmp_path / "whole").code == 0

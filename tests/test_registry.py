@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch, trusted
+from anomalyclip.clip.download import DownloadError, RemoteFile, cache_folder, fetch, trusted, unreachable
 from anomalyclip.clip.registry import (
     BACKBONES,
     PROMPTS,
@@ -92,6 +93,26 @@ def test_other_content_is_removed_and_both_digests_are_named(files: Files, tmp_p
     assert wanted.digest in str(refused.value)
     assert hashlib.sha256(b"<html>please log in</html>").hexdigest() in str(refused.value)
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "\u0663"])
+def test_a_length_that_is_no_number_is_passed_over(length: str, files: Files, tmp_path: Path) -> None:
+    wanted = remote(files)
+    files.length = length.encode().decode("latin-1")
+    assert fetch(wanted, tmp_path, attempts=1).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[::1/model.pt", "http://host:port/", "file:///etc/passwd", "//", "x://"]
+)
+def test_a_server_that_refers_to_no_usable_address_is_named(
+    location: str, files: Files, tmp_path: Path
+) -> None:
+    wanted = remote(files)
+    files.location = location
+    with pytest.raises(DownloadError, match=re.escape(wanted.url)):
+        fetch(wanted, tmp_path, attempts=1, pause=0)
+    assert unreachable(wanted.url) is None or isinstance(unreachable(wanted.url), str)
 
 
 def test_a_connection_cut_half_way_is_resumed_where_it_broke(files: Files, tmp_path: Path) -> None:

@@ -145,6 +145,57 @@ def test_predictions_that_are_there_are_not_touched_unless_asked_for(tmp_path):
     assert paths(tmp_path) == ["b.png"]
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"map": "settings.json"},
+        {"map": "maps/../settings.json"},
+        {"map": "maps/notes.txt"},
+        {"map": "heatmaps/mine.png"},
+        {"report": "maps/mine.npy"},
+        {"map": ["maps/mine.npy"]},
+        {"map": "maps/mine.npy\0"},
+        ["maps/mine.npy"],
+    ],
+)
+def test_a_planted_line_deletes_nothing_that_a_run_does_not_write(named, tmp_path):
+    mine = [
+        tmp_path / name for name in ("settings.json", "maps/notes.txt", "heatmaps/mine.png", "maps/mine.npy")
+    ]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "predictions.jsonl").write_text(json.dumps({"image_path": "a.png", "files": named}) + "\n")
+    with PredictionWriter(tmp_path, overwrite=True):
+        assert [path for path in mine if not path.exists()] == []
+
+
+@pytest.mark.parametrize("link", ["maps", "maps/line 1"])
+def test_nothing_is_deleted_through_a_link(link, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    with PredictionWriter(out, save=["map"]) as writer:
+        writer.write(predicted("0.png"))
+        writer.write(predicted("line 1/a.png"))
+    (out / link).rename(elsewhere)
+    (out / link).symlink_to(elsewhere)
+    before = files(tmp_path)
+    with pytest.raises(
+        AnomalyCLIPError, match=rf"{link}.* leads through a link to {elsewhere}.*: remove the link"
+    ):
+        PredictionWriter(out, overwrite=True)
+    assert files(tmp_path) == before
+    assert len(records(out)) == 2
+
+
+def test_an_output_folder_may_itself_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with PredictionWriter(tmp_path / "out", save=["map"]) as writer:
+        writer.write(predicted("a.png"))
+    with PredictionWriter(tmp_path / "out", overwrite=True):
+        assert files(tmp_path / "disk") == ["predictions.jsonl"]
+
+
 def test_a_resumed_run_goes_on_after_what_is_done_and_tries_failed_images_again(tmp_path):
     with PredictionWriter(tmp_path) as writer:
         writer.write(predicted("a.png"))

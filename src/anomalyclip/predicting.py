@@ -34,6 +34,8 @@ class PredictionRun:
         The folder with its results (`anomalyclip.writers`).
     scored, skipped, failed, anomalous : int
         Images scored in this run, scored by an earlier run, that could not be used, and classified as anomalous.
+    repeated : int
+        How often a path came again; it is scored once.
     judged : bool
         Whether there was a threshold.
     top : list of dict
@@ -45,6 +47,7 @@ class PredictionRun:
     skipped: int = 0
     failed: int = 0
     anomalous: int = 0
+    repeated: int = 0
     judged: bool = False
     top: list[dict[str, Any]] = field(default_factory=list)
 
@@ -203,7 +206,14 @@ class _Work:
                 self.advance()
 
     def _wanted(self, images: Iterable[ImageFile], is_done: Callable[[str], bool]) -> Iterator[str]:
+        seen: set[str] = set()
         for image in images:
+            path = os.path.abspath(image.path)
+            if path in seen:
+                self.run.repeated += 1
+                self.advance()
+                continue
+            seen.add(path)
             if is_done(image.path):
                 self.run.skipped += 1
                 self.advance()

@@ -210,14 +210,37 @@ class PredictionWriter:
         """Delete the files of the earlier run, so that none can be mistaken for one of this run."""
         if not self._predictions.is_file():
             return
+        paths = []
         with self._predictions.open("rb") as lines:
             for line in lines:
                 try:
-                    files = [str(file) for file in parse_json(line)["files"].values()]
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    files = dict(parse_json(line)["files"])
+                except (ValueError, KeyError, TypeError):
                     continue  # a damaged line names no files
-                for file in files:
-                    (self.output_dir / safe_name(file)).unlink(missing_ok=True)
+                paths += [self._result(kind, file) for kind, file in files.items()]
+        for path in filter(None, paths):
+            path.unlink(missing_ok=True)
+
+    def _result(self, kind: str, file: object) -> Path | None:
+        """Return the path of a result that a line names; None if no run writes such a file: a line may be anybody's.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            It would be deleted through a link, somewhere else.
+        """
+        if kind not in _FOLDERS or not isinstance(file, str) or "\0" in file or safe_name(file) != file:
+            return None
+        folder, extension = _FOLDERS[kind]
+        if not file.startswith(f"{folder}/") or not file.endswith(PurePath(f"x{extension}").suffix):
+            return None
+        path, inside = self.output_dir / file, os.path.realpath(self.output_dir)
+        if os.path.realpath(path.parent) != os.path.normpath(os.path.join(inside, os.path.dirname(file))):
+            raise AnomalyCLIPError(
+                f"{path.parent} leads through a link to {os.path.realpath(path.parent)}, where nothing is deleted: "
+                "remove the link, or choose another folder"
+            )
+        return path
 
     def _take_up(self) -> None:
         """Remove an incomplete last line; read from the others which images are done and which names are in use."""

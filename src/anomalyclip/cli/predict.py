@@ -188,10 +188,9 @@ def _show(run: "PredictionRun", skipped: Counter[str]) -> None:
     counts = [f"{run.scored} scored"]
     if run.judged:
         counts.append(f"{run.anomalous} anomalous")
-    if run.skipped:
-        counts.append(f"{run.skipped} done before")
-    if run.failed:
-        counts.append(f"{run.failed} failed (errors.jsonl)")
+    others = "done before", "given more than once", "failed (errors.jsonl)"
+    numbers = run.skipped, run.repeated, run.failed
+    counts += [f"{number} {what}" for number, what in zip(numbers, others, strict=True) if number]
     if skipped:
         kinds = ", ".join(f"{number} {printable(suffix)}" for suffix, number in skipped.most_common(5))
         counts.append(f"{skipped.total()} other files skipped ({kinds})")

@@ -123,7 +123,7 @@ def unreachable(url: str) -> str | None:
         answer.close()
     except urllib.error.URLError as error:
         return str(error.reason)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         return str(error)
     return None
 
@@ -223,6 +223,8 @@ def _continue(url: str, part: Path, report: Progress) -> None:
         raise DownloadError(f"{url}: no connection ({error.reason})") from error
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(str(error)) from error
+    except ValueError as error:  # of an address to which the server refers
+        raise DownloadError(f"{url}: the server refers to an address that is none ({error})") from error
     with response:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(
             f"bytes {start}-"
@@ -234,8 +236,8 @@ def _continue(url: str, part: Path, report: Progress) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], start: int, report: Progress) -> None:
-    length = response.headers.get("Content-Length")
-    total = start + int(length) if length else None
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isascii() and length.isdecimal() else None
     done = start
     report(done, total)
     while True:

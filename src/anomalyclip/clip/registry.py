@@ -13,7 +13,7 @@ from anomalyclip.clip.download import (
     fetch,
     unreachable,
 )
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, reason
 from anomalyclip.files import file_digest
 from anomalyclip.spec import DEFAULT_BACKBONE
 
@@ -291,14 +291,14 @@ def _from_hub(repository: str) -> Path:
 
     where = f"{constants.ENDPOINT}/{repository} ({_HUB_FILE})"
     # Without a network the hub's client retries for 23 s; this check fails at once.
-    if reason := unreachable(constants.ENDPOINT):
-        raise DownloadError(f"{where}: no connection ({reason})")
+    if why := unreachable(constants.ENDPOINT):
+        raise DownloadError(f"{where}: no connection ({why})")
     try:
         path = Path(hf_hub_download(repository, _HUB_FILE))
     except (
         Exception
     ) as error:  # what the client raises depends on its version; the other source is tried next
-        raise DownloadError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        raise DownloadError(f"{where}: {reason(error).splitlines()[0]}") from error
     blob = path.resolve()  # the hub's cache names a large file by its SHA-256
     if (
         re.fullmatch("[0-9a-f]{64}", blob.name)

@@ -22,7 +22,7 @@ from anomalyclip.data.meta import Sample
 from anomalyclip.depth import Range
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.files import parse_json
+from anomalyclip.files import parse_json, require_regular
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import locate
 from anomalyclip.writers import PredictionWriter, safe_name, without_ending
@@ -317,9 +317,12 @@ def read_map(path: Path) -> NDArray[np.float32]:
         It is missing, no ``.npy`` file of real numbers, not (H, W), or has values that are not finite.
     """
     try:
+        require_regular(path)
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such map") from None
+    except InputError:
+        raise
     except Exception as error:  # what a damaged header raises depends on the damage
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
     if (
