@@ -6,7 +6,6 @@ the text blocks 2, 3, ...
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone, resolve_prompts
-from anomalyclip.errors import AnomalyCLIPError, reason
-from anomalyclip.files import in_one_order, open_output, parse_json, replacing
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import open_output, replacing
+from anomalyclip.trained import read_trained, save_trained
 
 FORMAT = "anomalyclip-prompts-1"
 """Name of the safetensors format, stored in the file's header."""
@@ -141,14 +141,9 @@ class Prompts:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the safetensors format: the tensors, with the format's name and `info` in the header."""
-        from safetensors.torch import save
-
         tensors = {"normal": self.normal, "abnormal": self.abnormal, "token_ids": self.token_ids}
         tensors |= {f"deep_tokens.{i}": tokens for i, tokens in enumerate(self.deep_tokens)}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        header = {"format": FORMAT, "info": json.dumps(dict(self.info), sort_keys=True)}
-        with replacing(path) as temporary:
-            temporary.write_bytes(in_one_order(save(tensors, metadata=header)))
+        save_trained(path, tensors, format=FORMAT, info=self.info)
 
     def save_published(self, path: str | os.PathLike[str], clip: CLIP) -> None:
         """Write the published ``.pth`` format, which the published code can load.
@@ -267,37 +262,11 @@ def _is_torch_file(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> Prompts:
-    from safetensors.torch import load
-
-    try:
-        content = path.read_bytes()  # safetensors itself opens no path that is not UTF-8
-        tensors = load(content)
-        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
-    except Exception as error:  # what a damaged file raises depends on the damage
-        raise AnomalyCLIPError(
-            f"{path}: neither prompts as safetensors nor a published .pth ({reason(error)})"
-        ) from None
-    if header.get("format") != FORMAT:
-        raise AnomalyCLIPError(
-            f"{path}: a safetensors file, but not prompts: its header says format {header.get('format')!r}, "
-            f"expected {FORMAT!r}"
-        )
+    tensors, info = read_trained(path, format=FORMAT, what="prompts", or_else="a published .pth")
     if missing := {"normal", "abnormal", "token_ids"} - tensors.keys():
         raise AnomalyCLIPError(f"{path}: incomplete prompts: {', '.join(sorted(missing))} missing")
     deep = _numbered(tensors, "deep_tokens.", path)
-    return _prompts(
-        path, tensors["normal"], tensors["abnormal"], deep, tensors["token_ids"], _info(header, path)
-    )
-
-
-def _info(header: Mapping[str, str], path: Path) -> dict[str, str]:
-    try:
-        info = parse_json(header.get("info", "{}"))
-    except ValueError as error:
-        raise AnomalyCLIPError(f"{path}: damaged prompts: info is not JSON ({error})") from None
-    if not isinstance(info, dict) or not all(isinstance(value, str) for value in info.values()):
-        raise AnomalyCLIPError(f"{path}: damaged prompts: info is not an object of texts")
-    return info
+    return _prompts(path, tensors["normal"], tensors["abnormal"], deep, tensors["token_ids"], info)
 
 
 def _read_published(path: Path) -> Prompts:

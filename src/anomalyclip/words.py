@@ -109,7 +109,7 @@ def words_of(
     AnomalyCLIPError
         The templates are not known, or their file cannot be used.
     """
-    own = _beside(source)
+    own = _beside(source, words)
     sentences: tuple[str, ...] = (_PLACE,)
     if spec.normal is not None and spec.abnormal is not None:
         normal, abnormal = spec.normal, spec.abnormal
@@ -160,15 +160,16 @@ def templates_named(name: str) -> tuple[str, ...]:
     return sentences
 
 
-def _beside(source: Path) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
-    """Return normal and abnormal words and sentences of a backbone with a vocabulary of its own."""
+def _beside(source: Path, words: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
+    """Return normal and abnormal words and sentences of a backbone with a vocabulary of its own, for one method."""
     file = (source if source.is_dir() else source.parent) / _OWN
     if not file.is_file():
         return None
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
+        content = content.get(words, content)
         normal, abnormal, sentences = (_texts(content[name]) for name in ("normal", "abnormal", "templates"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AnomalyCLIPError(
             f"{file}: expected normal, abnormal and templates, lists of texts ({error})"
         ) from None

@@ -232,3 +232,15 @@ register(
     options=[*_COMMON, *_WORDS, "windows", "window_stride", "window_rule"],
     names_class=True,
 )
+register(
+    "april-gan",
+    "anomalyclip.methods.april_gan:build",
+    options=[*_COMMON, *_WORDS, "trained"],
+    names_class=True,
+)
+register(
+    "coop",
+    "anomalyclip.methods.coop:build",
+    options=[*_COMMON, "layers", "ln_post", "class_name", "activation", "trained"],
+    names_class=True,
+)

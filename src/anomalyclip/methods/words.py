@@ -5,9 +5,7 @@ al., "AnomalyCLIP", ICLR 2024 (CLIP and CLIP-AC as baselines); Li et al., "CLIP 
 2025 (words on the local path, its row without adapters).
 """
 
-from functools import partial
-
-from anomalyclip.clip.model import CLIP, PLAIN
+from anomalyclip.clip.model import CLIP, PLAIN, LocalPath
 from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.methods.anomalyclip import SIGMA, local_path
@@ -17,31 +15,37 @@ from anomalyclip.spec import DetectorSpec
 
 def clip(spec: DetectorSpec) -> TorchScorer | ClassScorer:
     """Return the scorer of plain CLIP: two sentences, and the patches of the original path."""
-    return build_worded(spec, partial(_core, local=False), words="clip", templates="none")
+    return build_worded(spec, plain_core, words="clip", templates="none")
 
 
 def clip_ac(spec: DetectorSpec) -> TorchScorer | ClassScorer:
     """Return the scorer of CLIP-AC: the same with an ensemble of sentences for each side."""
-    return build_worded(
-        spec, partial(_core, local=False), words="clip-ac", templates="imagenet", each_normalised=True
-    )
+    return build_worded(spec, plain_core, words="clip-ac", templates="imagenet", each_normalised=True)
 
 
 def words(spec: DetectorSpec) -> TorchScorer | ClassScorer:
     """Return the scorer of WinCLIP's words, or the user's own, on AnomalyCLIP's local path."""
-    return build_worded(
-        spec, partial(_core, local=True), words="winclip", templates="winclip", class_name="object"
-    )
+    return build_worded(spec, local_core, words="winclip", templates="winclip", class_name="object")
 
 
-def _core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures, *, local: bool) -> TextCore:
+def plain_core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures) -> TextCore:
+    """Return a core that compares with the patches of the original path."""
+    return _core(clip, spec, text_features, PLAIN)
+
+
+def local_core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures) -> TextCore:
+    """Return a core that compares with the patches of the local path."""
+    return _core(clip, spec, text_features, local_path(clip.config, spec))
+
+
+def _core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures, path: LocalPath) -> TextCore:
     return TextCore(
         clip.visual,
         clip.config,
         text_features,
         image_size=spec.image_size,
         layers=spec.layers,
-        path=local_path(clip.config, spec) if local else PLAIN,
+        path=path,
         sigma=SIGMA if spec.sigma is None else spec.sigma,
         score_rule=spec.image_score or "text",
         ln_post=bool(spec.ln_post),
