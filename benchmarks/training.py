@@ -24,6 +24,7 @@ from anomalyclip.prompts import Prompts
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.features import FeatureStore
+from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.samples import TrainingImage
 from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.start import prompt_ids
@@ -102,7 +103,8 @@ def epoch(
     run = folder / f"run-{count}"
     run.mkdir()
     settings = TrainingSettings(epochs=2)
-    Trainer(clip, prompts, TrainingData(store, stand_ins), settings, run, info={}, on_record=note).run()
+    task = PromptTask(clip, prompts)
+    Trainer(task, TrainingData(store, stand_ins), settings, run, info={}, on_record=note).run()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {"seconds": moments[1] - moments[0], "mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)}
 

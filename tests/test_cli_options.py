@@ -15,21 +15,12 @@ from anomalyclip.cli.options import spelled
 from anomalyclip.evaluation.settings import DEFAULT_FORMATS, FORMATS, PROTOCOLS, EvaluationSettings
 from anomalyclip.settings import options_of
 from anomalyclip.spec import OPTIONS
-from anomalyclip.training.settings import TrainingSettings
+from anomalyclip.training.settings import SPEC_OPTIONS, TrainingSettings
 
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 ALL_OPTIONS = ("predict", "calibrate", "test")
 SOME_OPTIONS = {
-    "train": {
-        "backbone",
-        "image_size",
-        "layers",
-        "dpam_layers",
-        "value_range",
-        "range_from",
-        "device",
-        "precision",
-    },
+    "train": set(SPEC_OPTIONS),
     "export": set(OPTIONS) - {"device", "precision", "compiled", "model", "provider", "threads"},
     "benchmark": {"image_size", "device", "precision", "compiled"},
 }

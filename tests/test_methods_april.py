@@ -1,17 +1,25 @@
 """APRIL-GAN: every number from pixels to maps, and of three steps of training, against its public code."""
 
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec
-from anomalyclip.clip.backbone import load_clip
+from anomalyclip import AnomalyCLIPError, AnomalyCLIPWarning, Detector, DetectorSpec, evaluate, train
+from anomalyclip.clip.backbone import load_backbone, load_clip
 from anomalyclip.clip.registry import ASSETS
 from anomalyclip.clip.weights import fingerprint
 from anomalyclip.linear_layers import LinearLayers, load_linear_layers
 from anomalyclip.methods.april_gan import block_map, default_blocks
+from anomalyclip.training.batches import Batch, split_layers
+from anomalyclip.training.journal import read_journal
+from anomalyclip.training.learning import Optimizer
+from anomalyclip.training.of_layers import LayersTask
 from tests.conftest import rival_arrays
+from tests.generated_sets import make_set
 
 CASES = ["56_screw", "56_metal_nut", "70_gelu_screw", "70_screw"]
 MICRO = ASSETS / "micro"
@@ -86,6 +94,9 @@ def test_published_layers_are_read_and_are_of_exact_gelu(published, tmp_path):
     assert read.blocks == (6, 12, 18, 24)
     assert read.info["activation"] == "gelu"
     assert read.digest() == layers.digest()
+    torch.save({"prompt_learner": {}}, tmp_path / "other.pth")
+    with pytest.raises(AnomalyCLIPError, match="other.pth.*trainable_linearlayer"):
+        load_linear_layers(tmp_path / "other.pth")
 
 
 def test_layers_of_one_activation_are_not_mixed_with_tokens_of_the_other(published, rival_backbone, tmp_path):
@@ -120,7 +131,7 @@ def test_it_predicts_with_layers_of_its_own_backbone(micro_layers, tmp_path):
         (lambda path: path.unlink(), "no such file; expected APRIL-GAN's linear layers"),
         (lambda path: path.write_bytes(b"nothing"), "neither APRIL-GAN's linear layers"),
         (lambda path: path.write_bytes((MICRO / "prompts.safetensors").read_bytes()), "not APRIL-GAN's"),
-        (lambda path: torch.save({"other": {}}, path), "trainable_linearlayer"),
+        (lambda path: torch.save({"other": {}}, path), "not a readable checkpoint"),
         (lambda path: changed(path, lambda t: t.pop("block.3.bias")), "3.bias missing"),
         (lambda path: changed(path, lambda t: t.update({"block.3.bias": torch.zeros(5)})), "do not match"),
         (lambda path: changed(path, lambda t: t["block.3.bias"].fill_(torch.nan)), "NaN"),
@@ -165,6 +176,128 @@ def test_without_its_trained_part_it_is_one_error(cli, tmp_path):
         Detector.from_pretrained("micro", method="april-gan", class_name="plate")
     with pytest.raises(AnomalyCLIPError, match="'april-gan' puts the name.*--class-name"):
         Detector.from_pretrained("micro", method="april-gan")
+
+
+# --- training
+
+
+@pytest.mark.parametrize("case", ["56_screw", "70_gelu_screw"])
+def test_losses_gradients_and_three_steps_are_the_published_ones(
+    case, published, rival_backbone, rival_inputs
+):
+    start, size = layers_of(published, case), int(case[:2])
+    scorer = assembled(rival_backbone, case, start)
+    texts = scorer.core.text_features
+    with torch.inference_mode():
+        rows = scorer.core.rows(scorer.features(rival_inputs[f"pixels_{size}"])).clone()  # 4 1+LN D
+    masks = torch.from_numpy(published[f"{case}_train_mask"]).bool()
+    rows = torch.from_numpy(rows.numpy().copy())
+    batch = Batch(
+        images=rows[:, 0],
+        labels=torch.tensor([False, True] * 2),
+        patches=split_layers(rows[:, 1:], 4),
+        masks=masks,
+        classes=("screw",) * 4,
+        known=(0, 1, 2, 3),
+    )
+    clip = load_backbone(rival_backbone).clip
+    task = LayersTask(clip, start, lambda name: texts.clone(), image_size=size)
+    optimizer = Optimizer(task.learner.parameters(), task.losses, learning_rate=1e-3, betas=(0.5, 0.999))
+    for step in range(3):
+        np.testing.assert_allclose(
+            task.block_losses(batch).detach().numpy(), published[f"{case}_train_loss"][step], atol=5e-5
+        )
+        losses = optimizer.step(batch, moment="the test")
+        assert losses.local_loss == pytest.approx(published[f"{case}_train_loss"][step].sum(), abs=5e-4)
+        assert losses.image_loss == 0
+        if step == 0 and f"{case}_grad_0_weight" in published:
+            for kind in ("weight", "bias"):
+                for index, ours in enumerate(task.learner[kind].grad):
+                    np.testing.assert_allclose(ours, published[f"{case}_grad_{index}_{kind}"], atol=5e-5)
+    if f"{case}_after3_0_weight" in published:
+        for kind in ("weight", "bias"):
+            for index, ours in enumerate(task.learner[kind].detach()):
+                np.testing.assert_allclose(ours, published[f"{case}_after3_{index}_{kind}"], atol=1e-5)
+
+
+def assembled(backbone, case, layers):
+    """The scorer of these layers in memory, by way of a file that does not stay."""
+    with tempfile.TemporaryDirectory() as folder:
+        layers.save(f"{folder}/layers.safetensors")
+        return spec_of(backbone, case, f"{folder}/layers.safetensors").load().scorer
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets") / "parts"
+    return make_set(folder, classes=("plate", "washer"), normal=2, anomalous=2, side=60)
+
+
+def test_it_is_trained_and_its_layers_are_evaluated(root, tmp_path, cli):
+    cache = ["--cache", tmp_path / "features"]
+    train = ["train", root, "--backbone", "micro", "--method", "april-gan", "--image-size", 96, *cache]
+    done = cli(*train, "--epochs", 3, "--val-root", root, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    file = tmp_path / "run" / "layers.safetensors"
+    assert f"layers of the last epoch: {file}" in done.out
+    layers = load_linear_layers(file)
+    assert layers.blocks == (1, 3, 4, 6)
+    assert (layers.info["method"], layers.info["activation"]) == ("april-gan", "quick-gelu")
+    assert layers.info["trained_on"] == "parts"
+    _, epochs = read_journal(tmp_path / "run")
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    assert {"val_image_auroc", "val_pixel_auroc"} <= set(epochs[-1])
+    spec = DetectorSpec("micro", method="april-gan", trained=str(file), image_size=96)
+    result = evaluate(spec, root)
+    assert result.notes == [
+        "this model was trained on parts, the same data as in this evaluation: its figures are not zero-shot"
+    ]
+    with pytest.warns(AnomalyCLIPWarning, match="other settings.*image_size: 96 then, 84 now"):
+        DetectorSpec("micro", method="april-gan", trained=str(file), image_size=84, class_name="plate").load()
+
+
+def test_a_stopped_training_goes_on_to_the_same_bytes(root, tmp_path):
+    spec, options = DetectorSpec("micro", method="april-gan", image_size=96), {"cache": tmp_path / "features"}
+    options |= {"epochs": 2, "batch_size": 2}
+    whole = train(root, spec, output=tmp_path / "whole", **options)
+    steps = iter([False, True])  # after the second step: all features are there already
+    part = train(root, spec, output=tmp_path / "part", stop=lambda: next(steps), **options)
+    assert (part.finished, part.epoch, part.step) == (False, 1, 2)
+    again = train(root, spec, output=tmp_path / "part", resume=True, **options)
+    assert again.learned.read_bytes() == whole.learned.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "says"),
+    [
+        ({"dpam_layers": 2}, {}, "dpam_layers: not used in training of method 'april-gan'"),
+        ({"sigma": 1.0}, {}, "sigma: not used in training"),
+        ({}, {"local_weight": 1.0}, "local_weight: not used in training of method 'april-gan'"),
+        ({}, {"prompt_length": 4}, "prompt_length: not used"),
+        ({"class_name": "gizmo"}, {}, "class 'plate'.*'gizmo'"),
+        (
+            {"method": "winclip"},
+            {},
+            "method 'winclip' has no training: expected one of anomalyclip, april-gan",
+        ),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_anything_is_encoded(
+    options, settings, says, root, tmp_path
+):
+    options = {"method": "april-gan", "image_size": 96, **options}
+    with pytest.raises(AnomalyCLIPError, match=says):
+        train(
+            root, DetectorSpec("micro", **options), output=tmp_path / "run", cache=tmp_path / "f", **settings
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_any_mask_there_is_nothing_to_learn(tmp_path):
+    root = make_set(tmp_path / "parts", classes=("plate",), normal=1, anomalous=1, side=60)
+    shutil.rmtree(root / "plate" / "ground_truth")
+    with pytest.raises(AnomalyCLIPError, match="no anomalous image has a mask.*masks alone"):
+        train(root, DetectorSpec("micro", method="april-gan"), output=tmp_path / "run", cache=tmp_path / "f")
 
 
 def test_the_blocks_are_quarters_of_the_depth():

@@ -22,6 +22,7 @@ from anomalyclip.training.features import FeatureStore
 from anomalyclip.training.journal import best_epoch, read_journal
 from anomalyclip.training.learning import batch_loss
 from anomalyclip.training.losses import image_loss, local_loss
+from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.plots import draw_losses
 from anomalyclip.training.samples import TrainingImage, split
 from anomalyclip.training.settings import TrainingSettings
@@ -94,7 +95,8 @@ def learned(prompts):
 def trainer(clip, start, data, folder, *, settings=None, **options):
     settings = settings or TrainingSettings(epochs=3, batch_size=2)
     folder.mkdir(exist_ok=True)
-    return Trainer(clip, start, data, settings, folder, info={"trained_on": "golden"}, **options)
+    task = PromptTask(clip, start, local_weight=settings.local_weight)
+    return Trainer(task, data, settings, folder, info={"trained_on": "golden"}, **options)
 
 
 # --- the published figures

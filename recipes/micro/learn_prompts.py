@@ -19,9 +19,10 @@ from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip_core import default_dpam_layers, default_image_size
 from anomalyclip.images import normalise, squash
-from anomalyclip.prompts import PromptLearner, Prompts
+from anomalyclip.prompts import Prompts
 from anomalyclip.training.batches import Batch
-from anomalyclip.training.learning import Losses, PromptOptimizer
+from anomalyclip.training.learning import Losses, Optimizer
+from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.start import prompt_ids, prompt_tokens
 
 
@@ -59,13 +60,12 @@ def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict
         deep_length=settings["deep_tokens"],
         generator=generator,
     )
-    learner = PromptLearner(start)
-    optimizer = PromptOptimizer(
-        learner,
-        clip,
+    task = PromptTask(clip, start, local_weight=settings["pixel_weight"])
+    optimizer = Optimizer(
+        task.learner.parameters(),
+        task.losses,
         learning_rate=settings["learning_rate"],
         betas=tuple(settings["betas"]),
-        local_weight=settings["pixel_weight"],
     )
     loader = DataLoader(features, settings["batch_size"], shuffle=True, generator=generator)
     for epoch in range(1, settings["epochs"] + 1):
@@ -75,7 +75,9 @@ def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict
             total += optimizer.step(batch, moment=f"epoch {epoch}")
         means = Losses(*(total / len(loader)).round(4).tolist())
         print(json.dumps({"epoch": epoch, **means._asdict()}), flush=True)
-    return learner.value({"backbone": "micro", "trained_on": "generated images of the training families"})
+    return task.learner.value(
+        {"backbone": "micro", "trained_on": "generated images of the training families"}
+    )
 
 
 def main() -> None:

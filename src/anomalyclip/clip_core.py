@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anomalyclip.anomaly import patch_probabilities, probabilities
@@ -62,6 +64,7 @@ class ClipCore(Core):
             image_size=size, grid=size if full_size else side, sigma=sigma, score_rule=score_rule
         )
         self.config, self.taps, self.patch_grid = config, taps, side
+        self.layers: tuple[int, ...] = taps.plain
         self.visual = visual
         positions = visual.positions(side, side, rule=taps.positions).detach().clone()
         self.register_buffer("positions", positions, persistent=False)
@@ -85,6 +88,26 @@ class ClipCore(Core):
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
         """Return raw tokens (..., D) in the space that images and texts share, (..., E)."""
         return self.visual.project(tokens, norm=norm)
+
+    def rows(self, found: Features) -> Tensor:
+        """Return what training needs of each image, (B, 1 + L * N, W) float32: its own row, then every layer's patches.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The method has no trained part.
+        """
+        raise AnomalyCLIPError(f"{type(self).__name__} has no trained part")
+
+    @property
+    def row_width(self) -> int:
+        """Width W of the rows."""
+        return self.config.embed_dim
+
+    @property
+    def row_kind(self) -> str:
+        """What tells these rows from those of AnomalyCLIP's prompts."""
+        return ""
 
     def half_encoder(self) -> "ClipCore":
         """Turn the image tower and the positional table to half precision, in place."""
@@ -167,6 +190,18 @@ class TextCore(ClipCore):
         tokens = found.local if self.path.blocks else found.plain
         patches = {layer: self.project(tokens[layer]) for layer in self.layers}
         return ImageFeatures(self.project(found.cls, norm=self.ln_post), patches)
+
+    def rows(self, found: Features) -> Tensor:
+        """Return the normalised features, projected."""
+        image, patches = self.features(found)
+        layers = [patches[layer][:, 1:] for layer in self.layers]  # B N E
+        return F.normalize(torch.cat([image[:, None], *layers], dim=1).float(), dim=-1)
+
+    @property
+    def row_kind(self) -> str:
+        """What tells these rows from those of AnomalyCLIP's prompts."""
+        attends = f"local {self.path.attends}" if self.path.blocks and self.path.attends != "v" else ""
+        return " ".join(filter(None, [attends, "ln_post" if self.ln_post else ""]))
 
     def compare(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and patch maps (B, g, g)."""

@@ -26,8 +26,12 @@ from anomalyclip.tiling import Tiling, score_tiles
 VALUE_RANGE = "value_range"
 """Name in an identity of the scale of images of more than 8 bits."""
 
-_LEARNED_WITH = ("image_size", "layers", "dpam_layers")
+_LEARNED_WITH = ("image_size", "layers", "dpam_layers", "local_attention")
 """Settings that prompts are learned with, if their file records them."""
+
+
+_USUAL = {"local_attention": "v"}
+"""Settings that an identity names only if they are not these."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +192,10 @@ class Detector:
         training, now = self.describe().training, {}
         made = {name: training[name] for name in _LEARNED_WITH if name in training}
         if made:
-            now = {name: _text(self.identity().get(name)) for name in made}
+            now = {name: _text(self.identity().get(name, _USUAL.get(name))) for name in made}
         if differ := differences(made, now):
-            found.append(f"the prompts were learned with other settings ({'; '.join(differ)})")
+            what = "the trained part was" if "method" in training else "the prompts were"
+            found.append(f"{what} learned with other settings ({'; '.join(differ)})")
         info = {} if self.threshold is None else self.threshold.info
         if isinstance(info.get("identity"), dict):
             if differ := differences(info["identity"], self.identity()):

@@ -8,6 +8,7 @@ from pathlib import Path
 from anomalyclip.data.identity import content_digest
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.features import FeatureStore
+from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.samples import TrainingImage
 from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.trainer import Trainer
@@ -27,7 +28,9 @@ def trainer_in(folder: Path, features: Path) -> Trainer:
     """Return the trainer of a run; with the state of another one in its folder it can go on there."""
     settings = TrainingSettings(epochs=1, batch_size=1)
     data = training_data(features)
-    return Trainer(small_clip(), small_prompts(), data, settings, folder, info={"trained_on": "golden"})
+    return Trainer(
+        PromptTask(small_clip(), small_prompts()), data, settings, folder, info={"trained_on": "golden"}
+    )
 
 
 def training_data(features: Path) -> TrainingData:

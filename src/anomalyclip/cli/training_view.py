@@ -134,15 +134,17 @@ def result(session: "Session", run: "TrainingRun") -> None:
             f"{run.steps_per_epoch}; to continue: {_command(run.folder)}"
         )
         return
-    texts = session.start_texts
-    before, now = float(texts[0] @ texts[1]), run.epochs[-1]["text_cosine"]
-    out().print(f"cosine between the two texts: {before:.3f} at the start, {now:.3f} now")
+    if (now := run.epochs[-1].get("text_cosine")) is not None:
+        out().print(
+            f"cosine between the two texts: {session.before['text_cosine']:.3f} at the start, {now:.3f} now"
+        )
     if run.best_epoch:
         out().print(
             f"best epoch on the held-out images: {run.best_epoch} "
             f"(checkpoints/epoch_{run.best_epoch:02d}.safetensors)"
         )
-    out().print(f"prompts of the last epoch: {run.prompts} (published form: prompts.pth)")
+    published = " (published form: prompts.pth)" if run.learned.stem == "prompts" else ""
+    out().print(f"{run.learned.stem} of the last epoch: {run.learned}{published}")
 
 
 def _command(folder: Path | None = None) -> str:

@@ -71,7 +71,8 @@ def same_data(
     if not (same_name or same_content):
         return None
     here = "" if name in (None, trained_on) else f" (here {name})"
+    what = "this model was" if "method" in info else "the prompts were"
     return (
-        f"the prompts were trained on {trained_on}, the same data as in this evaluation{here}: "
+        f"{what} trained on {trained_on}, the same data as in this evaluation{here}: "
         "its figures are not zero-shot"
     )

@@ -14,6 +14,7 @@ from anomalyclip.evaluation.controls import not_beaten
 from anomalyclip.evaluation.results import DatasetResult, Metrics, mean_metrics, to_json
 from anomalyclip.evaluation.tables import SOURCE, Table, not_the_papers, tables, to_csv, to_latex, to_markdown
 from anomalyclip.files import replacing, writing
+from anomalyclip.spec import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from anomalyclip.data.meta import SampleList
@@ -207,13 +208,15 @@ def no_paper(result: DatasetResult) -> str | None:
 
 
 def setting_notes(settings: Mapping[str, Any]) -> list[str]:
-    """Return a note if settings differ from the paper's; otherwise an empty list.
+    """Return a note if settings differ from the paper's; otherwise, or for another method, an empty list.
 
     Examples
     --------
     >>> setting_notes({"image_size": 518, "sigma": 2.0})
     ["settings differ from the paper's: sigma 2.0 here, 4.0 in the paper"]
     """
+    if settings.get("method", DEFAULT_METHOD) != DEFAULT_METHOD:
+        return []
     differ = [
         f"{name.replace('_', ' ')} {settings[name]} here, {paper} in the paper"
         for name, paper in (("image_size", SIZE), ("sigma", SIGMA))

@@ -100,17 +100,31 @@ class AprilGANCore(ClipCore):
             Taps(plain=layers.blocks, positions="bicubic"),
             image_size=spec.image_size,
             sigma=spec.sigma or 0.0,
-            score_rule=spec.image_score,
+            score_rule=spec.image_score or "text",
             full_size=True,
         )
-        self.blocks = layers.blocks
         self.register_buffer("text_features", finite(text_features()), persistent=False)
         self.register_buffer("weight", layers.weight, persistent=False)
         self.register_buffer("bias", layers.bias, persistent=False)
 
     def settings(self) -> dict[str, object]:
         """Return what decides the scores besides weights and texts, JSON-ready."""
-        return {**super().settings(), "layers": list(self.blocks)}
+        return {**super().settings(), "layers": list(self.layers)}
+
+    def rows(self, found: Features) -> Tensor:
+        """Return raw tokens: CLS, then the patches of every block."""
+        layers = [found.plain[block][:, 1:] for block in self.layers]  # B N D
+        return torch.cat([found.cls[:, None], *layers], dim=1).float()
+
+    @property
+    def row_width(self) -> int:
+        """Width of the tokens."""
+        return self.config.vision_width
+
+    @property
+    def row_kind(self) -> str:
+        """What tells these rows from those of AnomalyCLIP's prompts."""
+        return "raw bicubic"
 
     def compare(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps (B, S, S).
@@ -120,7 +134,7 @@ class AprilGANCore(ClipCore):
         scores = probabilities(self.project(features.cls), self.text_features, temperature=TEMPERATURE)[:, 1]
         maps = [
             block_map(features.plain[block][:, 1:], weight, bias, self.text_features, self.image_size)
-            for block, weight, bias in zip(self.blocks, self.weight, self.bias, strict=True)
+            for block, weight, bias in zip(self.layers, self.weight, self.bias, strict=True)
         ]
         return scores, torch.stack(maps).mean(dim=0)
 

@@ -28,12 +28,18 @@ class Batch(NamedTuple):
         (L, M, N, E) float, normalised.
     masks : Tensor
         (M, S, S) bool.
+    classes : tuple of str
+        B class names.
+    known : tuple of int
+        Which of the B images the M are.
     """
 
     images: Tensor
     labels: Tensor
     patches: Tensor
     masks: Tensor
+    classes: tuple[str, ...] = ()
+    known: tuple[int, ...] = ()
 
 
 class TrainingData:
@@ -113,6 +119,8 @@ class TrainingData:
             labels=torch.tensor([image.anomaly for image in images], device=device),
             patches=patches.to(device),
             masks=torch.from_numpy(np.concatenate(masks)).to(device),
+            classes=tuple(image.class_name for image in images),
+            known=tuple(known),
         )
 
 

@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from anomalyclip.clip_core import TextCore
+from anomalyclip.clip_core import ClipCore
 from anomalyclip.depth import Range, Scale
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, InputError, concerning
@@ -62,6 +62,8 @@ class FeatureKey:
     value_range : (float, float), optional
         The values that become black and white in images of more than 8 bits; without it such images are refused unless
         their files say it, for what is assumed from one image must not decide the features of another.
+    kind : str
+        What else tells them from the features of AnomalyCLIP's prompts; empty for these.
     """
 
     weights: str
@@ -72,6 +74,7 @@ class FeatureKey:
     precision: str = "fp32"
     preprocessing: int = PREPROCESSING
     value_range: Range | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -79,8 +82,11 @@ class FeatureKey:
 
     def folder_name(self) -> str:
         """Return 16 hex digits that identify the key."""
-        content = {name: value for name, value in asdict(self).items() if value is not None}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the key, JSON-ready; what is not used is left out, so that older features are found."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != ""}
 
 
 class FeatureStore:
@@ -98,6 +104,8 @@ class FeatureStore:
         Type of the stored numbers. Half precision changes a cosine by less than 1e-4 and halves the space.
     value_range : (float, float), optional
         See `FeatureKey`.
+    activation : str, optional
+        The backbone's, if it is not the one that its weights were trained with.
     on_damage : callable
         Called with a message when a file is damaged; the image is then encoded again.
 
@@ -115,27 +123,29 @@ class FeatureStore:
         weights: str,
         dtype: str = "float16",
         value_range: Range | None = None,
+        activation: str | None = None,
         on_damage: Callable[[str], None],
     ) -> None:
         core = scorer.core
-        assert isinstance(core, TextCore)
+        assert isinstance(core, ClipCore)
         self._core = core
         self.key = FeatureKey(
             weights,
             core.image_size,
             core.layers,
-            core.dpam_layers,
+            core.taps.path.blocks,
             dtype,
             scorer.precision,
             value_range=value_range,
+            kind=" ".join(filter(None, [core.row_kind, activation])),
         )
         self._scale = Scale(value_range, strict=True)
         self.folder = root / self.key.folder_name()
         self.scorer = scorer
         self._on_damage = on_damage
-        self.grid = core.image_size // core.config.patch_size
+        self.grid = core.patch_grid
         """Side of a map in patches."""
-        self._stored_shape = (2 + len(core.layers) * self.grid**2, core.config.embed_dim)
+        self._stored_shape = (2 + len(core.layers) * self.grid**2, core.row_width)
 
     @property
     def record_bytes(self) -> int:
@@ -217,13 +227,15 @@ class FeatureStore:
         """Create the folder and its description, and remove half-written files of killed processes."""
         about = self.folder / "key.json"
         with writing(about), replacing(about) as temporary:
-            temporary.write_text(json.dumps(asdict(self.key), indent=1) + "\n")
+            temporary.write_text(json.dumps(self.key.facts(), indent=1) + "\n")
         for leftover in self.folder.glob("*/.*.tmp"):
             if time.time() - leftover.stat().st_mtime > _STALE:
                 leftover.unlink(missing_ok=True)
 
     def encode(self, path: Path) -> NDArray[np.float32]:
-        """Return an image's features, (1 + L * N, E) float32, normalised: the image's, then N patches for each layer.
+        """Return an image's features, (1 + L * N, W) float32: the image's, then N patches for each layer.
+
+        What they are the core says (`anomalyclip.clip_core.ClipCore.rows`).
 
         Images are encoded one by one, so that an image's features do not depend on the other images in a batch: an
         interrupted run gets exactly the same bits.
@@ -232,15 +244,13 @@ class FeatureStore:
             image, _ = self._scale(open_deep(path), name=str(path))
             pixels = np.stack([squash(image, self.scorer.image_size)])  # 1 S S 3
         with torch.inference_mode():
-            features = self._core.features(self.scorer.features(pixels))
-            layers = [features.patches[layer][0, 1:] for layer in self.key.layers]  # L of N E
-            rows = torch.cat([features.image, *layers]).float()  # 1+LN E
-            normalised: NDArray[np.float32] = F.normalize(rows, dim=-1).cpu().numpy()
-        if not np.isfinite(normalised).all():
+            found = self._core.rows(self.scorer.features(pixels))[0]  # 1+LN W
+        rows: NDArray[np.float32] = found.cpu().numpy()
+        if not np.isfinite(rows).all():
             raise AnomalyCLIPError(
                 f"{path}: its features are NaN or infinite: the weights are damaged, or half precision overflows"
             )
-        return normalised
+        return rows
 
     def _write(self, path: Path, rows: NDArray[np.float32]) -> None:
         # The image loss depends on a single row, which is therefore stored as two: its value and the rounding error.

@@ -1,13 +1,12 @@
 """One training step: the published losses of a batch, their gradients, and Adam."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.prompts import PromptLearner
 from anomalyclip.training.batches import Batch
 from anomalyclip.training.losses import image_loss, local_loss
 
@@ -30,62 +29,57 @@ class Losses(NamedTuple):
     local_loss: float
 
 
-class PromptOptimizer:
-    """Optimises prompts with the published losses, one batch at a time.
+class Optimizer:
+    """Adam on the loss of one batch at a time.
 
     Parameters
     ----------
-    learner : PromptLearner
-        The prompts to train, on their device.
-    clip : CLIP
-        The frozen model, on the same device; its text tower is used.
+    parameters : iterable of Parameter
+        What changes.
+    losses : callable
+        From a batch to the image loss and the weighted pixel loss, scalars; their sum is what falls.
     learning_rate : float
         Adam's learning rate, constant.
     betas : tuple of float
         Adam's betas.
-    local_weight : float
-        Lambda, the weight of the pixel loss.
 
     Attributes
     ----------
     adam : torch.optim.Adam
-        A step depends only on its state and the learner's.
+        A step depends only on its state and the parameters.
     """
 
     def __init__(
         self,
-        learner: PromptLearner,
-        clip: CLIP,
+        parameters: Iterable[nn.Parameter],
+        losses: Callable[[Batch], tuple[Tensor, Tensor]],
         *,
         learning_rate: float,
         betas: tuple[float, float],
-        local_weight: float,
     ) -> None:
-        self.learner, self.clip, self.local_weight = learner, clip, local_weight
-        self.adam = torch.optim.Adam(learner.parameters(), lr=learning_rate, betas=betas)
+        self._losses = losses
+        self.adam = torch.optim.Adam(parameters, lr=learning_rate, betas=betas)
 
     def step(self, batch: Batch, *, moment: str) -> Losses:
-        """Train on one batch.
+        """Learn from a batch.
 
         Parameters
         ----------
         batch : Batch
         moment : str
-            Current position in the run, for the error message.
+            Position in the run, for error messages.
 
         Returns
         -------
         Losses
-            The losses before the step.
+            Those before the step.
 
         Raises
         ------
         AnomalyCLIPError
-            The loss is NaN or infinite; the prompts are not changed.
+            The loss is NaN or infinite; the parameters are not changed.
         """
-        text_features = self.learner(self.clip)  # 2 E
-        image, local = batch_loss(batch, text_features)
-        local = self.local_weight * local
+        image, local = self._losses(batch)
         loss = image + local
         if not bool(loss.isfinite()):
             raise AnomalyCLIPError(f"the loss is {loss.item()} at {moment}: try a lower --learning-rate")

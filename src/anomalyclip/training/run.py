@@ -40,6 +40,8 @@ class TrainingRun:
         The lines of ``metrics.jsonl`` that summarise an epoch: losses, ``text_cosine``, metrics of held-out images.
     best_epoch : int or None
         The best epoch on the held-out images, if there were any.
+    name : str
+        Of the file with what was learned: ``prompts``, ``layers`` (april-gan) or ``context`` (coop).
     """
 
     folder: Path
@@ -49,11 +51,17 @@ class TrainingRun:
     steps_per_epoch: int
     epochs: list[dict[str, Any]]
     best_epoch: int | None
+    name: str = "prompts"
+
+    @property
+    def learned(self) -> Path:
+        """File with what was learned; it exists once the run is finished."""
+        return self.folder / f"{self.name}.safetensors"
 
     @property
     def prompts(self) -> Path:
-        """File of the learned prompts, for ``DetectorSpec(prompts=...)``; it exists once the run is finished."""
-        return self.folder / "prompts.safetensors"
+        """The same, for ``DetectorSpec(prompts=...)``; methods other than ``anomalyclip`` take it as `trained`."""
+        return self.learned
 
 
 def train(
@@ -79,7 +87,8 @@ def train(
     data : path
         Folder of the data set.
     spec : DetectorSpec, optional
-        Backbone, image size, layers, DPAM layers, device and precision.
+        Method (anomalyclip, april-gan or coop), backbone, image size, layers, device, precision and what else the
+        method's training uses.
     settings : TrainingSettings, optional
         What to learn from and how. None: the published defaults.
     output : path, optional
@@ -192,7 +201,8 @@ def learn(
             warnings.warn(message, AnomalyCLIPWarning, stacklevel=2)
         _, epochs = read_journal(place)
     steps = trainer.steps_per_epoch
-    return TrainingRun(place, finished, trainer.epoch, trainer.step, steps, epochs, best_epoch(epochs))
+    best = best_epoch(epochs)
+    return TrainingRun(place, finished, trainer.epoch, trainer.step, steps, epochs, best, session.task.name)
 
 
 @contextmanager

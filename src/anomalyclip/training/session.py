@@ -13,24 +13,22 @@ import torch
 import anomalyclip
 from anomalyclip.clip.backbone import load_backbone
 from anomalyclip.clip.download import cache_folder
-from anomalyclip.clip.model import CLIP
-from anomalyclip.clip.registry import resolve_backbone, resolve_prompts
+from anomalyclip.clip_core import ClipCore, TextCore
 from anomalyclip.data.identity import TRAINED_ON, TRAINED_ON_CONTENT, content_fingerprint, same_data
 from anomalyclip.data.listing import load_samples
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import replacing, writing
 from anomalyclip.loading import measured
-from anomalyclip.methods.anomalyclip import assemble
+from anomalyclip.methods.april_gan import activation_of
 from anomalyclip.progress import Track, silent
-from anomalyclip.prompts import PromptLearner, Prompts, load_prompts
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.batches import Batch, TrainingData, split_layers
 from anomalyclip.training.features import FeatureStore
-from anomalyclip.training.learning import batch_loss
 from anomalyclip.training.samples import OnUnreadable, TrainingImage, identify, order_fingerprint, split
-from anomalyclip.training.settings import SPEC_OPTIONS, Learning, TrainingSettings
-from anomalyclip.training.start import start_prompts
+from anomalyclip.training.settings import Learning, TrainingSettings
+from anomalyclip.training.task import Task
+from anomalyclip.training.tasks import check_spec, prepare
 from anomalyclip.training.trainer import Trainer
 from anomalyclip.training.validation import Validation
 
@@ -61,33 +59,29 @@ class Session:
         As given.
     name : str
         The data set's name: its key, or its folder's name.
-    clip, scorer, start
-        The frozen model, its encoder, and the prompts to start from.
+    scorer, task
+        The encoder, and what is learned.
     store : FeatureStore
         The cached features, which may still be incomplete.
     images, held_out : list of TrainingImage
         Images to train on, and to evaluate on.
     remarks : list of str
         What the user should know.
+    before : dict of str to float
+        `Task.summary` before anything is learned.
     """
 
     root: Path
     spec: DetectorSpec
     settings: TrainingSettings
     name: str
-    clip: CLIP
     scorer: TorchScorer
-    start: Prompts
+    task: Task
     store: FeatureStore
     images: list[TrainingImage]
     held_out: list[TrainingImage] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-
-    @property
-    def start_texts(self) -> torch.Tensor:
-        """The (2, E) normalised text features of the prompts to start from."""
-        texts: torch.Tensor = self.scorer.core.get_buffer("text_features")
-        return texts
+    before: dict[str, float] = field(default_factory=dict)
 
     @property
     def all_images(self) -> list[TrainingImage]:
@@ -152,26 +146,28 @@ class Session:
         """Return the trainer of a run folder that we own, at the start or where an earlier process stopped."""
         self._describe(folder)
         trainer = Trainer(
-            self.clip,
-            self.start,
+            self.task,
             self.data(),
             self.settings,
             folder,
             info=self._info(),
-            validation=Validation(self.store, self.held_out) if self.held_out else None,
+            validation=self._validation(),
             on_record=on_record,
         )
         if resume:
             trainer.resume()
         return trainer
 
+    def _validation(self) -> Validation | None:
+        return Validation(self.store, self.held_out, sigma=self.task.sigma) if self.held_out else None
+
     def determinants(self) -> dict[str, Any]:
         """Return everything that determines the exact result, JSON-ready."""
         return {
             "images": order_fingerprint(self.images),
             "held_out": order_fingerprint(self.held_out),
-            "start": self.start.digest(),
-            "features": asdict(self.store.key),
+            "start": self.task.digest(),
+            "features": self.store.key.facts(),
             **{name: getattr(self.settings, name) for name in _LEARNING},
         }
 
@@ -217,13 +213,25 @@ class Session:
             "backbone_fingerprint": key.weights,
             "image_size": str(key.image_size),
             "layers": " ".join(map(str, key.layers)),
-            "dpam_layers": str(key.dpam_layers),
+            **self._of_method(),
             "epochs": str(settings.epochs),
             "batch_size": str(settings.batch_size),
             "learning_rate": str(settings.learning_rate),
             "seed": str(settings.seed),
             "anomalyclip": anomalyclip.__version__,
         }
+
+    def _of_method(self) -> dict[str, str]:
+        """Return settings that only some methods have."""
+        spec, core = self.spec, self.scorer.core
+        facts = {} if spec.method == "anomalyclip" else {"method": spec.method}
+        if isinstance(core, TextCore):
+            facts["dpam_layers"] = str(core.dpam_layers)
+            if core.path.blocks:
+                facts["local_attention"] = core.path.attends
+        if isinstance(core, ClipCore) and spec.method != "anomalyclip":
+            facts["activation"] = activation_of(core.config)
+        return facts
 
     def estimate(self, *, samples: int = 3) -> Estimate:
         """Time a few images and one step; nothing is written.
@@ -253,11 +261,13 @@ class Session:
             labels=torch.zeros(len(rows), dtype=torch.bool, device=device),
             patches=split_layers(rows[:, 1:], layers),
             masks=torch.zeros(len(rows), size, size, dtype=torch.bool, device=device),
+            classes=(self.images[0].class_name,) * len(rows),
+            known=tuple(range(len(rows))),
         )
-        clip, learner = self.clip.to(device), PromptLearner(self.start).to(device)
+        task = self.task.to(device)
         for _ in range(2):  # the first run also allocates
             begin = time.perf_counter()
-            image, local = batch_loss(batch, learner(clip))
+            image, local = task.losses(batch)
             (image + local).backward()  # type: ignore[no-untyped-call]
             taken = time.perf_counter() - begin
         return taken
@@ -273,7 +283,7 @@ def open_session(
     root : Path
         Folder of the data set.
     spec : DetectorSpec
-        Backbone, image size, layers, DPAM layers, range, device and precision; anything else is refused.
+        Method, backbone, image size, layers, range, device, precision and what else the method's training uses.
     settings : TrainingSettings
     on_error : callable
         Called with an image that cannot be read and the error.
@@ -288,48 +298,37 @@ def open_session(
     AnomalyCLIPWarning
         Cached features are damaged, now or later; they are then made again.
     """
-    if needless := [name for name in spec.changed() if name not in SPEC_OPTIONS]:
-        raise AnomalyCLIPError(
-            f"{', '.join(needless)}: not used in training; leave it out (training uses {', '.join(SPEC_OPTIONS)})"
-        )
+    check_spec(spec)
     samples = load_samples(root, settings.dataset, settings.phase)
     spec = measured(spec)
-    backbone = load_backbone(spec.backbone)
-    start = _start(settings, backbone.clip, resolve_backbone(spec.backbone))
-    scorer = assemble(backbone.clip, start, spec, weights_sha256=backbone.fingerprint)
+    backbone = load_backbone(spec.backbone, activation=spec.activation)
+    prepared = prepare(spec, settings, backbone)
+    for name in dict.fromkeys(sample.class_name for sample in samples):
+        prepared.classes(name)  # one that cannot be named is refused before anything is encoded
+    scorer = prepared.scorer
     store = FeatureStore(
         settings.cache or cache_folder() / "features",
         scorer,
         weights=backbone.fingerprint(),
         dtype=settings.feature_dtype,
         value_range=spec.value_range,
+        activation=spec.activation,
         on_damage=lambda message: warnings.warn(message, AnomalyCLIPWarning, stacklevel=2),
     )
     images = identify(samples, on_error=on_error)
-    session = Session(root, spec, settings, samples.name, backbone.clip, scorer, start, store, images)
+    session = Session(root, spec, settings, samples.name, scorer, prepared.task, store, images)
     session.remarks += [
         f"the class {name} has vanished: none of its {count} images exists"
         for name, count in samples.vanished.items()
     ]
     _hold_out(session, on_error)
-    return session
-
-
-def _start(settings: TrainingSettings, clip: CLIP, backbone: Path) -> Prompts:
-    shape = {
-        "length": settings.prompt_length,
-        "depth": settings.prompt_depth,
-        "deep_length": settings.deep_length,
-    }
-    given = {name: value for name, value in shape.items() if value is not None}
-    if settings.init_prompts is None:
-        return start_prompts(clip, backbone, seed=settings.seed, **given)
-    if given:
+    if prepared.needs_masks and images and not session.data().local:
         raise AnomalyCLIPError(
-            f"the prompts to start from ({settings.init_prompts}) fix length and depth: leave out "
-            "--prompt-length, --prompt-depth and --deep-length"
+            f"{root}: no anomalous image has a mask, and method {spec.method!r} learns from masks alone"
         )
-    return load_prompts(resolve_prompts(settings.init_prompts))
+    with torch.no_grad():
+        session.before = prepared.task.summary()
+    return session
 
 
 def _hold_out(session: Session, on_error: OnUnreadable) -> None:

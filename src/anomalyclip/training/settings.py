@@ -10,16 +10,19 @@ from anomalyclip.settings import Settings, option
 _LEARNING, _PROMPTS, _FEATURES, _VALIDATION = "Learning", "Prompts", "Features", "Validation"
 
 SPEC_OPTIONS = (
-    "backbone",
-    "image_size",
-    "layers",
-    "dpam_layers",
-    "value_range",
-    "range_from",
-    "device",
-    "precision",
+    *(
+        "backbone",
+        "method",
+        "image_size",
+        "layers",
+        "dpam_layers",
+        "local_attention",
+        "ln_post",
+        "activation",
+    ),
+    *("normal", "abnormal", "templates", "class_name", "value_range", "range_from", "device", "precision"),
 )
-"""The fields of a `DetectorSpec` that training takes."""
+"""The fields of a `DetectorSpec` that training takes; `anomalyclip.training.tasks` says which a method uses."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The trainer: prompts, optimiser and position; a checkpoint stores all of them, so no work is lost by stopping.
+"""The trainer: what is learned, optimiser and position; a checkpoint stores them all, so stopping loses no work.
 
 All randomness is drawn from (seed, epoch), so the position alone determines the next step.
 """
@@ -13,14 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from anomalyclip.clip.checkpoints import load_checkpoint
-from anomalyclip.clip.model import CLIP
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import open_output, replacing, writing
-from anomalyclip.prompts import PromptLearner, Prompts
 from anomalyclip.training.batches import TrainingData
 from anomalyclip.training.journal import FILE_NAME, Journal
-from anomalyclip.training.learning import Losses, PromptOptimizer
+from anomalyclip.training.learning import Losses, Optimizer
 from anomalyclip.training.settings import Learning
+from anomalyclip.training.task import Task
 from anomalyclip.training.validation import Validation, quality
 
 STATE = "checkpoints/state.pt"
@@ -40,23 +39,21 @@ def epoch_groups(count: int, settings: Learning, epoch: int) -> list[NDArray[np.
 
 
 class Trainer:
-    """Trains prompts on cached features, in a run folder.
+    """Trains a method's part on cached features, in a run folder.
 
     Parameters
     ----------
-    clip : CLIP
-        The frozen model; its text tower is used.
-    start : Prompts
-        The prompts to start from.
+    task : Task
+        What is learned, from where it starts.
     data : TrainingData
         The training data.
     settings : Learning
         The hyperparameters.
     folder : Path
-        The run folder. ``metrics.jsonl`` and ``checkpoints/`` are written to it, and at the end
-        ``prompts.safetensors`` and ``prompts.pth``.
+        The run folder. ``metrics.jsonl`` and ``checkpoints/`` are written to it, and at the end what was learned, for
+        example ``prompts.safetensors`` and ``prompts.pth``.
     info : mapping of str to str
-        Stored with the prompts.
+        Stored with what was learned.
     validation : Validation, optional
         Held-out images, evaluated after each epoch.
     on_record : callable
@@ -65,8 +62,7 @@ class Trainer:
 
     def __init__(
         self,
-        clip: CLIP,
-        start: Prompts,
+        task: Task,
         data: TrainingData,
         settings: Learning,
         folder: Path,
@@ -75,16 +71,14 @@ class Trainer:
         validation: Validation | None = None,
         on_record: Callable[[Mapping[str, Any]], None] = lambda record: None,
     ) -> None:
-        device = data.store.scorer.device
-        self.clip = clip.to(device)
+        self.task = task.to(data.store.scorer.device)
         self.data, self.settings, self.folder, self.info = data, settings, folder, info
-        self.learner = PromptLearner(start).to(device)
-        self.optimizer = PromptOptimizer(
-            self.learner,
-            self.clip,
+        self.learner = task.learner
+        self.optimizer = Optimizer(
+            task.learner.parameters(),
+            task.losses,
             learning_rate=settings.learning_rate,
             betas=settings.betas,
-            local_weight=settings.local_weight,
         )
         self.epoch, self.step = 1, 0
         """The current epoch, counted from 1, and the number of its steps that are done."""
@@ -145,7 +139,7 @@ class Trainer:
             torch.save(state, file)
 
     def run(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train until the last epoch is done, then write the prompts.
+        """Train until the last epoch is done, then write what was learned.
 
         Parameters
         ----------
@@ -155,7 +149,7 @@ class Trainer:
         Returns
         -------
         bool
-            Whether the prompts are finished.
+            Whether the last epoch is done.
 
         Raises
         ------
@@ -171,13 +165,7 @@ class Trainer:
                 self.save(journal)
                 if not finished:
                     return False
-        prompts = self.learner.value(self.info)
-        for path, write in (
-            (self.folder / "prompts.safetensors", prompts.save),
-            (self.folder / "prompts.pth", lambda path: prompts.save_published(path, self.clip)),
-        ):
-            with writing(path):
-                write(path)
+        self.task.finish(self.folder, self.info)
         return True
 
     def _run_epoch(self, journal: Journal, stop: Callable[[], bool]) -> bool:
@@ -195,18 +183,17 @@ class Trainer:
         self._record(journal, {"epoch": self.epoch, **means._asdict(), **self._evaluate()})
         path = self.folder / "checkpoints" / f"epoch_{self.epoch:02d}.safetensors"
         with writing(path):
-            self.learner.value({**self.info, "epoch": str(self.epoch)}).save(path)
+            self.task.save(path, {**self.info, "epoch": str(self.epoch)})
         self.epoch, self.step, self._sums = self.epoch + 1, 0, [0.0] * len(Losses._fields)
         return not stop() or self.epoch > self.settings.epochs
 
     def _evaluate(self) -> dict[str, float | bool]:
         """Return the values of an epoch's line other than the losses."""
         with torch.inference_mode():
-            text_features = self.learner(self.clip)
-            results: dict[str, float | bool] = {"text_cosine": float(text_features[0] @ text_features[1])}
+            results: dict[str, float | bool] = {**self.task.summary()}
             if self._validation is None:
                 return results
-            measured = self._validation(text_features)
+            measured = self._validation.measure(self.task.detector())
         reached = quality(measured)
         best = reached is not None and (self._best is None or reached > self._best)
         if best:

@@ -1,7 +1,7 @@
 """Evaluate prompts on held-out images, using cached features."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from anomalyclip.training.samples import TrainingImage
 
 _STRIDE = 4
 """Only every fourth pixel in both directions is used: smoothed maps hardly change in between, and it saves memory."""
+
+
+Detect = Callable[[Tensor, Tensor, str], tuple[float, Tensor]]
+"""From an image's own row (W,), its patches (L, N, W) and its class name to its score and its map (g, g)."""
 
 
 class Validation:
@@ -40,12 +44,18 @@ class Validation:
         Parameters
         ----------
         text_features : Tensor
-            (2, E) float, normalised; normal, then abnormal.
+            (2, E) float, normalised; normal, then abnormal. For rows that are normalised features.
         """
+        return self.measure(lambda image, layers, class_name: by_texts(image, layers, text_features))
+
+    def measure(self, detect: Detect) -> dict[str, float]:
+        """Return the same of whatever gives a score and a map of an image's rows."""
         scores, maps, masks = [], [], []
         size = self.store.key.image_size
         for image in self.images:
-            score, grid = self._detect(image, text_features)
+            rows = torch.from_numpy(self.store.read(image)).to(self.store.scorer.device)  # 1+LN W
+            layers = rows[1:].unflatten(0, (len(self.store.key.layers), -1))  # type: ignore[no-untyped-call]
+            score, grid = detect(rows[0], layers, image.class_name)
             scores.append(score)
             if image.has_mask:
                 full = enlarge(grid, size, sigma=self.sigma)
@@ -56,12 +66,12 @@ class Validation:
             results["val_pixel_auroc"] = auroc(np.stack(masks), np.stack(maps))
         return {name: value for name, value in results.items() if not math.isnan(value)}
 
-    def _detect(self, image: TrainingImage, text_features: Tensor) -> tuple[float, Tensor]:
-        """Return the score, and the map (g, g), averaged over layers."""
-        rows = torch.from_numpy(self.store.read(image)).to(text_features.device)  # 1+LN E
-        values = probabilities(rows, text_features)[:, 1]
-        side = self.store.grid
-        return float(values[0]), values[1:].view(-1, side, side).mean(dim=0)
+
+def by_texts(image: Tensor, layers: Tensor, text_features: Tensor) -> tuple[float, Tensor]:
+    """Return the score, and the map (g, g) averaged over layers, of normalised features (E,) and (L, N, E)."""
+    values = probabilities(layers, text_features)[..., 1].mean(dim=0)  # N
+    side = math.isqrt(len(values))
+    return float(probabilities(image, text_features)[1]), values.view(side, side)
 
 
 def quality(results: Mapping[str, float]) -> float | None:
