@@ -269,6 +269,21 @@ def test_a_case_that_cannot_be_drawn_is_said_and_its_score_counts(cli, root, mod
     assert json.loads((tmp_path / "out/results.json").read_text())["results"][0]["classes"][0]["normal"] == 3
 
 
+def test_a_damaged_mask_costs_one_sample_and_not_the_training(
+    cli, root, tiny_backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ANOMALYCLIP_CACHE", str(tmp_path / "cache"))
+    (root / "nut/ground_truth/spot/001_mask.png").write_bytes(b"torn")
+    done = cli(
+        *("train", root, "--backbone", tiny_backbone, "--image-size", 56, "--epochs", 1),
+        *("--output", tmp_path / "run"),
+    )
+    assert done.code == 1
+    assert "001_mask.png: not an image of a known format" in done.err
+    assert "error: left out, since they cannot be used: 1 file" in done.err
+    assert (tmp_path / "run/prompts.safetensors").is_file()
+
+
 # --- pipes, sockets, devices
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from anomalyclip.data.identity import content_digest
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.images import read_mask
 
 OnUnreadable = Callable[[Path, InputError], None]
 
@@ -69,6 +70,8 @@ def identify(samples: SampleList, *, on_error: OnUnreadable) -> list[TrainingIma
         mask = samples.root / sample.mask if sample.mask is not None else None
         try:
             digests = content_digest(path), content_digest(mask) if mask is not None else ""
+            if mask is not None:
+                read_mask(mask)  # found damaged now, it costs one sample; in the middle of training, the run
         except InputError as error:
             return error
         return TrainingImage(path, mask, sample.class_name, sample.anomaly, *digests)
