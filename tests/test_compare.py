@@ -89,9 +89,10 @@ AXES = {"sigma": [2.0, 0.0], "image_score": ["text", "max"]}
 
 
 def test_each_finds_what_it_would_find_alone(spec, root, other_prompts):
-    axes = {"image_score": ["text", "max"], "prompts": [str(PROMPTS), str(other_prompts)]}
-    found = compare([spec], root, vary=axes, batch_size=2)
-    assert len(found.names) == 4
+    axes = {"dpam_layers": [2, 1], "image_score": ["text", "max"]}
+    what = [spec, replace(spec, prompts=str(other_prompts))]
+    found = compare([one for each in what for one in variants(each, vary=axes)][:6], root, batch_size=2)
+    assert len(found.names) == 6
     for contender in found.contenders:
         alone = evaluate(contender.spec, root, batch_size=2)
         result = found.results["parts"][contender.name]
@@ -115,7 +116,7 @@ def test_every_image_is_decoded_once_and_goes_through_the_backbone_once(
     compare(
         [spec],
         root,
-        vary={**AXES, "prompts": [str(PROMPTS), str(other_prompts)]},
+        vary={**AXES, "prompts": [str(PROMPTS), str(other_prompts)], "dpam_layers": [0, 1, 2]},
         batch_size=3,
     )
     assert passes == [3, 3, 3, 3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
-from anomalyclip.clip.taps import Taps, passes, run, starts, window_patches
+from anomalyclip.clip.taps import Taps, gflop, passes, run, starts, window_patches
 from anomalyclip.errors import AnomalyCLIPError
 
 DUAL = LocalPath(3)
@@ -43,20 +43,41 @@ def test_one_pass_gives_each_what_it_would_get_alone(small):
                 torch.testing.assert_close(tokens, all_kept[name])
 
 
-def test_another_local_path_or_positional_table_needs_a_pass_of_its_own():
+def test_several_local_paths_share_a_pass_too(small):
+    """What a block adds to a local path does not depend on where the path began."""
     needs = [
+        Taps(local=(2, 4), path=DUAL),
+        Taps(local=(1, 4), path=LocalPath(1)),
+        Taps(local=(4,), path=LocalPath(2, "qkv")),
         Taps(plain=(4,)),
-        Taps(local=(4,), path=DUAL),
-        Taps(local=(4,), path=LocalPath(2)),
-        Taps(local=(2,), path=LocalPath(3, "qkv")),
-        Taps(plain=(2,), positions="bicubic"),
     ]
-    assert passes(needs) == [needs[1] | needs[0], needs[3], needs[2], needs[4]]
-    assert not needs[1].fits(needs[2])
+    (shared,) = passes(needs)
+    assert (shared.path, shared.local) == (DUAL, (2, 4))
+    assert dict(shared.more) == {LocalPath(2, "qkv"): (4,), LocalPath(1): (1, 4)}
+    pixels = torch.randn(2, 3, 70, 70)
+    together = look(small, pixels, shared)
+    for taps in needs:
+        alone, found = look(small, pixels, taps), together.of(taps.path)
+        torch.testing.assert_close(found.cls, alone.cls)
+        for kind in ("plain", "local"):
+            for number, tokens in getattr(alone, kind).items():
+                torch.testing.assert_close(getattr(found, kind)[number], tokens)
+    assert passes(reversed(needs)) == [shared]
+    assert shared | needs[1] == shared
+
+
+def test_a_shorter_path_in_which_the_same_attends_costs_nothing(small):
+    long, short, other = (Taps(local=(4,), path=LocalPath(*path)) for path in ((3,), (1,), (1, "q")))
+    alone = gflop(small.config, long, 5)
+    assert gflop(small.config, long | short, 5) == alone
+    assert gflop(small.config, long | other, 5) > alone
+
+
+def test_another_positional_table_needs_a_pass_of_its_own():
+    needs = [Taps(plain=(4,)), Taps(local=(4,), path=DUAL), Taps(plain=(2,), positions="bicubic")]
+    assert passes(needs) == [needs[1] | needs[0], needs[2]]
     with pytest.raises(AnomalyCLIPError, match="no pass"):
-        needs[1] | needs[2]
-    with pytest.raises(AnomalyCLIPError, match="no pass"):
-        needs[0] | needs[4]
+        needs[0] | needs[2]
 
 
 def test_the_order_and_repetition_of_blocks_mean_nothing():

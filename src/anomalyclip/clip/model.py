@@ -4,8 +4,9 @@ Module names match OpenAI's weights, so a state dict loads without renaming. Sha
 B images or texts, N tokens, D width, H heads, E embedding. Blocks are counted from 1, as in the paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -99,11 +100,14 @@ class Tokens(NamedTuple):
         Block number to (B, n, D) float, the original path's tokens after that block.
     local : dict of int to Tensor
         Block number to (B, n, D) float, the local path's tokens; for blocks before its first one, the original path's.
+    more : dict of LocalPath to dict of int to Tensor
+        The same for each other local path.
     """
 
     cls: Tensor
     plain: dict[int, Tensor]
     local: dict[int, Tensor]
+    more: dict[LocalPath, dict[int, Tensor]]
 
 
 POSITIONS = ("bilinear", "bicubic")
@@ -206,19 +210,21 @@ class Block(nn.Module):
         x = x + self.mlp(self.ln_2(x))
         return x
 
-    def dual(self, x: Tensor, local: Tensor, *, attends: str, cls_only: bool) -> tuple[Tensor, Tensor]:
-        """Run both paths; with `cls_only` the original path is computed for the first token only (B, 1, D).
+    def dual(self, x: Tensor, *, attends: Iterable[str], cls_only: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the original path, and return what it adds to local paths (B, N, D), by what attends in them.
 
-        In that case the queries of the other tokens are not computed unless the local path attends with them.
+        With `cls_only` the original path is computed for the first token only (B, 1, D). In that case the queries of
+        the other tokens are not computed unless a local path attends with them.
         """
-        project = self.attn.project_cls if cls_only and "q" not in attends else self.attn.project
+        asked = set(attends)
+        project = self.attn.project_cls if cls_only and "q" not in "".join(asked) else self.attn.project
         q, k, v = project(self.ln_1(x))
         pairs = {"q": q, "k": k, "v": v}
-        local = local + self.attn.attend_each([pairs[name] for name in attends], v)
+        gathered = {names: self.attn.attend_each([pairs[name] for name in names], v) for names in asked}
         q = q[:, :, :1] if cls_only else q
         x = x[:, : q.shape[2]] + self.attn.attend(q, k, v)
         x = x + self.mlp(self.ln_2(x))
-        return x, local
+        return x, gathered
 
     def cls_only(self, x: Tensor) -> Tensor:
         """Run the plain block for its first token only (B, 1, D)."""
@@ -278,7 +284,13 @@ class VisionTransformer(nn.Module):
         return normed
 
     def run(
-        self, tokens: Tensor, *, plain: Sequence[int] = (), local: Sequence[int] = (), path: LocalPath = PLAIN
+        self,
+        tokens: Tensor,
+        *,
+        plain: Sequence[int] = (),
+        local: Sequence[int] = (),
+        path: LocalPath = PLAIN,
+        more: Mapping[LocalPath, Sequence[int]] = MappingProxyType({}),
     ) -> Tokens:
         """Run the blocks.
 
@@ -290,6 +302,9 @@ class VisionTransformer(nn.Module):
             Blocks, counted from 1, after which the tokens of the original and of the local path are returned.
         path : LocalPath
             The local path; none by default.
+        more : mapping of LocalPath to sequence of int
+            Other local paths, and the blocks after which their tokens are returned. What a block adds does not depend
+            on where a path began, so that paths in which the same attends cost no more than the longest one.
 
         Returns
         -------
@@ -297,21 +312,27 @@ class VisionTransformer(nn.Module):
             Only what is needed is computed: in the last block, the original path is run for CLS only, unless `plain`
             contains that block.
         """
-        x, second, depth = tokens, None, len(self.transformer.resblocks)
-        kept = Tokens(x, {}, {})
+        x, depth = tokens, len(self.transformer.resblocks)
+        paths = {path: local, **more}
+        seconds: dict[LocalPath, Tensor] = {}
+        kept = Tokens(x, {}, {}, {one: {} for one in more})
         for number, block in enumerate(self.transformer.resblocks, start=1):
             assert isinstance(block, Block)
-            dual = number > depth - path.blocks
-            cls_only = number == depth and number not in plain and (dual or number not in local)
-            if dual:
-                second = x if second is None else second
-                x, second = block.dual(x, second, attends=path.attends, cls_only=cls_only)
+            running = [one for one in paths if number > depth - one.blocks]
+            cls_only = number == depth and number not in plain and (bool(running) or number not in local)
+            if running:
+                before = x
+                attends = [one.attends for one in running]
+                x, gathered = block.dual(x, attends=attends, cls_only=cls_only)
+                for one in running:
+                    seconds[one] = seconds.get(one, before) + gathered[one.attends]
             else:
                 x = block.cls_only(x) if cls_only else block(x)
             if number in plain:
                 kept.plain[number] = x
-            if number in local:
-                kept.local[number] = x if second is None else second
+            for one, asked in paths.items():
+                if number in asked:
+                    (kept.local if one == path else kept.more[one])[number] = seconds.get(one, x)
         return kept._replace(cls=x[:, 0])
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from operator import or_
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -35,13 +34,15 @@ class Taps:
         Side and step of windows of patches, each of which goes through the tower alone, with CLS (WinCLIP).
     positions : {"bilinear", "bicubic"}
         How the positional table is resized for the grid (`anomalyclip.clip.model.POSITIONS`).
+    more : tuple of (LocalPath, tuple of int)
+        Other local paths and where their tokens are kept, in a pass that serves several methods.
 
     Examples
     --------
     >>> one, other = Taps(local=(24,), path=LocalPath(19)), Taps(plain=(6, 24))
     >>> one | other
-    Taps(plain=(6, 24), local=(24,), path=LocalPath(blocks=19, attends='v'), windows=(), positions='bilinear')
-    >>> one.fits(Taps(local=(24,), path=LocalPath(6)))
+    Taps(plain=(6, 24), local=(24,), path=LocalPath(blocks=19, attends='v'), windows=(), positions='bilinear', more=())
+    >>> one.fits(Taps(plain=(24,), positions="bicubic"))
     False
     """
 
@@ -50,6 +51,7 @@ class Taps:
     path: LocalPath = PLAIN
     windows: tuple[Window, ...] = ()
     positions: str = "bilinear"
+    more: tuple[tuple[LocalPath, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("plain", "local", "windows"):
@@ -57,11 +59,15 @@ class Taps:
         if self.local and not self.path.blocks:
             raise AnomalyCLIPError("there is no local path: what is kept of it is kept of the plain one")
 
+    @property
+    def paths(self) -> dict[LocalPath, tuple[int, ...]]:
+        """Every local path, and where its tokens are kept; the longest first."""
+        own = {self.path: self.local} if self.path.blocks else {}
+        return own | dict(self.more)
+
     def fits(self, other: "Taps") -> bool:
-        """Tell whether one pass serves both: the positional table is the same, and there is one local path at most."""
-        return self.positions == other.positions and (
-            self.path == other.path or not self.path.blocks or not other.path.blocks
-        )
+        """Tell whether one pass serves both: it does if the positional table is the same."""
+        return self.positions == other.positions
 
     def __or__(self, other: "Taps") -> "Taps":
         """Return what serves both.
@@ -73,33 +79,33 @@ class Taps:
         """
         if not self.fits(other):
             raise AnomalyCLIPError(f"no pass through the image tower serves both {self} and {other}")
+        paths = {
+            path: tuple(sorted({*self.paths.get(path, ()), *other.paths.get(path, ())}))
+            for path in sorted({**self.paths, **other.paths}, key=lambda path: (-path.blocks, path.attends))
+        }
+        (path, local), *more = list(paths.items()) or [(PLAIN, ())]
         return Taps(
             self.plain + other.plain,
-            self.local + other.local,
-            self.path if self.path.blocks else other.path,
+            local,
+            path,
             self.windows + other.windows,
             self.positions,
+            tuple(more),
         )
 
 
 def passes(several: Iterable[Taps]) -> list[Taps]:
-    """Return few passes that serve all of these; those with the longest local path come first.
+    """Return few passes that serve all of these.
 
     Examples
     --------
     >>> len(passes([Taps(plain=(24,)), Taps(local=(24,), path=LocalPath(19)), Taps(plain=(24,), positions="bicubic")]))
     2
     """
-    groups: list[list[Taps]] = []
-    for taps in sorted(
-        several, key=lambda one: -one.path.blocks
-    ):  # those with a path first: the others fit any
-        group = next((found for found in groups if all(taps.fits(one) for one in found)), None)
-        if group is None:
-            groups.append([taps])
-        else:
-            group.append(taps)
-    return [reduce(or_, group) for group in groups]
+    found: dict[str, Taps] = {}
+    for taps in several:
+        found[taps.positions] = found.get(taps.positions, taps) | taps
+    return list(found.values())
 
 
 def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
@@ -123,7 +129,10 @@ def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
     tokens = side**2 + 1
     linear, attention = 2 * tokens * width**2, 4 * tokens**2 * width
     last = block(tokens) if depth in taps.plain else 2 * linear  # keys and values alone
-    local = taps.path.blocks * (linear + len(taps.path.attends) * attention)
+    longest: dict[str, int] = {}  # of the paths in which the same attends
+    for path in taps.paths:
+        longest[path.attends] = max(longest.get(path.attends, 0), path.blocks)
+    local = sum(blocks * (linear + len(attends) * attention) for attends, blocks in longest.items())
     windows = sum(
         len(starts(side, window)) ** 2 * depth * block(window[0] ** 2 + 1) for window in taps.windows
     )
@@ -141,12 +150,19 @@ class Features(NamedTuple):
         Block number to (B, 1 + N, D) float tokens of the original and of the local path.
     windows : dict of (int, int) to Tensor
         Side and step to (B, W, D) float, CLS of each window after the last block, row by row.
+    more : dict of LocalPath to dict of int to Tensor
+        Tokens of other local paths.
     """
 
     cls: Tensor
     plain: dict[int, Tensor]
     local: dict[int, Tensor]
     windows: dict[Window, Tensor]
+    more: dict[LocalPath, dict[int, Tensor]]
+
+    def of(self, path: LocalPath) -> "Features":
+        """Return the same with the tokens of another local path as `local`, if they were kept."""
+        return self._replace(local=self.more[path]) if path in self.more else self
 
 
 def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps) -> Features:
@@ -164,10 +180,10 @@ def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps
         What is kept; what nobody asks for is not computed.
     """
     tokens = visual.embed(pixels.to(positions.dtype), positions)  # B 1+N D
-    found = visual.run(tokens, plain=taps.plain, local=taps.local, path=taps.path)
+    found = visual.run(tokens, plain=taps.plain, local=taps.local, path=taps.path, more=dict(taps.more))
     side = round((tokens.shape[1] - 1) ** 0.5)
     windows = {window: _windows(visual, tokens, window, side) for window in taps.windows}
-    return Features(found.cls, found.plain, found.local, windows)
+    return Features(found.cls, found.plain, found.local, windows, found.more)
 
 
 def starts(side: int, window: Window) -> list[int]:

@@ -124,7 +124,8 @@ class _Pass:
         found = {}
         for name, scorer in self.scorers.items():
             start = time.perf_counter()
-            found[name] = scorer.results(features)
+            own = features.of(_core(scorer).taps.path) if self.taps is not None else features
+            found[name] = scorer.results(own)
             spent.own[name] = spent.own.get(name, 0.0) + time.perf_counter() - start
         return found
 
