@@ -379,7 +379,27 @@ def test_the_papers_tests_run_on_the_sets_that_are_there_and_name_the_others(
     assert "set KVASIR_ROOT or DATA_ROOT" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["test.sh", "train.sh"])
+@pytest.mark.slow
+def test_the_rivals_are_compared_on_the_sets_that_are_there(run_script, paper_case, tmp_path):
+    make_set(tmp_path / "elsewhere", classes=("bracket_black", "tubes"), normal=2, anomalous=2, side=56)
+    paper_case.prompts.save(tmp_path / "prompts.safetensors")
+    done = run_script(
+        "rivals.sh",
+        *("--image-size", 56, "--format", "json", "--draws", 100),
+        MPDD_ROOT=tmp_path / "elsewhere",
+        PROMPTS_MVTEC=tmp_path / "prompts.safetensors",
+    )
+    assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "runs" / "rivals-others")
+    assert list(found["compared"]) == ["anomalyclip", "clip", "clip-ac", "winclip"]
+    assert found["compared"]["anomalyclip"]["spec"]["prompts"] == str(tmp_path / "prompts.safetensors")
+    assert found["paper"]["source"].startswith("AnomalyCLIP (ICLR 2024)")
+    assert set(found["results"]) == {"mpdd"}
+    assert "left out: april-gan (set APRIL_GAN_MVTEC to what it learned on mvtec)" in done.stderr
+    assert done.stderr.count("skipped:") == 16
+
+
+@pytest.mark.parametrize("name", ["test.sh", "train.sh", "rivals.sh"])
 def test_without_any_set_a_script_says_what_to_set(run_script, name):
     done = run_script(name)
     assert done.returncode == 2
