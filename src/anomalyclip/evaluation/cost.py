@@ -28,6 +28,8 @@ class Cost:
         Seconds for a class, not an image: encoding the texts that name it. None: no text does.
     gflop : float or None
         1e9 operations of the matrix products of an image, were the method alone; None where they are not known.
+    pass_gflop : float or None
+        The same of the shared pass.
     alone : float or None
         Seconds for an image, were the method alone: its own part, and the pass in proportion to its operations.
     """
@@ -37,6 +39,7 @@ class Cost:
     own: float | None
     texts: float | None
     gflop: float | None
+    pass_gflop: float | None
     alone: float | None
 
 
@@ -65,7 +68,7 @@ def costs(lineup: Lineup, results: Mapping[str, Mapping[str, DatasetResult]]) ->
                 elif each is not None and whole:
                     alone = shared * each / whole + own
             others = tuple(other for other in names if other != name)
-            found[name] = Cost(shared, others, own, lineup.texts.get(name), each, alone)
+            found[name] = Cost(shared, others, own, lineup.texts.get(name), each, whole, alone)
     return {name: found[name] for name in lineup.names}
 
 
