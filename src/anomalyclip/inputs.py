@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.readers import suffixes
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.readers import reader_for, recognised, suffixes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find_images(
     base = _common_folder(roots)
     seen: set[str] = set()
     for root in roots:
-        for path in _walk(root, skipped) if root.is_dir() else [os.fspath(root)]:
+        for path in _walk(root, skipped) if root.is_dir() else _members(os.fspath(root)):
             if path not in seen:
                 seen.add(path)
                 yield ImageFile(path, _relative(path, base))
@@ -96,6 +96,25 @@ def read_list_file(path: str | os.PathLike[str]) -> list[ImageFile]:
     if not images:
         raise AnomalyCLIPError(f"{path}: the list is empty; expected one image path per line")
     return images
+
+
+def _members(path: str) -> list[str]:
+    """Return the file, or the files that it lists, if it is an index of others."""
+    try:
+        return reader_for(path).members(path)
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged index
+        raise AnomalyCLIPError(f"{path}: cannot read which files it lists ({error})") from None
+
+
+def _is_image(path: str) -> bool:
+    """Return whether a file without a real extension is an image that is not listed otherwise."""
+    _, extension = os.path.splitext(path)
+    if extension and not extension[1:].isdigit():  # DICOM files are often called IM0001 or 1.2.840.113
+        return False
+    reader = recognised(path)
+    return reader is not None and reader.members(path) == [path]
 
 
 def _matches(path: str) -> list[str]:
@@ -157,9 +176,10 @@ def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
         for name in sorted(files):
             if name.startswith("."):
                 continue
-            if name.lower().endswith(endings):
+            path = os.path.join(folder, name)
+            if name.lower().endswith(endings) or _is_image(path):
                 found = True
-                yield os.path.join(folder, name)
+                yield path
             elif skipped is not None:
                 skipped[os.path.splitext(name)[1].lower() or name] += 1
     if not found:

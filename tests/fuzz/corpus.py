@@ -8,6 +8,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pydicom
 import tifffile
 import torch
 from PIL import Image
@@ -132,6 +133,15 @@ def images(folder: Path) -> None:
         case(folder, "float_rgb_tif") / "float_rgb.tif", color.astype(np.float32), photometric="rgb"
     )
     (case(folder, "deep_ppm") / "deep.ppm").write_bytes(b"P6 24 18 65535 " + color.astype(">u2").tobytes())
+
+
+def dicom_files(folder: Path) -> None:
+    """Of pydicom's own files one for each way of compression, and one with colour."""
+    files = Path(pydicom.__file__).parent / "data" / "test_files"
+    names = ["MR_small", "MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless"]
+    names += ["SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk", "SC_rgb_small_odd", "liver_1frame"]
+    for name in names:
+        shutil.copy(files / f"{name}.dcm", case(folder, name) / f"{name}.dcm")
 
 
 def masks(folder: Path) -> None:

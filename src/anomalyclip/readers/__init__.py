@@ -1,7 +1,8 @@
 """Paths, bytes, open files, PIL images and arrays to images. All inputs are opened here.
 
 A file may hold many images. Each has an id, and the id alone is enough to open the image again.
-The kind of a file is recognised by its extension; a file that no other reader handles is read as a photograph.
+The kind of a file is recognised by its extension, or else by its first bytes; a file that no other reader handles is
+read as a photograph.
 """
 
 import os
@@ -19,6 +20,7 @@ from anomalyclip.depth import Deep, Range
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.images import decode_image, decode_in_memory, decoding
 from anomalyclip.readers.base import Frame, Reader
+from anomalyclip.readers.dicom import DicomReader
 from anomalyclip.readers.photograph import PhotographReader
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "open_deep",
     "open_image",
     "reader_for",
+    "recognised",
     "register",
     "size_of",
     "suffixes",
@@ -40,7 +43,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.ui
 """A path (or the id of one image in a file), the content of an image file as bytes, a file open in binary mode, a PIL
 image, or an (H, W, 3) or (H, W) uint8 array."""
 
-READERS: list[Reader] = [PhotographReader()]
+READERS: list[Reader] = [PhotographReader(), DicomReader()]
 """In the order of their registration; the first reads all files that no other reader handles."""
 
 _NUMBERED = re.compile(r"(.+)#([1-9][0-9]{0,9})", re.DOTALL)
@@ -86,6 +89,8 @@ def suffixes() -> frozenset[str]:
 def reader_for(path: str) -> Reader:
     """Return the reader for a file's extension: the longest match (".nii.gz" before ".gz"), then the latest reader.
 
+    A file with an extension that no reader has is read by the latest one that recognises its content.
+
     Examples
     --------
     >>> type(reader_for("unknown.xyz")).__name__
@@ -97,8 +102,14 @@ def reader_for(path: str) -> Reader:
         for suffix in reader.suffixes
         if path.lower().endswith(suffix)
     ]
-    _, position = max(matches, default=(0, 0))
-    return READERS[position]
+    if matches:
+        return READERS[max(matches)[1]]
+    return recognised(path) or READERS[0]
+
+
+def recognised(path: str) -> Reader | None:
+    """Return the reader that recognises a file by its content, whatever its name; None: there is none."""
+    return next((reader for reader in reversed(READERS) if reader.recognises(path)), None)
 
 
 def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:

@@ -69,6 +69,14 @@ class Reader(Protocol):
         """Yield the images of a file in order; each is decoded only when it is requested."""
         ...
 
+    def recognises(self, path: str) -> bool:
+        """Return whether a file without a known extension is of this kind, by its first bytes; by default it is not."""
+        return False
+
+    def members(self, path: str) -> list[str]:
+        """Return the files that a file lists, if it is an index of others; by default the file itself."""
+        return [path]
+
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Return one image of a file, counted from 1.
 
