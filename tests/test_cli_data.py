@@ -169,7 +169,7 @@ def test_folders_of_ones_own_are_named_as_in_anomalib(cli, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--dataset", "mvtec", "--normal-dir", "x"], "exclude each other"),
+        (["--dataset", "mvtec", "--normal-dir", "x"], "cannot be combined"),
         (["--mask-dir", "x"], "need --normal-dir or --abnormal-dir"),
         (["--normal-dir", "x"], "no such folder"),
         (["--dataset", "nope"], "unknown data set"),

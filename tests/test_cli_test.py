@@ -96,7 +96,7 @@ def test_an_image_that_cannot_be_used_is_named_on_the_screen(cli, model, root, t
 def test_options_of_a_model_are_refused_where_the_maps_are_there_already(cli, root, tmp_path):
     done = cli("test", root, "--from-maps", tmp_path, "--backbone", "micro", "--sigma", 2)
     assert done.code == 2
-    assert "--backbone, --sigma makes no sense with --from-maps" in done.err
+    assert "--backbone, --sigma cannot be combined with --from-maps" in done.err
 
 
 def test_a_folder_of_predictions_is_not_taken_for_an_evaluation(cli, model, root, tmp_path):
@@ -280,7 +280,7 @@ def test_a_killed_run_goes_on_to_the_same_results(cli, model, root, tmp_path):
         (["--resume"], "--resume needs the folder"),
         (["--dataset", "mvtec", "--dataset", "visa"], "1 data sets, but 2 --dataset"),
         (["--from-maps", "nowhere"], "nowhere: no such folder"),
-        (["--from-maps", ".", "--save", "map"], "makes no sense"),
+        (["--from-maps", ".", "--save", "map"], "--save map cannot be combined with --from-maps"),
     ],
 )
 def test_what_cannot_start_is_exit_code_2(cli, root, tmp_path, monkeypatch, arguments, message):

@@ -129,7 +129,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(cli, arguments, root
     done = cli(*arguments, "--epochs", 1, "--output", "run")
     assert done.code == 1
     assert str(broken) in done.err
-    assert "left out, since they cannot be used: 1 file" in done.err
+    assert "skipped because they cannot be used: 1 file" in done.err
     assert load_prompts("run/prompts.safetensors").info["images"] == "4"
 
 

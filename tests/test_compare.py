@@ -278,7 +278,7 @@ def test_all_that_cannot_be_compared_is_named_before_work_begins(toys, by_class,
     with pytest.raises(AnomalyCLIPError) as error:
         compare(specs, root, output=tmp_path / "out")
     said = str(error.value).splitlines()
-    assert said[0] == "cannot compare; nothing was begun:"
+    assert said[0] == "cannot compare; nothing was scored:"
     assert [line.partition(":")[0] for line in said[1:]] == ["its class", "no weights", "in tiles"]
     assert "not in the vocabulary" in said[1]
     assert not (tmp_path / "out").exists()
@@ -289,14 +289,14 @@ def test_all_that_cannot_be_compared_is_named_before_work_begins(toys, by_class,
     [
         (["anomalyclip"], {}, "nothing to compare with"),
         ([], {}, "nothing to compare with"),
-        (["dark", "dark"], {}, "dark is there twice"),
+        (["dark", "dark"], {}, "dark is given twice"),
         (["light"], {}, "'light' is not known"),
-        (["dark,sigma=2", "bright"], {}, "'sigma=2' is no option of dark; .*image_size"),
+        (["dark,sigma=2", "bright"], {}, "'sigma=2' is not an option of dark; .*image_size"),
         (["dark,image_size=big", "bright"], {}, "image size 'big': expected a whole number"),
-        (["dark", "bright"], {"vary": ["sigma=2,4"]}, "sigma: no method here takes it"),
-        (["dark", "bright"], {"spec": DetectorSpec(sigma=2.0)}, "sigma: no method here takes it"),
+        (["dark", "bright"], {"vary": ["sigma=2,4"]}, "sigma: none of the methods has this option"),
+        (["dark", "bright"], {"spec": DetectorSpec(sigma=2.0)}, "sigma: none of the methods has this option"),
         (["dark"], {"vary": ["image_size"]}, "image_size: expected OPTION=VALUE"),
-        (["dark"], {"vary": ["image-size=28,28"]}, "vary image_size: expected values that differ"),
+        (["dark"], {"vary": ["image-size=28,28"]}, "vary image_size: expected different values"),
         (["dark"], {"vary": ["device=cpu,cuda"]}, "vary 'device': expected one of"),
         (["dark"], {"vary": ["colour=red"]}, "'colour': .*expected one of backbone"),
         ({"one": DetectorSpec()}, {}, "nothing to compare with"),

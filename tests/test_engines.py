@@ -480,7 +480,7 @@ def test_an_exported_file_is_evaluated_where_torch_cannot_be_imported(exported, 
     lines = (tmp_path / "out").glob("*/classes/*")
     assert list(lines)
     both = cli("test", root, "--model", exported, "--from-maps", tmp_path / "out")
-    assert (both.code, "--model makes no sense with --from-maps" in both.err) == (2, True)
+    assert (both.code, "--model cannot be combined with --from-maps" in both.err) == (2, True)
     labelled = without_torch(
         "calibrate", "--labelled", root, "--model", exported, "--output", tmp_path / "t.json"
     )

@@ -278,7 +278,7 @@ def test_another_safetensors_file_is_no_memory(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "a.memory")
-    with pytest.raises(AnomalyCLIPError, match=r"a\.memory: .*no memory"):
+    with pytest.raises(AnomalyCLIPError, match=r"a\.memory: .*not a memory"):
         Memory.load(tmp_path / "a.memory")
 
 
@@ -286,10 +286,10 @@ def test_another_safetensors_file_is_no_memory(tmp_path):
     ("options", "message"),
     [
         ({"augment": True}, "augment: only for references"),
-        ({"references": ["a.memory", "b"]}, "a memory stands alone"),
+        ({"references": ["a.memory", "b"]}, "a memory cannot be combined with other references"),
         (
             {"references": "a.memory", "max_patches": 9},
-            "max_patches cannot be changed: a.memory has fixed it",
+            "max_patches cannot be changed: fixed by a.memory",
         ),
         ({"references": "a", "max_patches": 0}, "expected 1 or more patches"),
         ({"references": [""]}, "references.*expected paths"),
@@ -366,8 +366,8 @@ def test_from_a_folder_to_verdicts_on_the_command_line(cli, parts, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output", "nut.txt"], "the name of a memory ends in .memory"),
-        (["--output", "none.memory", "--add"], "no memory yet to add to"),
+        (["--output", "nut.txt"], "the file name of a memory must end in .memory, for example"),
+        (["--output", "none.memory", "--add"], "no memory to add to"),
         (["--output", "none.memory", "--add", "--augment"], "--augment cannot be changed with --add"),
     ],
 )

@@ -30,11 +30,11 @@ def root(tmp_path):
     return root
 
 
-def test_a_listing_says_what_is_missing_and_which_class_has_vanished(root):
+def test_a_listing_says_what_is_missing_and_which_class_has_no_image(root):
     samples = load_samples(root)
     assert len(samples) == 4
     assert samples.classes == ("nut",)
-    assert samples.vanished == {"tile": 5}
+    assert samples.empty_classes == {"tile": 5}
     assert {gone.path for gone in samples.missing if gone.sample.class_name == "nut"} == {
         "nut/test/good/001.png",
         "nut/ground_truth/spot/002_mask.png",
@@ -86,7 +86,7 @@ def test_a_resumed_evaluation_says_the_same(cli, root, model, tmp_path):
     assert after["results"] == before["results"]
 
 
-def test_the_papers_mean_does_not_stand_beside_one_without_a_vanished_class(cli, root, model, tmp_path):
+def test_the_papers_mean_does_not_stand_beside_one_without_an_empty_class(cli, root, model, tmp_path):
     classes = catalog()["mvtec"].classes
     root = make_set(tmp_path / "mvtec", classes=classes, normal=1, anomalous=1, side=28)
     write_meta(list_samples(root))
@@ -97,7 +97,7 @@ def test_the_papers_mean_does_not_stand_beside_one_without_a_vanished_class(cli,
     assert f"(missing {classes[0]})" in done.err
 
 
-def test_train_names_them_says_that_a_class_has_vanished_and_ends_with_exit_code_1(
+def test_train_names_them_says_that_a_class_has_no_image_and_ends_with_exit_code_1(
     cli, root, model, tmp_path
 ):
     done = cli(
@@ -108,8 +108,8 @@ def test_train_names_them_says_that_a_class_has_vanished_and_ends_with_exit_code
     assert (
         f"error: {root}/nut/test/good/001.png: {root}/meta.json lists it, but it does not exist" in done.err
     )
-    assert "warning: the class tile has vanished: none of its 5 images exists" in done.err
-    assert "error: left out, since they cannot be used: 7 files" in done.err
+    assert "warning: class tile: none of its 5 images exists" in done.err
+    assert "error: skipped because they cannot be used: 7 files" in done.err
     assert (tmp_path / "run/prompts.safetensors").is_file()
 
 

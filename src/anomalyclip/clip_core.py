@@ -27,7 +27,7 @@ class ClipCore(Core):
     config : CLIPConfig
         Of the model.
     taps : Taps
-        What `compare` needs of a pass.
+        What `compare` needs from a pass.
     image_size : int, optional
         None: `default_image_size`.
     sigma : float
@@ -40,7 +40,7 @@ class ClipCore(Core):
     Raises
     ------
     AnomalyCLIPError
-        An image size or blocks that the backbone cannot have, or a sigma outside [0, S].
+        The image size or the blocks do not fit the backbone, or sigma is outside [0, S].
     """
 
     positions: Tensor
@@ -70,7 +70,7 @@ class ClipCore(Core):
         self.register_buffer("positions", positions, persistent=False)
 
     def settings(self) -> dict[str, object]:
-        """Return what decides the scores besides weights and texts, JSON-ready."""
+        """Return what determines the scores besides weights and texts, JSON-ready."""
         return {
             "image_size": self.image_size,
             "sigma": float(self.sigma),
@@ -127,7 +127,7 @@ class TextCore(ClipCore):
     visual, config, image_size, sigma, score_rule
         As for `ClipCore`.
     text_features : callable
-        Gives (2, E) float, normalised, normal then abnormal; called once all options are known to be possible.
+        Gives (2, E) float, normalised, normal then abnormal; called after all options have been checked.
     layers : sequence of int, optional
         Blocks whose patch features make the map, which is the mean over them. None: the last.
     path : LocalPath
@@ -140,7 +140,7 @@ class TextCore(ClipCore):
     Raises
     ------
     AnomalyCLIPError
-        A value that the backbone cannot have, or text features that are not finite.
+        A value does not fit the backbone, or the text features are not finite.
     """
 
     text_features: Tensor
@@ -172,7 +172,7 @@ class TextCore(ClipCore):
         return self.path.blocks
 
     def settings(self) -> dict[str, object]:
-        """Return what decides the scores besides weights and texts; newer options only if they are used."""
+        """Return what determines the scores besides weights and texts; newer options only if they are used."""
         unusual = {
             "local_attention": (self.path.attends, "v"),
             "ln_post": (self.ln_post, False),
@@ -228,7 +228,7 @@ def finite(text_features: Tensor) -> Tensor:
 
 
 def check_size(config: CLIPConfig, size: int) -> None:
-    """Refuse an image size that is no multiple of the patch size."""
+    """Refuse an image size that is not a multiple of the patch size."""
     if size <= 0 or size % config.patch_size:
         near = max(round(size / config.patch_size), 1) * config.patch_size
         raise AnomalyCLIPError(

@@ -64,8 +64,8 @@ def fit(
         In PyTorch, without references: the memory is for this one, and holds features that it makes. With tiles,
         larger references are cut as images are.
     images : path, Source, or iterable of these
-        Flawless images: a file, folder (searched recursively) or pattern, or a list of these; or whatever
-        `Detector.stream` takes, or one of it. Images with the same pixels count once.
+        Flawless images: a file, folder (searched recursively) or pattern, or a list of these; or one or several of
+        the sources that `Detector.stream` takes. Images with the same pixels count once.
     augment : bool
         Also remember each image flipped and turned by quarters (8 views), for products that lie in any direction.
     max_patches : int
@@ -199,7 +199,7 @@ def _without_memory(scorer: Scorer) -> TorchScorer:
     if not isinstance(core, ClipCore):
         method = scorer.identity().get("method", type(scorer).__name__)
         raise AnomalyCLIPError(
-            f"method {method!r} cannot have references: it does not run as one PyTorch module on CLIP"
+            f"method {method!r} does not support references: it is not a PyTorch module on CLIP"
         )
     assert isinstance(scorer, TorchScorer)
     return scorer
@@ -486,7 +486,7 @@ class _Work:
         return torch.cat(found).view(-1, side, side)
 
     def remarks(self, memory: Memory) -> list[str]:
-        """Return what the user should know of the references."""
+        """Return warnings for the user about the references."""
         found = []
         if self.repeated:
             found.append(

@@ -70,9 +70,9 @@ def distance(features: Banks, banks: Banks) -> Tensor:
 
 
 def with_neighbours(tokens: Tensor) -> Tensor:
-    """Return patch features that know a little of their neighbours: each, normalised, plus the mean of its 3 x 3.
+    """Return patch features mixed with their neighbours: each, normalised, plus the mean of its 3 x 3.
 
-    A patch that occurs in the references, but not beside these neighbours, is then farther from them. At the edge of
+    A patch that occurs in the references with other neighbours is then farther from them. At the edge of
     the grid the mean is over the neighbours that there are.
 
     Parameters
@@ -143,7 +143,7 @@ def unknown_share(distances: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def flattened(maps: Tensor, unknown: Tensor) -> Tensor:
-    """Return memory maps (B, N) that say nothing about places in an image that is of another product.
+    """Return memory maps (B, N), made flat for images of another product.
 
     Far from all references, distances differ between places for reasons that are no defects. The mean stays: such an
     image is not called normal.
@@ -166,7 +166,7 @@ def flattened(maps: Tensor, unknown: Tensor) -> Tensor:
 
 
 def lifted(scores: Tensor, unknown: Tensor) -> Tensor:
-    """Return image scores (B,) that call no image of another product normal, whatever the texts say of it.
+    """Return image scores (B,) raised so that no image of another product is called normal, even if the texts say so.
 
     From a share of 0.9 of unknown patches on, scores are within [0.75, 1], in the same order.
 
@@ -179,7 +179,7 @@ def lifted(scores: Tensor, unknown: Tensor) -> Tensor:
 
 
 def _trust(unknown: Tensor) -> Tensor:
-    """Return how far the references say something of images: 1 of those of their product, 0 of others."""
+    """Return how far the references apply to images: 1 for their own product, 0 for others."""
     return ((_UNKNOWN - unknown) / (_UNKNOWN - _KNOWN)).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""A core with a memory of flawless references beside its texts: one pass through the image tower serves both."""
+"""A core with texts and a memory of flawless references: one pass through the image tower serves both."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def default_blocks(config: CLIPConfig) -> tuple[int, ...]:
 
 
 class PatchMemory:
-    """What a memory holds of a pass through the image tower: plain patch tokens, with their neighbours, of two blocks.
+    """The features a memory uses: plain patch tokens of two blocks, mixed with their neighbours.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ class PatchMemory:
 
 
 class MemoryCore(ClipCore):
-    """A core's own scores and maps, and beside them how far each patch is from flawless references.
+    """A core's own scores and maps, combined with how far each patch is from flawless references.
 
-    The map is the mean of the text map and the memory's map; the image score is made from what the texts say of the
-    image and the highest 1 % of the memory's map. In an image of another product the memory says nothing of places, and
-    the image is not called normal.
+    The map is the mean of the text map and the memory's map; the image score combines the text score of
+    the image and the highest 1 % of the memory's map. For an image of another product the memory's map is flat, and the
+    image is not called normal.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class MemoryCore(ClipCore):
         return self.fused(text, maps, distances)
 
     def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (B,) and patch maps (B, g, g) of what the texts and the memory say.
+        """Return scores (B,) and patch maps (B, g, g) that combine texts and memory.
 
         Parameters
         ----------

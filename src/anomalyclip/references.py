@@ -1,4 +1,4 @@
-"""What is remembered of flawless references: a value, and its file (safetensors; nothing is ever unpickled)."""
+"""`Memory`: features of flawless references, and its file (safetensors; nothing is unpickled)."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ class Memory:
         return sum(bank.numel() * 4 for bank in self.banks.values())
 
     def digest(self) -> str:
-        """Return the SHA-256 of all that decides scores, in hex: the features, and what gives the scale."""
+        """Return the SHA-256, in hex, of everything that determines scores: the features, and the scale."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -144,8 +144,8 @@ class Memory:
             ) from None
         if header.get("format") != FORMAT:
             raise AnomalyCLIPError(
-                f"{path}: a safetensors file, but no memory: its header says format {header.get('format')!r}, expected "
-                f"{FORMAT!r}; `anomalyclip fit` writes one"
+                f"{path}: a safetensors file, but not a memory: its header says format {header.get('format')!r}, "
+                f"expected {FORMAT!r}; `anomalyclip fit` writes one"
             )
         try:
             about = json.loads(header["about"])
@@ -187,5 +187,5 @@ def _check(memory: Memory) -> None:
 
 
 def is_memory_file(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is meant as a memory rather than as pictures: a file whose name ends in ``.memory``."""
+    """Return whether a path names a memory rather than images: its name ends in ``.memory``."""
     return Path(path).suffix.lower() == ".memory"

@@ -3,9 +3,10 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
@@ -91,6 +92,30 @@ class RunFolder:
                     stacklevel=3,
                 )
             yield folder
+
+
+@contextmanager
+def begun(
+    folder: RunFolder | None,
+    settings: Callable[[], Mapping[str, Any]],
+    *,
+    about: Callable[[], Mapping[str, Any]],
+) -> Iterator[Path]:
+    """Yield the folder of a run as `RunFolder.begin` does, or a temporary one if there is none.
+
+    Parameters
+    ----------
+    folder : RunFolder, optional
+        None: nothing is kept.
+    settings, about : callable
+        Return what `RunFolder.begin` takes; called only if there is a folder, since settings may hash large files.
+    """
+    if folder is None:
+        with TemporaryDirectory(prefix="anomalyclip-") as name:
+            yield Path(name)
+        return
+    with folder.begin(settings(), about=about()) as place:
+        yield place
 
 
 def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:

@@ -1,4 +1,4 @@
-"""Options as values: a frozen dataclass whose fields say what the library and the command line need to know of them.
+"""Options as values: a frozen dataclass whose fields carry what the library and the command line need.
 
 A field made by `option` is an option of every command that takes the dataclass (`anomalyclip.cli.options`), and a
 keyword of every function that takes it (`chosen`). So an option is declared once.
@@ -32,19 +32,19 @@ def option(
     Parameters
     ----------
     default
-        Its default value.
+        The default value.
     help : str
-        What ``--help`` says of it.
+        The text in ``--help``.
     group : str, optional
-        Under which heading ``--help`` shows it. None: "Options".
+        Heading in ``--help``. None: "Options".
     flag : str, optional
-        Its name on the command line. None: that of the field, with hyphens.
+        Name on the command line. None: the field's name, with hyphens.
     minimum : float, optional
         The smallest value.
     choices : tuple of str, optional
-        The values that it can have.
+        The allowed values.
     **more
-        What the place where it is used also wants to know.
+        Further metadata of the field.
     """
     about = {"help": help, "group": group, "flag": flag, "minimum": minimum, "choices": choices, **more}
     return field(default=default, metadata=about)
@@ -57,14 +57,14 @@ def options_of(kind: type) -> dict[str, "Field[Any]"]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of such a dataclass: brings values into their form and refuses those that cannot be.
+    """Base of such a dataclass: converts values to their types and refuses invalid ones.
 
     Paths may be given as text, and a sequence as any iterable or as its only item.
 
     Raises
     ------
     AnomalyCLIPError
-        A value is below its minimum, not finite, or none of the choices.
+        A value is below its minimum, not finite, or not one of the choices.
     """
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Settings:
 
 
 def _formed(kind: Any, value: Any) -> Any:
-    """Return a value in the form that a field's type asks for."""
+    """Return a value converted to a field's type."""
     kinds = typing.get_args(kind) or (kind,)
     if value is None:
         return None
@@ -87,7 +87,7 @@ def _formed(kind: Any, value: Any) -> Any:
 
 
 def item_of(kind: Any) -> Any:
-    """Return what a field holds any number of: X if its type is ``tuple[X, ...]`` or that or None; else None.
+    """Return X if a field's type is ``tuple[X, ...]``, optional or not; else None.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def _check(name: str, value: Any, about: Mapping[str, Any]) -> None:
 
 
 def chosen(kind: type[Some], settings: Some | None, given: Mapping[str, Any]) -> Some:
-    """Return settings with some of their values given by name: what a function makes of its keywords.
+    """Return settings with some values replaced by a function's keywords.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def chosen(kind: type[Some], settings: Some | None, given: Mapping[str, Any]) ->
     Raises
     ------
     AnomalyCLIPError
-        A name is none of theirs, or a value cannot be.
+        A name is unknown, or a value is invalid.
 
     Examples
     --------

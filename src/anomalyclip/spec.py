@@ -395,11 +395,12 @@ class DetectorSpec:
         files = [path for path in self.references or () if path.lower().endswith(".memory")]
         if files and len(self.references or ()) > 1:
             raise AnomalyCLIPError(
-                f"{files[0]}: a memory stands alone; add pictures to it with `anomalyclip fit --add`"
+                f"{files[0]}: a memory cannot be combined with other references; add images to it with "
+                "`anomalyclip fit --add`"
             )
         if files and of_pictures:
             raise AnomalyCLIPError(
-                f"{' and '.join(of_pictures)} cannot be changed: {files[0]} has fixed it; fit it again"
+                f"{' and '.join(of_pictures)} cannot be changed: fixed by {files[0]}; fit it again"
             )
 
     def _check_range(self) -> None:

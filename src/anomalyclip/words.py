@@ -1,4 +1,4 @@
-"""Words as prompts: what is said of normal and of anomalous things, in sentences, with or without a class name.
+"""Words as prompts: phrases for normal and anomalous images, in sentences, with or without a class name.
 
 The words and sentences of the published methods are data (`anomalyclip/assets/words/words.json`, with their sources).
 """
@@ -20,21 +20,21 @@ from anomalyclip.texts import Phrases
 
 _PLACE = "{}"
 _OWN = "words.json"
-"""Beside a backbone with a vocabulary of its own: the words that its methods use where none are given."""
+"""File next to a backbone that has its own vocabulary: the words used with it by default."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """What is said of each side, in which sentences.
+    """The phrases of each side, and the sentences they are put into.
 
     Parameters
     ----------
     normal, abnormal : tuple of str
-        At least one each; ``{}`` in them is the class name.
+        At least one each; ``{}`` stands for the class name.
     templates : tuple of str
-        Sentences, ``{}`` in which is each of these in turn; ``("{}",)`` says the words alone.
+        Sentences, in which ``{}`` stands for the phrase; ``("{}",)`` uses the phrase alone.
     each_normalised : bool
-        How a side's features are averaged: each normalised before (CLIP, APRIL-GAN), or as they are (WinCLIP).
+        Whether each feature is normalised before a side's features are averaged (CLIP, APRIL-GAN), or not (WinCLIP).
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Words:
         Parameters
         ----------
         class_name : str, optional
-            Put in as it is spelled, underscores too. None: no text has a place for it.
+            Inserted unchanged, including underscores. None: no text contains it.
         """
         if class_name is None:
             assert not self.name_class
@@ -83,7 +83,7 @@ class Words:
         return Phrases(normal, abnormal, each_normalised=self.each_normalised)
 
     def digest(self) -> str:
-        """Return the SHA-256 of all that is said, in hex, whatever the class."""
+        """Return the SHA-256 of phrases and sentences, in hex; it does not depend on the class."""
         said = [self.normal, self.abnormal, self.templates, self.each_normalised]
         return sha256(json.dumps(said).encode()).hexdigest()
 
@@ -91,7 +91,7 @@ class Words:
 def words_of(
     spec: DetectorSpec, source: Path, *, words: str, templates: str, each_normalised: bool = False
 ) -> Words:
-    """Return the words of a spec: the user's own, else the backbone's own, else those of a published method.
+    """Return the words of a spec: the user's, else the backbone's, else those of a published method.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def words_of(
     source : Path
         File or folder of the backbone.
     words, templates : str
-        The method's, by name in ``words.json``.
+        The method's defaults, by name in ``words.json``.
     each_normalised : bool
         As in `Words`.
 
@@ -180,7 +180,7 @@ def _texts(value: Sequence[str]) -> tuple[str, ...]:
     if not (
         isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)
     ):
-        raise TypeError(f"{value!r} is no list of texts")
+        raise TypeError(f"{value!r} is not a list of texts")
     return tuple(value)
 
 

@@ -87,7 +87,7 @@ def _compare(architecture: str, *, image_size: int | None, repeats: int, as_json
         return
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     out().print(
-        f"{architecture} at {about['image_size']} x {about['image_size']}, {about['gflop']:.0f} GFLOP an image"
+        f"{architecture} at {about['image_size']} x {about['image_size']}, {about['gflop']:.0f} GFLOP per image"
     )
     out().print(f"{about['processor']}, {about['cores']} cores; {versions}\n", highlight=False)
     out().print(

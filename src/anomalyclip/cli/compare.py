@@ -29,15 +29,15 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to compare; repeat. The first is what the others are compared with. Options of its own follow "
-            "after commas: words,templates=imagenet. Default: anomalyclip, for --vary.",
+            help="Method to compare; repeat for several. The others are compared with the first. Its own options "
+            "follow after commas: words,templates=imagenet. Default: anomalyclip, for --vary.",
             show_default=False,
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="An option and its values in turn, such as sigma=2,4,8; repeat for every combination.",
+            help="An option and the values to try, such as sigma=2,4,8; repeat for every combination.",
             show_default=False,
         ),
     ] = None,
@@ -46,8 +46,8 @@ def compare(
 ) -> None:
     """Compare methods on the same images: one table, differences with 95 % intervals, cost, maps side by side.
 
-    Every image is decoded once, and methods of one backbone share the pass through it. Each method gets of the model
-    options what it takes; one that needs the name of the class takes that of the data set.
+    Every image is decoded once, and methods with the same backbone share the pass through it. Each method gets the
+    model options that it takes; class names come from the data set.
     """
     from anomalyclip.evaluation.comparison import compare as compare_all
     from anomalyclip.evaluation.comparison import run_folder

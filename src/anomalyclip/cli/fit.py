@@ -33,7 +33,7 @@ def fit(
         typer.Option(help="The memory to write, for --references; its name ends in .memory.", dir_okay=False),
     ],
     add: Annotated[
-        bool, typer.Option("--add", help="Add the images to the memory that --output is already.")
+        bool, typer.Option("--add", help="Add the images to the existing memory --output.")
     ] = False,
     augment: Annotated[bool, typer.Option("--augment", help=OPTIONS["augment"].metadata["help"])] = False,
     max_patches: Annotated[
@@ -43,23 +43,23 @@ def fit(
 ) -> None:
     """Remember flawless images of a product, so that others can be compared with them (few-shot).
 
-    One image is enough to begin with; four to sixteen are better. Use the same model options as for predict. The
-    memory is for --references of predict, calibrate, test and export.
+    One image is enough to begin with; four to sixteen are better. Use the same model options as for predict. Give
+    the memory to predict, calibrate, test and export with --references.
     """
     from anomalyclip.files import check_writable
     from anomalyclip.fitting import fit as gather
 
     if output.suffix.lower() != ".memory":
         raise AnomalyCLIPError(
-            f"{output}: the name of a memory ends in .memory: {output.with_suffix('.memory')}"
+            f"{output}: the file name of a memory must end in .memory, for example {output.with_suffix('.memory')}"
         )
     if add:
         options.refuse(
-            context, ("augment", "max_patches"), f"cannot be changed with --add: {output} has fixed it"
+            context, ("augment", "max_patches"), f"cannot be changed with --add: fixed by {output}"
         )
-        options.refuse(context, ("overwrite",), "and --add: give one of them")
+        options.refuse(context, ("overwrite",), "cannot be combined with --add: give one of them")
         if not output.exists():
-            raise AnomalyCLIPError(f"{output}: there is no memory yet to add to; leave out --add")
+            raise AnomalyCLIPError(f"{output}: there is no memory to add to; leave out --add")
     check_writable(output, overwrite=overwrite or add)
     failed = []
 

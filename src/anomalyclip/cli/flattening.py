@@ -46,13 +46,13 @@ class _Flattened:
 def flattened(command: Command, *, check: Check) -> Command:
     """Give a command the options of each of its parameters that is a dataclass.
 
-    The options stand in the help where the parameter stands in the signature.
+    The help lists the options where the parameter is in the signature.
 
     Parameters
     ----------
     command : callable
-        It has the parameter ``context`` (typer's) beside its own. A dataclass whose fields it takes only in part is
-        written ``Annotated[TheDataclass, Fields(only=[...])]``.
+        It has the parameter ``context`` (typer's) in addition to its own. To take only some fields of a dataclass, it
+        writes ``Annotated[TheDataclass, Fields(only=[...])]``.
     check : callable
         Called with a dataclass, the context and the values of its options, to refuse what does not go together on the
         command line.

@@ -47,7 +47,7 @@ def _refuse_ignored(context: typer.Context, values: dict[str, Any]) -> None:
 
 
 def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
-    """Refuse options that would be ignored, if any of them stands on the command line.
+    """Refuse options that would be ignored, if any of them is on the command line.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
 
 
 def given(context: typer.Context) -> set[str]:
-    """Return the names of the parameters that stand on the command line."""
+    """Return the names of the parameters that are on the command line."""
     return {
         name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     }

@@ -104,7 +104,7 @@ def predict(
     """Score images and draw where they are anomalous.
 
     Every image gets a score from 0 (normal) to 1 (anomalous), printed and written to OUTPUT/predictions.jsonl;
-    --save also writes maps, heat maps and masks. Images that cannot be used are named, and the rest is scored.
+    --save also writes maps, heat maps and masks. Images that cannot be read are reported, and the others are scored.
     """
     from functools import partial
 

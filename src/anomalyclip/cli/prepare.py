@@ -35,7 +35,7 @@ def prepare(
     normal_dir: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of normal images: for training if there is a --normal-test-dir, else for the test.",
+            help="Folder of normal images: for training if there is a --normal-test-dir, otherwise for testing.",
             rich_help_panel=_OWN,
             show_default=False,
         ),
@@ -108,7 +108,7 @@ def _list(root: Path, dataset: str | None, folder: "Folder", *, allow_outside: b
 
     own = folder != Folder()
     if own and dataset:
-        raise AnomalyCLIPError("--dataset and folders of your own exclude each other: give one or the other")
+        raise AnomalyCLIPError("--dataset cannot be combined with your own folders: give one or the other")
     if own and not (folder.normal_dir or folder.abnormal_dir or folder.normal_test_dir):
         raise AnomalyCLIPError("--mask-dir and --image-suffix need --normal-dir or --abnormal-dir as well")
     try:

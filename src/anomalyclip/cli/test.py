@@ -39,9 +39,9 @@ def test(
     from anomalyclip.evaluation.run import evaluate, run_folder
 
     if settings.maps is not None:
-        options.refuse(context, options.ALL, "makes no sense with --from-maps: the maps already exist")
+        options.refuse(context, options.ALL, "cannot be combined with --from-maps: the maps already exist")
     if not shots.shots:
-        options.refuse(context, ("seeds",), "is for references that are drawn: give --shots K too")
+        options.refuse(context, ("seeds",), "needs --shots K: it is the number of draws of references")
     run = run_folder(output, resume=resume)
     if shots.shots:
         _few_shot(spec, roots, shots, settings, threshold, run)

@@ -20,10 +20,12 @@ def train(
     settings: TrainingSettings,
     spec: Annotated[DetectorSpec, Fields(only=SPEC_OPTIONS)],
     output: options.Output = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be done and how long it would take; write nothing."),
+        typer.Option(
+            "--dry-run", help="Show what would be done and estimate how long it takes; write nothing."
+        ),
     ] = False,
     show_in_tensorboard: Annotated[
         bool, typer.Option("--track", help="Also write TensorBoard curves.")
@@ -83,5 +85,5 @@ def train(
             out().print(f"shard {part[0]}/{part[1]} is done; when all are, train without --shard")
     if unreadable:
         count = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
-        fail(f"left out, since they cannot be used: {count}")
+        fail(f"skipped because they cannot be used: {count}")
         raise typer.Exit(1)

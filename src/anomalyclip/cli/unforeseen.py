@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw: an exit code of their own, and one line that asks for a report."""
+"""Unexpected errors: exit code 70, and one line that asks for a report."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ SHOW = "ANOMALYCLIP_TRACEBACK"
 
 
 class UnforeseenError(Exception):
-    """Carries an error out of a command; click would take some (EOFError) for its own and end with exit code 1."""
+    """Carries an error out of a command; click would treat some (EOFError) as its own and end with exit code 1."""
 
 
 def carried(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +62,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _traceback(error: BaseException) -> str:
-    """Show the traceback if that is asked for, else keep it in a file; say where it is."""
+    """Print the traceback if requested, otherwise save it in a file; return where it is."""
     from anomalyclip import __version__
 
     lines = [

@@ -1,4 +1,4 @@
-"""What a method needs of the image tower, as a value, so that several methods can share one pass of it."""
+"""What a method needs from the image tower, as a value, so that several methods can share one pass."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class Taps:
         for name in ("plain", "local", "windows"):
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if self.local and not self.path.blocks:
-            raise AnomalyCLIPError("there is no local path: what is kept of it is kept of the plain one")
+            raise AnomalyCLIPError("there is no local path to keep tokens of: use plain instead")
 
     @property
     def paths(self) -> dict[LocalPath, tuple[int, ...]]:
@@ -66,7 +66,7 @@ class Taps:
         return own | dict(self.more)
 
     def fits(self, other: "Taps") -> bool:
-        """Tell whether one pass serves both: it does if the positional table is the same."""
+        """Return whether one pass serves both: the positional table is the same."""
         return self.positions == other.positions
 
     def __or__(self, other: "Taps") -> "Taps":
@@ -177,7 +177,7 @@ def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps
     positions : Tensor
         (1 + g * g, D), the positional table for this grid.
     taps : Taps
-        What is kept; what nobody asks for is not computed.
+        What is kept; nothing else is computed.
     """
     tokens = visual.embed(pixels.to(positions.dtype), positions)  # B 1+N D
     found = visual.run(tokens, plain=taps.plain, local=taps.local, path=taps.path, more=dict(taps.more))
@@ -187,7 +187,7 @@ def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps
 
 
 def starts(side: int, window: Window) -> list[int]:
-    """Return where windows start along a side of the grid; the last one ends at the edge whatever the step.
+    """Return where windows start along a side of the grid; the last one always ends at the edge.
 
     Examples
     --------

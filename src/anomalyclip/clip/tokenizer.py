@@ -182,7 +182,7 @@ def tokenizer_of(source: Path, *, vocabulary: int, context_length: int) -> Token
     file = (source if source.is_dir() else source.parent) / "tokenizer.json"
     if not file.is_file():
         raise AnomalyCLIPError(
-            f"{file}: missing; the backbone has a vocabulary of its own ({vocabulary} tokens), which words are looked "
+            f"{file}: missing; the backbone has its own vocabulary ({vocabulary} tokens), which words are looked "
             "up in"
         )
     return Tokenizer(file, context_length=context_length)

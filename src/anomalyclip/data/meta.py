@@ -135,8 +135,8 @@ class SampleList(Sequence[Sample]):
         return tuple(dict.fromkeys(sample.class_name for sample in self.samples))
 
     @property
-    def vanished(self) -> dict[str, int]:
-        """Classes of which not one image is there, and how many are listed."""
+    def empty_classes(self) -> dict[str, int]:
+        """Classes none of whose images exist, and how many images are listed."""
         here = set(self.classes)
         return dict(
             Counter(gone.sample.class_name for gone in self.missing if gone.sample.class_name not in here)

@@ -1,1 +1,1 @@
-"""Evaluation: the paper's tables in bounded memory, thresholds one can stand by, and a report."""
+"""Evaluation: the paper's tables in bounded memory, thresholds with guarantees, and a report."""

@@ -5,12 +5,10 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from anomalyclip.clip.backbone import shared_backbones
@@ -43,7 +41,7 @@ from anomalyclip.files import replacing, writing
 from anomalyclip.machine import peak_memory
 from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
-from anomalyclip.runs import RunFolder
+from anomalyclip.runs import RunFolder, begun
 from anomalyclip.settings import chosen
 from anomalyclip.spec import DetectorSpec
 
@@ -64,32 +62,32 @@ def compare(
 ) -> Comparison:
     """Compare methods, or one method with several options, on the same images.
 
-    Every image is decoded once. Methods of one backbone share the pass through it, and those whose maps are the same
-    share their metrics.
+    Every image is decoded once. Methods with the same backbone share the pass through it, and those with the same
+    maps share their metrics.
 
     Parameters
     ----------
     what : sequence of str or DetectorSpec, or mapping of str to DetectorSpec
-        Methods by name, with options of their own after commas (``"words,templates=imagenet"``), or specs; a mapping
-        names them itself. The first is what the others are compared with. A method that needs the name of the class
-        takes that of the data set.
+        Methods by name, each with its own options after commas (``"words,templates=imagenet"``), or specs; the keys of
+        a mapping are their names. The others are compared with the first. A method that needs the class name takes it
+        from the data set.
     data : path, SampleList, or a sequence of these
         Folders of data sets (see `anomalyclip.data.listing.load_samples`).
     settings : ComparisonSettings, optional
-        How. None: the defaults.
+        Data, formats, bootstrap, ... None: the defaults.
     spec : DetectorSpec, optional
-        What methods given by name have in common; each gets of it what it takes.
+        Common options of methods given by name; each gets those that it takes.
     vary : mapping of str to sequence, or sequence of str
-        By option, the values that it takes in turn: ``{"sigma": [2, 4, 8]}``; several options give every combination.
+        Values to try, by option: ``{"sigma": [2, 4, 8]}``; several options give every combination.
     output : path or RunFolder, optional
-        Folder for results, report and what a stopped run goes on from. None: nothing is kept.
+        Folder for results, the report and the state from which a run is resumed. None: nothing is kept.
     resume : bool
-        Go on with the run in `output`.
+        Resume the run in `output`.
     track : Track
-        Told how far it is.
+        Reports progress.
     **choices
-        Single fields of `ComparisonSettings` (dataset, paper, formats, draws, batch_size, ...); they go before
-        `settings`.
+        Single fields of `ComparisonSettings` (dataset, paper, formats, draws, batch_size, ...); they
+        override `settings`.
 
     Returns
     -------
@@ -99,8 +97,8 @@ def compare(
     Raises
     ------
     AnomalyCLIPError
-        An option is unknown, something cannot be compared (all of it is named, before work begins), a data set cannot
-        be listed, no image of one can be used, or something cannot be written.
+        An option is unknown, a method cannot be compared (all are checked before the first image is scored), a data set
+        cannot be listed or has no usable image, or a file cannot be written.
 
     Examples
     --------
@@ -115,14 +113,14 @@ def compare(
     settings = chosen(ComparisonSettings, settings, choices)
     specs = _specs(what, spec, vary)
     if output is None and resume:
-        raise AnomalyCLIPError("to resume there must be a folder: give output")
+        raise AnomalyCLIPError("to resume, a folder is needed: set output")
     folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     with shared_backbones():
         draw = folder is not None and "html" in settings.formats
         resume = folder is not None and folder.resume
         run = _Run(sets, line_up(specs, sets), settings, resume, draw, track)
-        with _place(folder, run) as place:
+        with begun(folder, run.determinants, about=run.made_of) as place:
             found = run.comparison(place)
             if folder is not None:
                 _write(found, place, settings.formats)
@@ -130,7 +128,7 @@ def compare(
 
 
 def run_folder(output: str | os.PathLike[str] | None, *, resume: bool = False) -> RunFolder:
-    """Return where a comparison leaves its results; None is a new folder, ``runs/compare-1``, ``-2``, ..."""
+    """Return the folder for a comparison's results; None is a new folder, ``runs/compare-1``, ``-2``, ..."""
     return RunFolder("compare", output, resume=resume, results="*/*/classes")
 
 
@@ -139,9 +137,9 @@ def _specs(
 ) -> Mapping[str, DetectorSpec]:
     if isinstance(what, Mapping):
         if spec is not None or vary:
-            raise AnomalyCLIPError("specs that have names are complete: leave out spec and vary")
+            raise AnomalyCLIPError("named specs are complete: leave out spec and vary")
         if len(what) < 2:
-            raise AnomalyCLIPError("there is nothing to compare with: give two specs or more")
+            raise AnomalyCLIPError("nothing to compare with: give two or more specs")
         return what
     if all(isinstance(one, str) for one in what):
         return named(variants(spec, [str(one) for one in what], vary))
@@ -150,21 +148,9 @@ def _specs(
     return named(each for one in what for each in variants(one, vary=vary))  # type: ignore[arg-type]
 
 
-@contextmanager
-def _place(folder: RunFolder | None, run: "_Run") -> Iterator[Path]:
-    """Give the folder of the run; one that goes away where none was asked for."""
-    if folder is None:
-        with TemporaryDirectory(prefix="anomalyclip-") as name:
-            yield Path(name)
-        return
-    about = {"specs": {name: spec.located().to_dict() for name, spec in run.lineup.specs.items()}}
-    with folder.begin(run.determinants(), about=about) as place:
-        yield place
-
-
 @dataclass(frozen=True)
 class _Run:
-    """What is compared on what, and how."""
+    """One comparison: data sets, methods and settings."""
 
     sets: Mapping[str, SampleList]
     lineup: Lineup
@@ -174,7 +160,7 @@ class _Run:
     track: Track
 
     def determinants(self) -> dict[str, Any]:
-        """Return what changes the results."""
+        """Return everything that changes the results."""
         data = [describe_data(samples, key) for key, samples in self.sets.items()]
         identities = self.lineup.identities()
         said = json.dumps(identities, sort_keys=True)
@@ -184,6 +170,10 @@ class _Run:
             "reference": identities[self.lineup.names[0]],
             "identities_sha256": hashlib.sha256(said.encode()).hexdigest(),
         }
+
+    def made_of(self) -> dict[str, Any]:
+        """Return the specs by name."""
+        return {"specs": {name: spec.located().to_dict() for name, spec in self.lineup.specs.items()}}
 
     def comparison(self, place: Path) -> Comparison:
         results: dict[str, dict[str, DatasetResult]] = {}
@@ -233,7 +223,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _ScoredClass:
-    """A class whose images are scored by all."""
+    """A class whose images all methods have scored."""
 
     listed: Listed
     scored: Mapping[str, Sequence[Scored]]
@@ -243,7 +233,7 @@ class _ScoredClass:
 
 @dataclass(frozen=True)
 class _SetWork:
-    """A data set by all that is compared: scored together, class after class."""
+    """One data set, scored by all methods together, class by class."""
 
     samples: SampleList
     lineup: Lineup
@@ -253,12 +243,12 @@ class _SetWork:
     draw: bool
 
     def folder(self, name: str) -> Path:
-        """Return where the results of one of them are."""
+        """Return the folder for the results of one method."""
         return self.place / file_name(name.replace(", ", "-").replace(" ", "_"))
 
     @cached_property
     def leads(self) -> dict[str, str]:
-        """By name, whose maps are the same."""
+        """By name, the first method with the same maps."""
         return self.lineup.maps()
 
     @cached_property
@@ -269,7 +259,7 @@ class _SetWork:
 
     @cached_property
     def stores(self) -> dict[str, Store]:
-        """Where scores and maps are until a class is done."""
+        """Scores and maps, kept until a class is done."""
         return {
             name: Store(self.folder(name) / "unfinished", maps=self.leads[name] == name, resume=self.resume)
             for name in self.lineup.names
@@ -305,7 +295,7 @@ class _SetWork:
         return {
             name: [
                 self._counts(self.leads[name], of_class)
-                for of_class in (*self.samples.classes, *self.samples.vanished)
+                for of_class in (*self.samples.classes, *self.samples.empty_classes)
             ]
             for name in self.lineup.names
         }
@@ -364,7 +354,7 @@ class _SetWork:
         return _ScoredClass(of_class, scored, failed, seconds)
 
     def _finish(self, scored: _ScoredClass) -> tuple[dict[str, ClassResult], list[Disagreement]]:
-        """Compute and keep the results of a class, and let its maps go."""
+        """Compute and save the results of a class, and release its maps."""
         results: dict[str, ClassResult] = {}
         options = Options(memory=self.settings.memory, cases=False)
         of_class, missing = scored.listed.name, scored.listed.missing
@@ -387,7 +377,7 @@ class _SetWork:
         return results, cases
 
     def _drawn(self, of_class: str, scored: _ScoredClass) -> list[Disagreement]:
-        """Return the images about which they disagree most, drawn; and keep what is said of them."""
+        """Draw the images on which the methods disagree most, save what is said about them, and return it."""
         cases = draw_disagreements(
             of_class,
             scored.scored,
@@ -409,7 +399,7 @@ def _write(found: Comparison, folder: Path, formats: Sequence[str]) -> None:
 
         if not write_comparison(found, folder):
             warnings.warn(
-                "the report has no chart, since matplotlib is not installed: pip install 'anomalyclip[report]'",
+                "the report has no chart because matplotlib is not installed: pip install 'anomalyclip[report]'",
                 AnomalyCLIPWarning,
                 stacklevel=3,
             )

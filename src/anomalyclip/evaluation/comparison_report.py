@@ -25,7 +25,7 @@ from anomalyclip.metrics.paired import Difference
 
 _HOW = (
     "Metric minus that of {reference}, in percent points, with the middle 95 % of differences when the images are "
-    "drawn again (within each class and label, the same draws for all methods). p: DeLong’s paired test of the image "
+    "resampled (within each class and label, the same draws for all methods). p: DeLong’s paired test of the image "
     "AUROC, not corrected for the number of methods. An interval that contains 0 shows no difference."
 )
 

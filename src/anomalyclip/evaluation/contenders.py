@@ -1,4 +1,4 @@
-"""What is compared: specs by name, from methods and axes of options, made ready so that they share what they can."""
+"""The methods to compare: named specs, made from methods and option values, loaded so that they share backbones."""
 
 import itertools
 import json
@@ -32,18 +32,18 @@ def variants(
     Parameters
     ----------
     spec : DetectorSpec, optional
-        What they have in common; a method gets of it what it takes.
+        Common options; each method gets those that it takes.
     methods : sequence of str
-        Names, each with options of its own after commas: ``"words"``, ``"words,templates=imagenet"``. None: the
-        spec's.
+        Names, each with its own options after commas: ``"words"``, ``"words,templates=imagenet"``. None: the spec's
+        method.
     vary : mapping of str to sequence, or sequence of str
-        By option, the values that it takes in turn: ``{"sigma": [2, 4]}`` or ``["sigma=2,4"]``. Several options give
-        every combination. In text the items of a value that has several are joined by ``+``: ``layers=6,6+12``.
+        Values to try, by option: ``{"sigma": [2, 4]}`` or ``["sigma=2,4"]``. Several options give
+        every combination. In text, several items of one value are joined by ``+``: ``layers=6,6+12``.
 
     Raises
     ------
     AnomalyCLIPError
-        A method or option is unknown, a value cannot be, or no method takes an option.
+        A method or option is unknown, a value is invalid, or no method takes an option.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def variants(
     for name in [*(name for name in base.changed() if name in FIXED_BY_MODEL and name != "method"), *axes]:
         if not any(_takes(one.method, name) for one in found):
             known = ", ".join(dict.fromkeys(one.method for one in found))
-            raise AnomalyCLIPError(f"{name.replace('_', ' ')}: no method here takes it ({known})")
+            raise AnomalyCLIPError(f"{name.replace('_', ' ')}: none of the methods has this option ({known})")
     return [one for each in found for one in _combined(each, axes)]
 
 
@@ -73,7 +73,7 @@ def _axes(vary: Mapping[str, Sequence[Any]] | Sequence[str]) -> dict[str, Sequen
             able = ", ".join(one for one in OPTIONS if one not in _NOT_VARIED)
             raise AnomalyCLIPError(f"vary {name!r}: expected one of {able}")
         if not values or len({repr(value) for value in values}) < len(values):
-            raise AnomalyCLIPError(f"vary {name}: expected values that differ")
+            raise AnomalyCLIPError(f"vary {name}: expected different values")
     return axes
 
 
@@ -82,7 +82,7 @@ def _option(text: str) -> str:
 
 
 def _of_method(text: str, base: DetectorSpec) -> DetectorSpec:
-    """Return the spec of a method, with what it takes of the common one and with its own options."""
+    """Return the spec of a method, with the common options that it takes and its own."""
     name, *own = (part.strip() for part in text.split(","))
     method = METHODS[name]
     given = {}
@@ -91,7 +91,7 @@ def _of_method(text: str, base: DetectorSpec) -> DetectorSpec:
         if not equals or _option(key) not in method.options:
             known = ", ".join(sorted(method.options))
             raise AnomalyCLIPError(
-                f"--method {text}: {part!r} is no option of {name}; expected OPTION=VALUE with one of {known}"
+                f"--method {text}: {part!r} is not an option of {name}; expected OPTION=VALUE with one of {known}"
             )
         given[_option(key)] = parsed(_option(key), value)
     dropped = {
@@ -118,7 +118,7 @@ def parsed(name: str, text: str) -> Any:
     Raises
     ------
     AnomalyCLIPError
-        The option is unknown, or the text is no such value.
+        The option is unknown, or the text is not a valid value.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def parsed(name: str, text: str) -> Any:
     ((6, 12), 2.0, True, 'visa')
     """
     if name not in OPTIONS:
-        raise AnomalyCLIPError(f"{name!r}: no option of a detector; expected one of {', '.join(OPTIONS)}")
+        raise AnomalyCLIPError(f"{name!r}: unknown detector option; expected one of {', '.join(OPTIONS)}")
     kind = OPTIONS[name].type
     if (item := item_of(kind)) is not None:
         return tuple(_converted(name, item, part.strip()) for part in text.split("+"))
@@ -169,11 +169,11 @@ def named(specs: Iterable[DetectorSpec]) -> dict[str, DetectorSpec]:
         ]
         name = ", ".join([spec.method, *(_said(field, getattr(spec, field)) for field in differ)])
         if name in found:
-            raise AnomalyCLIPError(f"{name} is there twice: compare things that differ")
+            raise AnomalyCLIPError(f"{name} is given twice: the methods must differ in an option")
         found[name] = spec
     if len(found) < 2:
         raise AnomalyCLIPError(
-            "there is nothing to compare with: give two methods or more, or values of an option (--vary sigma=2,4)"
+            "nothing to compare with: give two or more methods, or values of an option (--vary sigma=2,4)"
         )
     return found
 
@@ -201,10 +201,10 @@ class Lineup:
     Parameters
     ----------
     specs : mapping of str to DetectorSpec
-        By name; the first is what the others are compared with.
+        By name; the others are compared with the first.
     scorers : mapping of str to Scorer
     texts : mapping of str to float
-        Of those that depend on the name of the class, the seconds that it takes to make one ready for a class.
+        Seconds to prepare one class, for those that depend on the class name.
     value_range : (float, float), optional
         See `DetectorSpec.value_range`; the same for all.
     """
@@ -227,16 +227,16 @@ class Lineup:
         }
 
     def joint(self, class_name: str) -> JointScorer:
-        """Return what scores images of a class by all of them."""
+        """Return a scorer that scores images of a class with all of them."""
         return JointScorer(self.of_class(class_name))
 
     def identities(self) -> dict[str, dict[str, Any]]:
-        """Return what decides the scores of each; see `anomalyclip.scorer.Scorer.identity`."""
+        """Return what determines the scores of each; see `anomalyclip.scorer.Scorer.identity`."""
         scale = {} if self.value_range is None else {VALUE_RANGE: list(self.value_range)}
         return {name: {**scorer.identity(), **scale} for name, scorer in self.scorers.items()}
 
     def maps(self) -> dict[str, str]:
-        """Return by name whose maps are the same: the first of those that differ in the image score alone."""
+        """Return, by name, the first scorer with the same maps: they may differ only in the image score."""
         first: dict[str, str] = {}
         found = {}
         for name, identity in self.identities().items():
@@ -246,12 +246,12 @@ class Lineup:
 
 
 def line_up(specs: Mapping[str, DetectorSpec], sets: Mapping[str, SampleList]) -> Lineup:
-    """Make everything ready that is compared; in a block of `shared_backbones` each backbone is read once.
+    """Load everything that is compared; within `shared_backbones` each backbone is read once.
 
     Raises
     ------
     AnomalyCLIPError
-        Naming all that cannot be used, and why.
+        Lists everything that cannot be used, and why.
     """
     scorers: dict[str, Scorer] = {}
     texts: dict[str, float] = {}
@@ -271,12 +271,12 @@ def line_up(specs: Mapping[str, DetectorSpec], sets: Mapping[str, SampleList]) -
     if len(ranges) > 1:
         wrong.append("images are shown to all in one scale: give all the same --range")
     if wrong:
-        raise AnomalyCLIPError("cannot compare; nothing was begun:\n" + "\n".join(wrong))
+        raise AnomalyCLIPError("cannot compare; nothing was scored:\n" + "\n".join(wrong))
     return Lineup(specs, scorers, texts, *ranges)
 
 
 def _try_classes(scorer: ByClass, sets: Mapping[str, SampleList]) -> float:
-    """Refuse a class whose name the method cannot use; return the seconds that a class takes."""
+    """Refuse a class name that the method cannot use; return the seconds per class."""
     names = [name for samples in sets.values() for name in samples.classes]
     start = time.perf_counter()
     for name in names:

@@ -14,7 +14,7 @@ from anomalyclip.scorer import Scorer
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of one method, in seconds for each image that was scored in this run; None: nothing was.
+    """Time of one method, in seconds per image scored in this run; None: no image was.
 
     Parameters
     ----------
@@ -25,13 +25,13 @@ class Cost:
     own : float or None
         After the pass: comparing, enlarging, smoothing.
     texts : float or None
-        Seconds for a class, not an image: encoding the texts that name it. None: no text does.
+        Seconds per class: encoding the texts that name it. None: no text does.
     gflop : float or None
-        1e9 operations of the matrix products of an image, were the method alone; None where they are not known.
+        GFLOP of the matrix products per image if the method ran alone; None if unknown.
     pass_gflop : float or None
         The same of the shared pass.
     alone : float or None
-        Seconds for an image, were the method alone: its own part, and the pass in proportion to its operations.
+        Seconds per image if the method ran alone: its own part, and its share of the pass by operations.
     """
 
     shared: float | None

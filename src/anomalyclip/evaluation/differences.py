@@ -57,7 +57,7 @@ def differences(
     draws, seed : int
         As for `anomalyclip.metrics.paired.bootstrap`.
     track : Track
-        Told how far it is.
+        Reports progress.
 
     Returns
     -------

@@ -20,7 +20,7 @@ EACH = 2
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one method says of an image.
+    """One method's result for an image.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An image, and what each method says of it.
+    """An image, and each method's result.
 
     Parameters
     ----------
     class_name, image, defect : str
         The class, the path relative to the data set's root, and the kind of defect.
     anomaly : bool
-        Whether something is wrong with it.
+        Whether it is anomalous.
     of : int
         Number of images of the class.
     spread : float
@@ -84,7 +84,7 @@ def draw_disagreements(
 ) -> list[Disagreement]:
     """Return the images of a class about which methods disagree most, and draw their maps.
 
-    Scores of methods are on different scales, so that what is compared is the order in which they put the images. Maps
+    Methods have different score scales, so their rankings of the images are compared. Maps
     of a method are drawn on one scale, from 0 to the highest value in the images drawn.
 
     Parameters

@@ -205,9 +205,9 @@ class Listed:
 
 
 def _classes(data: SampleList) -> Iterator[Listed]:
-    """Yield each class; one whose files are all missing has no samples."""
+    """Yield each class; if all its files are missing, it has no samples."""
     grouped: dict[str, tuple[list[Sample], list[str]]] = {
-        name: ([], []) for name in (*data.classes, *data.vanished)
+        name: ([], []) for name in (*data.classes, *data.empty_classes)
     }
     for sample in data:
         grouped[sample.class_name][0].append(sample)

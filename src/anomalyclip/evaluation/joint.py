@@ -1,4 +1,4 @@
-"""Several methods on the same images: each image is decoded once, and methods of one backbone share its passes."""
+"""Several methods on the same images: each image is decoded once, and methods with the same backbone share passes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

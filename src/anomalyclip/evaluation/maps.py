@@ -97,12 +97,12 @@ class Store:
         return path in self._scores and (not self._maps or self._files[path].is_file())
 
     def add(self, prediction: Prediction, name: str) -> None:
-        """Keep what was said of an image."""
+        """Keep the result of an image."""
         self.value_range = self.value_range or prediction.value_range
         self._learn(str(prediction.image_path), self._writer.write(prediction, name=name))
 
     def scored(self, path: str, sample: Sample, *, maps: "Store | None" = None) -> Scored:
-        """Return what was said of an image; its map may be in another store."""
+        """Return the result of an image; its map may be in another store."""
         return Scored(sample, self._scores[path], (maps or self)._files[path], self.value_range)
 
     def release(self, scored: Sequence[Scored]) -> None:

@@ -2,11 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from anomalyclip.data.listing import load_samples
@@ -33,7 +31,7 @@ from anomalyclip.loading import as_detector
 from anomalyclip.machine import peak_memory
 from anomalyclip.prediction import Threshold, as_threshold
 from anomalyclip.progress import Track, silent
-from anomalyclip.runs import RunFolder
+from anomalyclip.runs import RunFolder, begun
 from anomalyclip.settings import chosen
 from anomalyclip.spec import DetectorSpec
 
@@ -114,7 +112,7 @@ def evaluate(
         resume=folder is not None and folder.resume,
         track=track,
     )
-    with _place(folder, run) as place:
+    with begun(folder, run.settings, about=run.made_of) as place:
         results = run.model(place)
         control_results = run.controls(place) if settings.controls else []
         found = Evaluation(
@@ -141,7 +139,7 @@ def _check(detector: Detector | DetectorSpec | None, settings: EvaluationSetting
     if (detector is None) == (settings.maps is None):
         raise AnomalyCLIPError("give either a detector or a folder of maps")
     if settings.maps is not None and settings.save:
-        raise AnomalyCLIPError("--save map makes no sense with --from-maps: the maps already exist")
+        raise AnomalyCLIPError("--save map cannot be combined with --from-maps: the maps already exist")
 
 
 def load_sets(
@@ -170,17 +168,6 @@ def load_sets(
             )
         found[samples.name] = samples
     return found
-
-
-@contextmanager
-def _place(folder: RunFolder | None, run: "_Run") -> Iterator[Path]:
-    """Yield the folder of the run, or a temporary folder if `folder` is None."""
-    if folder is None:
-        with TemporaryDirectory(prefix="anomalyclip-") as name:
-            yield Path(name)
-        return
-    with folder.begin(run.settings(), about=run.made_of()) as place:
-        yield place
 
 
 @dataclass(frozen=True)

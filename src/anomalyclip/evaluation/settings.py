@@ -110,13 +110,13 @@ class ComparisonSettings(DataSettings):
     Attributes
     ----------
     paper : bool
-        Put the paper's figures of each method beside ours.
+        Show the paper's figures of each method next to ours.
     formats : sequence of str
         Some of `COMPARISON_FORMATS`.
     draws : int
-        How often the images are drawn again for the intervals.
+        Number of bootstrap samples of the images for the intervals.
     seed : int
-        Of the draws.
+        Of the bootstrap.
 
     The rest is that of `DataSettings`.
     """
@@ -130,9 +130,9 @@ class ComparisonSettings(DataSettings):
         choices=COMPARISON_FORMATS,
     )
     draws: int = option(
-        2000, "How often the images are drawn again for the 95 % intervals.", group=_RESULTS, minimum=100
+        2000, "Number of bootstrap samples for the 95 % intervals.", group=_RESULTS, minimum=100
     )
-    seed: int = option(0, "Of these draws.", group=_RESULTS, minimum=0)
+    seed: int = option(0, "Seed of the bootstrap.", group=_RESULTS, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class ShotSettings(Settings):
     shots : sequence of int
         Numbers of references; empty: no few-shot evaluation.
     seeds : int
-        How often references are drawn.
+        Number of draws of references.
     """
 
     shots: tuple[int, ...] = option(
@@ -154,5 +154,8 @@ class ShotSettings(Settings):
         minimum=1,
     )
     seeds: int = option(
-        3, "How often references are drawn; the table has mean and spread.", group="Few-shot", minimum=1
+        3,
+        "Number of draws of references; the table shows their mean and spread.",
+        group="Few-shot",
+        minimum=1,
     )

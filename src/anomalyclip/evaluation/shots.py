@@ -189,7 +189,7 @@ def evaluate_shots(
     """
     settings = chosen(EvaluationSettings, settings, choices)
     if settings.maps is not None:
-        raise AnomalyCLIPError("--shots makes no sense with --from-maps: the maps already exist")
+        raise AnomalyCLIPError("--shots cannot be combined with --from-maps: the maps already exist")
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     pool = {key: _normal_training(samples, settings) for key, samples in sets.items()}
     _check_enough(pool, sets, shots.shots)

@@ -1,4 +1,4 @@
-"""What a comparison found, as tables of methods by data set, and the files that it leaves behind."""
+"""The results of a comparison: tables of methods by data set, and the files that are written."""
 
 import csv
 import io
@@ -24,18 +24,18 @@ SHOWN = tuple(sorted(METRICS, key=lambda metric: METRICS[metric][0]))
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the things that are compared.
+    """One of the methods that are compared.
 
     Parameters
     ----------
     name : str
         The method, and the options in which it differs from others of that method.
     spec : DetectorSpec
-        All its options.
+        Its options.
     description : Description
-        What reports say of it.
+        What reports say about it.
     identity : mapping
-        All that decides its scores.
+        Everything that determines its scores.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """The results of a comparison.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class Comparison:
     paper : bool
         Whether the paper's figures are shown.
     notes : sequence of str
-        What a reader must know.
+        Needed to read the figures correctly.
     """
 
     contenders: Sequence[Contender]
@@ -113,7 +113,7 @@ class Comparison:
 
     @property
     def failed(self) -> list[str]:
-        """Why each file that could not be used could not be."""
+        """The files that could not be used, and why."""
         first = [next(iter(of_set.values())) for of_set in self.results.values()]
         return [why for result in first for why in result.failed.values()]
 
@@ -264,7 +264,7 @@ def to_markdown(found: Comparison) -> str:
     note = f" Paper: {SOURCE}." if found.paper else ""
     return (
         "\n\n".join(parts)
-        + "\n\nPercent; the best of a column is bold. Brackets: 95 % bootstrap interval over images, drawn again "
+        + "\n\nPercent; the best of a column is bold. Brackets: 95 % bootstrap interval over images, resampled "
         f"within each class and label. p: DeLong's paired test.{note}\n"
     )
 

@@ -37,14 +37,14 @@ class WinCLIPCore(ClipCore):
     config : CLIPConfig
         Of the model.
     spec : DetectorSpec
-        Image size, windows, sigma (None: 0) and how the image score is made.
+        Image size, windows, sigma (None: 0) and how the image score is computed.
     text_features : callable
-        Gives (2, E) float, normalised, normal then abnormal.
+        Returns (2, E) float, normalised, normal then abnormal.
 
     Raises
     ------
     AnomalyCLIPError
-        Windows that do not fit the grid, or an image size that the backbone cannot have.
+        Windows do not fit the grid, or the image size does not fit the backbone.
     """
 
     text_features: Tensor
@@ -75,7 +75,7 @@ class WinCLIPCore(ClipCore):
         self.register_buffer("text_features", finite(text_features()), persistent=False)
 
     def settings(self) -> dict[str, object]:
-        """Return what decides the scores besides weights and texts, JSON-ready."""
+        """Return what determines the scores besides weights and texts, JSON-ready."""
         sides, (_, stride) = [side for side, _ in self.windows], self.windows[0]
         return {**super().settings(), "windows": sides, "window_stride": stride, "window_rule": self.rule}
 

@@ -1,4 +1,4 @@
-"""What methods that compare images with words have in common: from a spec to a scorer, or to one for each class."""
+"""What methods that compare images with words share: from a spec to a scorer, or to one per class."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ TextFeatures = Callable[[], Tensor]
 
 
 class WordedCore(Protocol):
-    """Makes the core of one class: from the model, the spec and what gives the (2, E) text features."""
+    """Builds the core of one class from the model, the spec and the source of the (2, E) text features."""
 
     def __call__(self, clip: CLIP, spec: DetectorSpec, text_features: TextFeatures) -> ClipCore:
         """Return the core."""
@@ -36,18 +36,18 @@ class WordedCore(Protocol):
 
 @dataclass(frozen=True)
 class Said:
-    """What is compared with images, but for the class name.
+    """What images are compared with, before a class name is inserted.
 
     Parameters
     ----------
     texts : callable
-        Gives the texts of a class; None where no text names one.
+        Returns the texts of a class; called with None if no text names one.
     digest : str
-        SHA-256 of all that decides them besides the class name.
+        SHA-256 of everything that determines them except the class name.
     facts : mapping
-        What reports say of them, JSON-ready.
+        What reports say about them, JSON-ready.
     training : mapping of str to str
-        What is known of their making (`Description.training`).
+        What is known about their training (`Description.training`).
     """
 
     texts: Callable[[str | None], Texts]
@@ -58,16 +58,16 @@ class Said:
 
 @dataclass(frozen=True)
 class Parts:
-    """A backbone and the texts for it, from which the scorer of any class is made.
+    """A backbone and its texts, from which the scorer of any class is built.
 
     Parameters
     ----------
     spec : DetectorSpec
         All options.
     clip : CLIP
-        The model; the text tower is kept, since another class may come.
+        The model; the text tower is kept for further classes.
     weights_sha256 : callable
-        Gives `anomalyclip.clip.weights.fingerprint` of its weights.
+        Returns `anomalyclip.clip.weights.fingerprint` of its weights.
     said : Said
         The texts.
     make_core : callable
@@ -89,7 +89,7 @@ class Parts:
             return self.said.texts(class_name).text_features(self.clip)
 
     def core(self, text_features: TextFeatures) -> ClipCore:
-        """Return the core of a class, whose text features are computed once all options are known to be possible."""
+        """Return the core of a class, whose text features are computed after all options have been checked."""
         with torch.inference_mode():
             return self.make_core(self.clip, self.spec, text_features)
 
@@ -106,7 +106,7 @@ class Parts:
         )
 
     def identity(self, core: ClipCore, class_name: str | None) -> dict[str, Any]:
-        """Return all that decides the scores besides the precision; without a class, those of all classes."""
+        """Return everything that determines the scores except the precision; without a class, those of all classes."""
         changed = {} if self.spec.activation is None else {"activation": self.spec.activation}
         return {
             "method": self.spec.method,
@@ -119,19 +119,19 @@ class Parts:
         }
 
     def describe(self, class_name: str | None) -> Description:
-        """Return what reports say of it."""
+        """Return what reports say about it."""
         title = f"{Path(self.spec.backbone).name}, method {self.spec.method}"
         facts = {"method": self.spec.method, "backbone": self.spec.backbone, **self.said.facts}
         return Description(title, {**facts, "class_name": class_name}, dict(self.said.training))
 
 
 class ClassScorer:
-    """A method that names the class, before it is known: gives a scorer for each, all of one backbone.
+    """A method that needs the class name, before it is known: makes a scorer for each class, all with one backbone.
 
     Parameters
     ----------
     parts : Parts
-        What the scorers are made of.
+        What the scorers are built from.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -172,15 +172,15 @@ class ClassScorer:
             Always.
         """
         raise AnomalyCLIPError(
-            f"method {self._parts.spec.method!r} names the class, which is not known here: give --class-name NAME"
+            f"method {self._parts.spec.method!r} puts the class name into its sentences: give --class-name NAME"
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the scores of every class; see `anomalyclip.scorer.Scorer`."""
+        """Return what determines the scores of every class; see `anomalyclip.scorer.Scorer`."""
         return self._encoder.identity()
 
     def describe(self) -> Description:
-        """Return what reports say of it."""
+        """Return what reports say about it."""
         return self._encoder.describe()
 
 
@@ -203,18 +203,18 @@ def build_worded(
     make_core : callable
         See `WordedCore`.
     words, templates : str
-        The method's own, by name (`anomalyclip.words.words_of`).
+        The method's defaults, by name (`anomalyclip.words.words_of`).
     each_normalised : bool
         How features are averaged over a side's texts (`anomalyclip.words.Words`).
     class_name : str, optional
-        What is named where the spec names no class. None: the method refuses to guess.
+        The class name if the spec has none. None: it must be given.
     parts : callable
-        Adds what else the method is made of.
+        Adds further trained parts of the method.
 
     Raises
     ------
     AnomalyCLIPError
-        Backbone or words cannot be had or read, or an option cannot be used with them.
+        Backbone or words cannot be downloaded or read, or an option cannot be used with them.
     """
     check_runnable(spec.device, spec.precision)  # before a gigabyte is fetched
     source = resolve_backbone(spec.backbone)

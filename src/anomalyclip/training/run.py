@@ -107,7 +107,7 @@ def train(
         Receives the progress of the encoding.
     **choices
         Single fields of `TrainingSettings` (epochs, batch_size, learning_rate, phase, init_prompts, val_fraction,
-        cache, ...); they go before `settings`.
+        cache, ...); they override `settings`.
 
     Returns
     -------

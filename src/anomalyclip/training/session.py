@@ -318,8 +318,7 @@ def open_session(
     images = identify(samples, on_error=on_error)
     session = Session(root, spec, settings, samples.name, scorer, prepared.task, store, images)
     session.remarks += [
-        f"the class {name} has vanished: none of its {count} images exists"
-        for name, count in samples.vanished.items()
+        f"class {name}: none of its {count} images exists" for name, count in samples.empty_classes.items()
     ]
     _hold_out(session, on_error)
     if prepared.needs_masks and images and not session.data().local:

@@ -45,9 +45,9 @@ class Learning(Settings):
 
     epochs: int = option(15, "Passes over the images.", group=_LEARNING, minimum=1)
     batch_size: int = option(8, "Images per step.", group=_LEARNING, minimum=1)
-    learning_rate: float = option(1e-3, "Of Adam.", group=_LEARNING)
+    learning_rate: float = option(1e-3, "Learning rate of Adam.", group=_LEARNING)
     local_weight: float = option(4.0, "Weight of the pixels' loss (lambda).", group=_LEARNING)
-    seed: int = option(111, "Of the prompts to start from and the order of images.", group=_LEARNING)
+    seed: int = option(111, "Seed of the initial prompts and of the order of images.", group=_LEARNING)
     betas: tuple[float, float] = (0.5, 0.999)
 
     def __post_init__(self) -> None:
@@ -97,7 +97,9 @@ class TrainingSettings(Learning):
     PosixPath('features')
     """
 
-    dataset: str | None = option(None, "Its key (see `anomalyclip datasets`). Default: by its layout.")
+    dataset: str | None = option(
+        None, "Key of the data set (see `anomalyclip datasets`). Default: detected from its layout."
+    )
     phase: str = option(
         "test", "Split to learn from, train or test; test, as published, has the anomalies and masks."
     )
@@ -117,7 +119,7 @@ class TrainingSettings(Learning):
     )
     feature_dtype: str = option(
         "float16",
-        "Of the kept features.",
+        "Number format of the kept features.",
         group=_FEATURES,
         flag="--feature-type",
         choices=("float16", "float32"),
