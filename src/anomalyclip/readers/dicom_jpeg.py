@@ -67,4 +67,5 @@ def decode_frame(source: bytes, runner: Any) -> bytes:
     wide = np.uint8 if runner.bits_allocated == 8 else np.uint16
     if runner.samples_per_pixel > 1:
         runner.set_option("planar_configuration", 0)
-    return values.astype(wide).tobytes()
+    pixels: bytes = values.astype(wide).tobytes()
+    return pixels
