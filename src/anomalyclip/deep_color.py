@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,10 @@ def loses_bits(image: Image.Image) -> bool:
     return image.format == "PPM" and _highest(image) > 255
 
 
-def all_bits(image: Image.Image, content: Content, *, name: str) -> Deep:
+def all_bits(image: Image.Image, content: Content, *, name: str, page: int = 0) -> Deep:
     """Return the pixels of an image that Pillow has opened and would cut; see `loses_bits`. Alpha is left out."""
     if image.format == "TIFF":
-        return read_tiff(content, name=name)
+        return read_tiff(content, name=name, page=page)
     if image.format == "PPM":
         return _read_ppm(image, content, name)
     codecs = _library("imagecodecs", f"{name}: 16-bit colour")
@@ -59,29 +60,39 @@ def all_bits(image: Image.Image, content: Content, *, name: str) -> Deep:
     return Deep(values[..., 0] if values.shape[2] == 2 else values[..., :3])
 
 
-def read_tiff(content: Content, *, name: str) -> Deep:
-    """Return the first page of a TIFF file with gray or RGB pixels of any depth."""
-    tifffile = _library("tifffile", f"{name}: TIFF with such pixels")
-    _library("imagecodecs", f"{name}: TIFF with such pixels")  # decodes most compressions
-    with tifffile.TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-        page = file.pages.first
+def read_tiff(content: Content, *, name: str, page: int = 0) -> Deep:
+    """Return a page of a TIFF file, counted from 0, with gray or RGB pixels of any depth."""
+    with _tiff(content, name) as file:
+        one = file.pages[page]
         limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-        if page.imagewidth * page.imagelength > limit:
-            raise Image.DecompressionBombError(f"{page.imagewidth} x {page.imagelength} pixels")
-        kind = page.photometric.name if page.photometric is not None else "no photometric interpretation"
-        gray = kind in ("MINISBLACK", "MINISWHITE") and page.samplesperpixel == 1
-        if not gray and not (kind == "RGB" and page.samplesperpixel in (3, 4)):
-            raise InputError(
-                f"{name}: TIFF of {page.samplesperpixel} channels ({kind}); expected gray or RGB"
-            )
-        values = page.asarray(maxworkers=1).reshape(
-            (-1, page.imagelength, page.imagewidth) if page.planarconfig == 2 else page.shape
-        )
-    if not gray and page.planarconfig == 2:
+        if one.imagewidth * one.imagelength > limit:
+            raise Image.DecompressionBombError(f"{one.imagewidth} x {one.imagelength} pixels")
+        kind = one.photometric.name if one.photometric is not None else "no photometric interpretation"
+        gray = kind in ("MINISBLACK", "MINISWHITE") and one.samplesperpixel == 1
+        if not gray and not (kind == "RGB" and one.samplesperpixel in (3, 4)):
+            raise InputError(f"{name}: TIFF of {one.samplesperpixel} channels ({kind}); expected gray or RGB")
+        size = (one.imagelength, one.imagewidth)
+        values = one.asarray(maxworkers=1).reshape((-1, *size) if one.planarconfig == 2 else one.shape)
+        planar = not gray and one.planarconfig == 2
+    if planar:
         values = np.moveaxis(values, 0, -1)
     if values.dtype.kind not in "uif":
         raise InputError(f"{name}: TIFF with pixels of type {values.dtype}; expected numbers")
     return Deep(values.reshape(values.shape[-2:]) if gray else values[..., :3], inverted=kind == "MINISWHITE")
+
+
+def tiff_pages(content: Content, *, name: str) -> Iterator[int]:
+    """Yield the indices of the pages of a TIFF file that are not smaller copies of others."""
+    with _tiff(content, name) as file:
+        for index in range(len(file.pages)):
+            if index == 0 or not file.pages[index].subfiletype & 1:
+                yield index
+
+
+def _tiff(content: Content, name: str) -> Any:
+    tifffile = _library("tifffile", f"{name}: TIFF with such pixels")
+    _library("imagecodecs", f"{name}: TIFF with such pixels")  # decodes most compressions
+    return tifffile.TiffFile(io.BytesIO(content) if isinstance(content, bytes) else content)
 
 
 def _tiles(image: Image.Image) -> list[Any]:

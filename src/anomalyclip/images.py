@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_SUBFILE = 0x00FE  # the TIFF tag; bit 0: a smaller copy of another page
+_PAGED = ("TIFF", "GIF", "WEBP")
+_SEVERAL = (b"II", b"MM", b"GIF", b"RIFF")
+"""How files of these formats begin."""
 _PHOTOMETRIC = 0x0106  # the TIFF tag; 0: white is zero
 _QUARTER_TURNS = (5, 6, 7, 8)
 # After the quarter turn, if any:
@@ -97,19 +102,88 @@ def decode_image(source: str | os.PathLike[str] | bytes, *, name: str | None = N
     InputError
         As for `read_image`.
     """
+    return next(decode_pages(source, name=name))
+
+
+def decode_pages(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, first: int = 1
+) -> Iterator[Image.Image | Deep]:
+    """Yield the pages of a TIFF file, or the frames of a GIF or animated WebP; one image for other formats.
+
+    Pages that are smaller copies of others (TIFF's reduced resolution) are left out.
+
+    Parameters
+    ----------
+    source, name
+        As for `read_image`.
+    first : int
+        Number of the first page that is decoded, counted from 1.
+
+    Yields
+    ------
+    PIL.Image.Image or Deep
+        As from `decode_image`.
+    """
     name = _name_of(source) if name is None else name
     with decoding(name):
         content = _checked(source, name)
         try:
-            with Image.open(content, formats=FORMATS) as image:
-                if not deep_color.loses_bits(image):
-                    return as_deep(upright(image), inverted=_white_is_zero(image))
-                deep = deep_color.all_bits(image, source, name=name)
-                return replace(deep, values=_turned(deep.values, image.getexif().get(_ORIENTATION, 1)))
+            opened = Image.open(content, formats=FORMATS)
         except UnidentifiedImageError:
             if not deep_color.is_tiff(source):
                 raise
-            return deep_color.read_tiff(source, name=name)
+            for index in islice(deep_color.tiff_pages(source, name=name), first - 1, None):
+                yield deep_color.read_tiff(source, name=name, page=index)
+            return
+        with opened as image:
+            for index in islice(_pages(image), first - 1, None):
+                yield _decoded(image, source, index, name)
+
+
+def has_pages(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file has several images that `decode_pages` yields; the first is not decoded for it."""
+    with decoding(path):
+        _checked(path, path)
+        with open(path, "rb") as file:
+            if not file.read(4).startswith(_SEVERAL):
+                return False
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                pages = _pages(image)
+                next(pages)
+                try:
+                    return next(pages, None) is not None
+                except Exception:  # a damaged second page is one too
+                    return True
+        except UnidentifiedImageError:
+            if not deep_color.is_tiff(path):
+                raise
+            return next(islice(deep_color.tiff_pages(path, name=os.fspath(path)), 1, None), None) is not None
+
+
+def _pages(image: Image.Image) -> Iterator[int]:
+    """Yield the indices of the pages of an opened image, and go to each."""
+    yield 0
+    for index in count(1):
+        try:
+            image.seek(index)
+        except EOFError:
+            return
+        tags = getattr(image, "tag_v2", {})
+        if not tags.get(_SUBFILE, 0) & 1:
+            yield index
+
+
+def _decoded(
+    image: Image.Image, source: str | os.PathLike[str] | bytes, index: int, name: str
+) -> Image.Image | Deep:
+    """Return the page that an opened image is at."""
+    if deep_color.loses_bits(image):
+        deep = deep_color.all_bits(image, source, name=name, page=index)
+        return replace(deep, values=_turned(deep.values, image.getexif().get(_ORIENTATION, 1)))
+    found = as_deep(upright(image), inverted=_white_is_zero(image))
+    # The next page replaces the pixels of an image that stays open; a single one needs no copy.
+    return found.copy() if found is image and image.format in _PAGED else found
 
 
 def _name_of(source: str | os.PathLike[str] | bytes) -> str:

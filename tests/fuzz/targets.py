@@ -155,7 +155,7 @@ def use_tokenizer(path: Path) -> None:
 WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
 
 TARGETS = [
-    Target("image", 2700, corpus.images, score_image, error=InputError, memory=400),
+    Target("image", 2400, corpus.images, score_image, error=InputError, memory=400),
     Target("dicom", 300, corpus.dicom_files, score_image, error=InputError, memory=500),
     Target("mask", 400, corpus.masks, use_mask, error=InputError, memory=400),
     Target("threshold", 700, corpus.thresholds, use_threshold),

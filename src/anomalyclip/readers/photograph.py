@@ -1,10 +1,13 @@
-"""Photographs: all formats that Pillow reads, one image per file."""
+"""Photographs: all formats that Pillow reads, with the pages of TIFF and the frames of GIF and WebP."""
 
 import os
 from collections.abc import Iterator
 
+from PIL import Image
+
+from anomalyclip.depth import Deep
 from anomalyclip.errors import InputError
-from anomalyclip.images import decode_image, read_size
+from anomalyclip.images import decode_image, decode_pages, has_pages, read_size
 from anomalyclip.readers.base import Frame, Reader
 
 RAW = frozenset(
@@ -29,7 +32,7 @@ RAW = frozenset(
 
 
 class PhotographReader(Reader):
-    """Reads PNG, JPEG and similar formats; for an animation or a file with pages, the first image.
+    """Reads PNG, JPEG and similar formats, and each page or frame of TIFF, GIF and WebP.
 
     Examples
     --------
@@ -47,9 +50,21 @@ class PhotographReader(Reader):
     )
 
     def frames(self, path: str) -> Iterator[Frame]:
-        """Yield the one image of a file."""
+        """Yield the images of a file; those of several are numbered."""
         _refuse_raw(path)
-        yield Frame(path, decode_image(path))
+        if not has_pages(path):
+            yield Frame(path, decode_image(path))
+            return
+        for number, image in enumerate(decode_pages(path), start=1):
+            yield Frame(f"{path}#{number}", image)
+
+    def open(self, path: str, number: int = 1) -> Image.Image | Deep:
+        """Return one image of a file, counted from 1."""
+        _refuse_raw(path)
+        image = next(decode_pages(path, first=number), None)
+        if image is None:
+            raise InputError(f"{path}#{number}: the file holds fewer images")
+        return image
 
     def size(self, path: str, number: int = 1) -> tuple[int, int]:
         """Return (width, height), from the header alone if Pillow knows it."""
