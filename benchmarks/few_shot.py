@@ -51,10 +51,10 @@ from anomalyclip.memory import (
     coreset,
     distance,
     flattened,
-    left_out,
     scale_of,
     unknown_share,
     with_neighbours,
+    without,
 )
 from anomalyclip.metrics import auroc
 from anomalyclip.readers import open_image
@@ -193,7 +193,8 @@ def scale_for(way: Way, of: Features, rows: Sequence[int], turned: Features) -> 
         return scale_of(distance(way.features(turned.tokens, slice(first, first + 7)), banks))
     owner = torch.arange(len(rows)).repeat_interleave(of.maps[0].numel())
     single = [
-        left_out(way.features(of.tokens, [row]), banks, owner != number) for number, row in enumerate(rows)
+        distance(way.features(of.tokens, [row]), without(banks, dict.fromkeys(banks, owner), number))
+        for number, row in enumerate(rows)
     ]
     return scale_of(torch.cat(single))
 
@@ -334,7 +335,12 @@ def _one_with_a_defect(encoded: Sequence[Encoded], way: Way) -> None:
             flat = {name: part.flatten(0, 1) for name, part in banks.items()}
             owner = torch.arange(REFERENCES).repeat_interleave(test.maps[0].numel())
             out = torch.cat(
-                [left_out({k: v[[i]] for k, v in banks.items()}, flat, owner != i) for i in range(REFERENCES)]
+                [
+                    distance(
+                        {k: v[[i]] for k, v in banks.items()}, without(flat, dict.fromkeys(flat, owner), i)
+                    )
+                    for i in range(REFERENCES)
+                ]
             )
             keep = [i for i in range(len(product.labels)) if i != defect]
             distances = distance(way.features(test.tokens, keep), flat)
@@ -401,7 +407,7 @@ def cost(threads: int) -> None:
             {},
             {"patches": rows},
         )
-        held = PatchMemory(config, numbers)
+        held = PatchMemory(core, numbers)
         results[count, blocks] = MemoryCore(core, memory, held=held)
     image = torch.randint(0, 256, (1, core.image_size, core.image_size, 3), dtype=torch.uint8)
     times: dict[tuple[int, int], list[float]] = {key: [] for key in [(0, 0), *results]}

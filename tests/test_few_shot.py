@@ -226,6 +226,16 @@ def test_a_repeated_reference_counts_once(detector, good, memory):
         )
 
 
+def test_a_reference_with_a_defect_is_named(detector, good, parts, tmp_path):
+    spoilt = np.asarray(Image.open(good[3]).convert("RGB")).copy()
+    spoilt[90:110, 80:130] = (250, 20, 20)
+    Image.fromarray(spoilt).save(tmp_path / "spoilt.png")
+    with pytest.warns(
+        AnomalyCLIPWarning, match=r"^spoilt\.png: parts of it look unlike all other references"
+    ):
+        fit(detector, [*good[:3], *good[4:], tmp_path / "spoilt.png"])
+
+
 def test_an_unreadable_reference_is_named_and_the_rest_counts(detector, good, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")

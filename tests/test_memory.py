@@ -11,7 +11,6 @@ from anomalyclip.memory import (
     coreset,
     distance,
     flattened,
-    left_out,
     lifted,
     nearest,
     nearest_rows,
@@ -19,6 +18,7 @@ from anomalyclip.memory import (
     scale_of,
     unknown_share,
     with_neighbours,
+    without,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "few_shot.npz"
@@ -78,7 +78,8 @@ def test_a_reference_is_compared_with_the_others_alone(chance):
     own = {"a": banks["a"][4:8][None]}
     assert distance(own, banks).abs().max() < 1e-6
     others = torch.cat([banks["a"][:4], banks["a"][8:]])
-    torch.testing.assert_close(left_out(own, banks, owner != 1), nearest(own["a"], others))
+    found = distance(own, without(banks, {"a": owner}, 1))
+    torch.testing.assert_close(found, nearest(own["a"], others))
 
 
 def test_neighbours_are_the_mean_of_those_there_are():

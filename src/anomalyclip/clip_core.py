@@ -1,6 +1,7 @@
 """Cores on a frozen CLIP: what all of them share, and the one that compares image features with two texts."""
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,9 @@ class ClipCore(Core):
     """
 
     positions: Tensor
+
+    few_shot: ClassVar[type | None] = None
+    """How references are used: a subclass of `anomalyclip.memory_core.PatchMemory`. None: that one."""
 
     def __init__(
         self,

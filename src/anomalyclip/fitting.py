@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from anomalyclip.anomaly import highest
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.decoding import OnError, decode
 from anomalyclip.depth import Range, Scale, require_range
 from anomalyclip.detector import VALUE_RANGE, Detector
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.files import file_digest
 from anomalyclip.identity import differences
 from anomalyclip.inputs import find_images
-from anomalyclip.memory import coreset, distance, left_out
-from anomalyclip.memory_core import DEFAULT_RULE, MemoryCore, PatchMemory
+from anomalyclip.memory import coreset, without
+from anomalyclip.memory_core import MemoryCore, held_by
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Frame, Source
 from anomalyclip.references import Memory, is_memory_file
@@ -41,6 +43,9 @@ _VIEWED = 8
 
 _TOLD = 20
 """Names of references that are told."""
+
+_ENOUGH, _ODD = 4, 3.0
+"""From so many references on, one is odd whose farthest patches are so many times as far as the median's."""
 
 _FREE = ("sigma", "image_score", "precision", "tile", "overlap")
 """Parts of an identity that change nothing in a memory's features, or are compared apart."""
@@ -178,8 +183,10 @@ def left_out_scores(detector: Detector) -> Iterator[tuple[float, NDArray[np.floa
             yield float(score), full[0].cpu().numpy()
 
 
-def with_references(scorer: Scorer, spec: DetectorSpec) -> TorchScorer:
+def with_references(scorer: Scorer, spec: DetectorSpec) -> Scorer:
     """Return a scorer that also compares images with the references of a spec, a memory or pictures."""
+    if hasattr(scorer, "of_class"):
+        return _EachClass(scorer, spec)
     base, paths = _without_memory(scorer), spec.references or ()
     if len(paths) == 1 and is_memory_file(paths[0]):
         memory = Memory.load(paths[0])
@@ -189,6 +196,35 @@ def with_references(scorer: Scorer, spec: DetectorSpec) -> TorchScorer:
         memory = fit(detector, list(paths), augment=spec.augment, max_patches=spec.max_patches)
     _check_fits(base, memory, spec.tiling, spec.value_range)
     return _remembering(base, memory, rule=spec.image_score)
+
+
+class _EachClass:
+    """A method that names the class, before it is known: gives a scorer for each, all with the same references."""
+
+    def __init__(self, scorer: Any, spec: DetectorSpec) -> None:
+        self.image_size, self._scorer, self._spec = scorer.image_size, scorer, spec
+
+    def of_class(self, name: str) -> Scorer:
+        """Return the scorer of a class."""
+        return with_references(self._scorer.of_class(name), self._spec)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Refuse: there is no class."""
+        return cast(Scorer, self._scorer)(pixels)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the scores of every class."""
+        hashes = hashlib.sha256()
+        for path in self._spec.references or ():
+            for image in [path] if is_memory_file(path) else _sources([path]):
+                hashes.update(file_digest(Path(str(image)), "sha256").encode())
+        made = {"augment": self._spec.augment, "max_patches": self._spec.max_patches}
+        return {**self._scorer.identity(), "memory": made, "references_sha256": hashes.hexdigest()}
+
+    def describe(self) -> Description:
+        """Return what reports say of it."""
+        about: Description = self._scorer.describe()
+        return replace(about, title=f"{about.title}, with references")
 
 
 def _without_memory(scorer: Scorer) -> TorchScorer:
@@ -208,7 +244,7 @@ def _without_memory(scorer: Scorer) -> TorchScorer:
 def _remembering(base: TorchScorer, memory: Memory, *, rule: str | None) -> TorchScorer:
     core = base.core
     assert isinstance(core, ClipCore)
-    together = MemoryCore(core, memory, score_rule=rule or DEFAULT_RULE)
+    together = MemoryCore(core, memory, score_rule=rule)
     digest, settings = memory.digest(), {**memory.settings, "references": len(memory)}
     description = base.describe()
     noun = "reference" if len(memory) == 1 else "references"
@@ -309,7 +345,7 @@ class _Work:
         core = scorer.core
         assert isinstance(core, ClipCore)
         self.detector, self.scorer, self.core = detector, scorer, core
-        self.held = PatchMemory(core.config)
+        self.held = held_by(core)
         self.scale = Scale(detector.value_range, strict=True)
         self.taps = core.taps | self.held.taps
         self.augment, self.max_patches = augment, max_patches
@@ -345,7 +381,7 @@ class _Work:
                 if number == 0:
                     texts.append(text)
         banks = {bank: torch.cat(parts) for bank, parts in found.items()}
-        count = len(next(iter(banks.values())))
+        count = len(shown) * self.views * self.core.patch_grid**2
         scores, maps = (torch.cat(part) for part in zip(*texts, strict=True))
         self.single = shown if not self.references else []
         self.references[digest] = _Reference(name, len(shown), banks, torch.arange(count), (scores, maps))
@@ -380,16 +416,18 @@ class _Work:
         )
         self.augment, self.max_patches = bool(memory.settings["augment"]), int(memory.settings["max_patches"])
         self.turned = memory.left_out if len(memory) == 1 else None
-        patches = int(memory.row_patch.max()) + 1
-        at = 0
+        patches, at = self.core.patch_grid**2, 0
         for number, (name, digest) in enumerate(zip(memory.names, memory.hashes, strict=True)):
-            mine = (memory.piece_reference[memory.row_piece.long()] == number).nonzero()[:, 0]
-            count = int((memory.piece_reference == number).sum()) // self.views
-            banks = {bank: features[mine] for bank, features in memory.banks.items()}
+            own = int((memory.piece_reference == number).sum())
+            first, count = at * self.views, own // self.views
+            banks = {}
+            for bank, features in memory.banks.items():
+                rows = len(features) // len(memory.piece_reference)  # of each piece
+                banks[bank] = features[first * rows : (first + own) * rows]
             texts = memory.text_scores[at : at + count], memory.text_maps[at : at + count]
-            self.references[digest] = _Reference(name, count, banks, torch.arange(len(mine)), texts)
+            self.references[digest] = _Reference(name, count, banks, torch.arange(own * patches), texts)
             at += count
-            self.patches += count * self.views * patches
+            self.patches += own * patches
 
     def _in_order(self) -> list[tuple[str, _Reference]]:
         return sorted(self.references.items())
@@ -403,6 +441,11 @@ class _Work:
             else:
                 one.whole = one.texts = None
         banks = {bank: torch.cat([one.banks[bank] for _, one in ordered]) for bank in ordered[0][1].banks}
+        if len({len(bank) for bank in banks.values()}) > 1:
+            raise AnomalyCLIPError(
+                f"the references have more than {self.max_patches} patches, of which this method keeps all: give fewer "
+                "references, or a larger --max-patches"
+            )
         chosen, at = coreset(banks, self.max_patches), 0
         for _, one in ordered:
             rows = chosen[(chosen >= at) & (chosen < at + len(one.rows))] - at
@@ -448,7 +491,7 @@ class _Work:
             row_piece=row_piece.int(),
             row_patch=torch.cat([one.rows % patches for _, one in ordered]).int(),
             piece_reference=piece_reference.int(),
-            left_out=self._left_out(ordered, banks, piece_reference[row_piece]),
+            left_out=self._left_out(ordered, banks),
             text_scores=torch.cat([scores for scores, _ in texts]),
             text_maps=torch.cat([maps for _, maps in texts]),
             names=tuple(one.name for _, one in ordered),
@@ -464,24 +507,29 @@ class _Work:
             spec=spec,
         )
 
-    def _left_out(
-        self, ordered: list[tuple[str, _Reference]], banks: dict[str, Tensor], row_reference: Tensor
-    ) -> Tensor:
+    def _left_out(self, ordered: list[tuple[str, _Reference]], banks: dict[str, Tensor]) -> Tensor:
         """Return the distances (V, g, g) of normal patches to references that they do not come from."""
-        side = self.core.patch_grid
+        side, distances = self.core.patch_grid, self.held.distances
         if len(ordered) > 1:
+            owners = {
+                bank: torch.cat(
+                    [torch.full((len(one.banks[bank]),), n) for n, (_, one) in enumerate(ordered)]
+                )
+                for bank in banks
+            }
             found = [
-                left_out(self._unturned(one), banks, row_reference != number)
+                distances({bank: part.float() for bank, part in self._unturned(one).items()}, others)
                 for number, (_, one) in enumerate(ordered)
-                if one.texts is not None
+                if one.texts is not None and (others := without(banks, owners, number))
             ]
         elif self.turned is not None:
             return self.turned
         else:
             whole = {bank: features.flatten(0, 1) for bank, features in self._unturned(ordered[0][1]).items()}
             shown = self.single[:: -(-len(self.single) // _VIEWED)]
+            turned = (self._encode(view)[0] for piece in shown for view in views(piece)[1:])
             found = [
-                distance(self._encode(view)[0], whole)[None] for piece in shown for view in views(piece)[1:]
+                distances({bank: part.float()[None] for bank, part in one.items()}, whole) for one in turned
             ]
         return torch.cat(found).view(-1, side, side)
 
@@ -493,12 +541,31 @@ class _Work:
                 f"{len(self.repeated)} references have the same pixels as another one and count once: "
                 f"{', '.join(self.repeated[:_TOLD])}{', ...' * (len(self.repeated) > _TOLD)}"
             )
+        if odd := _unlike_the_others(self._in_order(), memory):
+            found.append(
+                f"{', '.join(odd)}: parts of {'it look' if len(odd) == 1 else 'these look'} unlike all other "
+                "references; is there a defect? Then leave it out: what a reference shows counts as normal"
+            )
         if memory.is_reduced:
             found.append(
                 f"of {memory.settings['patches']} patches in {len(memory)} references {memory.patches} are kept "
                 "(--max-patches): a coreset, which scores nearly the same"
             )
         return found
+
+
+def _unlike_the_others(ordered: list[tuple[str, _Reference]], memory: Memory) -> list[str]:
+    """Return the names of references whose farthest patches are much farther from the others than is usual."""
+    owners = [one for _, one in ordered if one.texts is not None for _ in range(one.pieces)]
+    if len(memory) < _ENOUGH or len(owners) != len(memory.left_out):
+        return []
+    farthest = highest(memory.left_out, 0.01)
+    usual = float(farthest.median())
+    return list(
+        dict.fromkeys(
+            one.name for one, far in zip(owners, farthest.tolist(), strict=True) if far > _ODD * usual
+        )
+    )
 
 
 def _without_folders(spec: dict[str, Any]) -> dict[str, Any]:

@@ -183,24 +183,19 @@ def _trust(unknown: Tensor) -> Tensor:
     return ((_UNKNOWN - unknown) / (_UNKNOWN - _KNOWN)).clamp(0, 1)
 
 
-def left_out(features: Banks, banks: Banks, others: Tensor) -> Tensor:
-    """Return the distances of a reference's patches to the other references: how far normal patches are.
+def without(banks: Banks, owners: Mapping[str, Tensor], reference: int) -> dict[str, Tensor]:
+    """Return banks without the rows of one reference, which can then be compared with the others.
 
     Parameters
     ----------
-    features : mapping of str to Tensor
-        (Q, N, D), of the reference.
     banks : mapping of str to Tensor
         (M, D), of all references.
-    others : Tensor
-        (M,) bool, which rows are of other references.
-
-    Returns
-    -------
-    Tensor
-        (Q, N) float32.
+    owners : mapping of str to Tensor
+        (M,) int, the reference that each row comes from.
+    reference : int
+        The one that is left out.
     """
-    return distance(features, {name: bank[others] for name, bank in banks.items()})
+    return {name: bank[owners[name] != reference] for name, bank in banks.items()}
 
 
 def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:

@@ -1,6 +1,7 @@
 """A core with texts and a memory of flawless references: one pass through the image tower serves both."""
 
 from collections.abc import Sequence
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.memory import (
+    Banks,
     distance,
     flattened,
     lifted,
@@ -20,9 +22,6 @@ from anomalyclip.memory import (
     with_neighbours,
 )
 from anomalyclip.references import Memory
-
-DEFAULT_RULE = "top1"
-"""How the image score is made with references (`anomalyclip.spec.IMAGE_SCORES`), the map being the memory's."""
 
 
 def default_blocks(config: CLIPConfig) -> tuple[int, ...]:
@@ -38,42 +37,85 @@ def default_blocks(config: CLIPConfig) -> tuple[int, ...]:
 
 
 class PatchMemory:
-    """The features a memory uses: plain patch tokens of two blocks, mixed with their neighbours.
+    """The features that a memory uses, and how they are used, for most methods.
 
-    Parameters
-    ----------
-    config : CLIPConfig
-        Of the model.
-    blocks : sequence of int, optional
-        None: `default_blocks`.
-    """
+    Plain patch tokens of two blocks, mixed with their neighbours. The map is the mean of the text map and the memory's
+    map; the image score combines the text score of the image and the highest 1 % of the memory's map. For an image of
+    another product the memory's map is flat, and the image is not called normal.
 
-    def __init__(self, config: CLIPConfig, blocks: Sequence[int] | None = None) -> None:
-        self.blocks = tuple(blocks or default_blocks(config))
-        self.taps = Taps(plain=self.blocks)
-
-    def features(self, found: Features) -> dict[str, Tensor]:
-        """Return (B, N, D) float32, normalised, by the name of their bank."""
-        return {f"block {number}": with_neighbours(found.plain[number][:, 1:]) for number in self.blocks}
-
-
-class MemoryCore(ClipCore):
-    """A core's own scores and maps, combined with how far each patch is from flawless references.
-
-    The map is the mean of the text map and the memory's map; the image score combines the text score of
-    the image and the highest 1 % of the memory's map. For an image of another product the memory's map is flat, and the
-    image is not called normal.
+    A method with a rule of its own names a subclass in `anomalyclip.clip_core.ClipCore.few_shot`.
 
     Parameters
     ----------
     core : ClipCore
-        What compares images with texts.
+        The method's core.
+    blocks : sequence of int, optional
+        None: `default_blocks`.
+
+    Attributes
+    ----------
+    taps : Taps
+        What it needs of a pass.
+    """
+
+    rule: ClassVar[str] = "top1"
+    """How the image score is made unless told otherwise (`anomalyclip.spec.IMAGE_SCORES`), of the memory's map."""
+
+    def __init__(self, core: ClipCore, blocks: Sequence[int] | None = None) -> None:
+        self.blocks = tuple(blocks or default_blocks(core.config))
+        self.taps = Taps(plain=self.blocks, positions=core.taps.positions)
+
+    def features(self, found: Features) -> dict[str, Tensor]:
+        """Return (B, n, D) float32, normalised, by the name of their bank."""
+        return {f"block {number}": with_neighbours(found.plain[number][:, 1:]) for number in self.blocks}
+
+    def distances(self, features: Banks, banks: Banks) -> Tensor:
+        """Return (B, N) float32: how far each patch is from those of the banks."""
+        return distance(features, banks)
+
+    def scale(self, memory: Memory) -> float:
+        """Return the one constant that comes from the references."""
+        return scale_of(memory.left_out)
+
+    def fused(
+        self, core: "MemoryCore", text: Tensor, maps: Tensor, distances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores (B,), maps as `core` takes them, and the share (B,) of patches that are unlike the references.
+
+        Parameters
+        ----------
+        core : MemoryCore
+            Whose `scale` is used.
+        text, maps : Tensor
+            What the method alone says.
+        distances : Tensor
+            (B, N) float32.
+        """
+        unknown = unknown_share(distances, core.scale)
+        memory = flattened(on_scale(distances, core.scale), unknown).view(maps.shape)  # B g g
+        score = image_score(text, core.enlarged(memory), core.memory_rule, grids=memory)
+        return lifted(score, unknown), (maps + memory) / 2, unknown
+
+
+def held_by(core: ClipCore) -> PatchMemory:
+    """Return what a memory holds for a method."""
+    kind = PatchMemory if core.few_shot is None else core.few_shot
+    return cast(type[PatchMemory], kind)(core)
+
+
+class MemoryCore(ClipCore):
+    """A method's core with a memory of normal images: one pass through the image tower serves both.
+
+    Parameters
+    ----------
+    core : ClipCore
+        The method's own.
     memory : Memory
         Of this core's image tower and image size.
-    score_rule : str
-        A key of `anomalyclip.spec.IMAGE_SCORES`.
+    score_rule : str, optional
+        A key of `anomalyclip.spec.IMAGE_SCORES`. None: the rule's own.
     held : PatchMemory, optional
-        What the memory holds of a pass. None: the default.
+        What the memory holds. None: `held_by`.
     """
 
     scale: Tensor
@@ -83,10 +125,10 @@ class MemoryCore(ClipCore):
         core: ClipCore,
         memory: Memory,
         *,
-        score_rule: str = DEFAULT_RULE,
+        score_rule: str | None = None,
         held: PatchMemory | None = None,
     ) -> None:
-        held = held or PatchMemory(core.config)
+        held = held or held_by(core)
         super().__init__(
             core.visual,
             core.config,
@@ -94,11 +136,13 @@ class MemoryCore(ClipCore):
             image_size=core.image_size,
             sigma=core.sigma,
             score_rule="text",
+            full_size=core.enlarging.shape[1] == core.image_size,
         )
-        self.text_core, self.memory, self.held, self.memory_rule = core, memory, held, score_rule
+        self.text_core, self.memory, self.held = core, memory, held
+        self.memory_rule = score_rule or held.rule
         for number, bank in enumerate(memory.banks.values()):
             self.register_buffer(f"bank_{number}", bank.float(), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale_of(memory.left_out)), persistent=False)
+        self.register_buffer("scale", torch.tensor(held.scale(memory)), persistent=False)
         self.seen, self.unknown = 0, 0
         """Images scored, and how many of them look like another product."""
 
@@ -108,26 +152,15 @@ class MemoryCore(ClipCore):
         return {name: self.get_buffer(f"bank_{number}") for number, name in enumerate(self.memory.banks)}
 
     def compare(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Return scores (B,) and patch maps (B, g, g)."""
+        """Return scores (B,) and maps."""
         text, maps = self.text_core.compare(features)
-        distances = distance(self.held.features(features), self.banks)  # B N
-        return self.fused(text, maps, distances)
+        return self.fused(text, maps, self.held.distances(self.held.features(features), self.banks))
 
     def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (B,) and patch maps (B, g, g) that combine texts and memory.
-
-        Parameters
-        ----------
-        text, maps : Tensor
-            (B,) and (B, g, g) float32 of the text core.
-        distances : Tensor
-            (B, N) float32.
-        """
-        unknown = unknown_share(distances, self.scale)
+        """Return scores (B,) and maps of what the method alone and the memory say; see `PatchMemory.fused`."""
+        scores, fused, unknown = self.held.fused(self, text, maps, distances)
         self._count(unknown)
-        memory = flattened(on_scale(distances, self.scale), unknown).view(maps.shape)  # B g g
-        score = image_score(text, self.enlarged(memory), self.memory_rule, grids=memory)
-        return lifted(score, unknown), (maps + memory) / 2
+        return scores, fused
 
     def _count(self, unknown: Tensor) -> None:
         if not torch.compiler.is_compiling():  # nor exporting

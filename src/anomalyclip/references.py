@@ -28,7 +28,8 @@ class Memory:
     Attributes
     ----------
     banks : dict of str to Tensor
-        By the name of where features come from, (M, D) float16, normalised; M patches, the same rows in each.
+        By the name of where features come from, (M, D) float16, normalised; M patches, the same rows in each. Of
+        windows of patches there may be other numbers, as many of each piece.
     row_piece, row_patch : Tensor
         (M,) int32: the piece that a row comes from, and its patch there.
     piece_reference : Tensor
@@ -171,8 +172,11 @@ class Memory:
 
 
 def _check(memory: Memory) -> None:
-    rows = len(memory.row_piece)
-    if not memory.banks or any(bank.ndim != 2 or len(bank) != rows for bank in memory.banks.values()):
+    rows, pieces = len(memory.row_piece), len(memory.piece_reference)
+    if not memory.banks or any(
+        bank.ndim != 2 or not (len(bank) == rows or (pieces and len(bank) and len(bank) % pieces == 0))
+        for bank in memory.banks.values()
+    ):
         raise ValueError("its features do not belong together")
     if (
         len(memory.row_patch) != rows

@@ -203,13 +203,13 @@ _WORDS = ("normal", "abnormal", "templates", "class_name", "activation")
 register(
     "clip",
     "anomalyclip.methods.words:clip",
-    options=[*_COMMON, *_WORDS, "layers", "ln_post"],
+    options=[*_COMMON, *_WORDS, *_REFERENCES, "layers", "ln_post"],
     names_class=True,
 )
 register(
     "clip-ac",
     "anomalyclip.methods.words:clip_ac",
-    options=[*_COMMON, *_WORDS, "layers", "ln_post"],
+    options=[*_COMMON, *_WORDS, *_REFERENCES, "layers", "ln_post"],
     names_class=True,
 )
 register(
@@ -229,7 +229,7 @@ register(
 register(
     "winclip",
     "anomalyclip.methods.winclip:build",
-    options=[*_COMMON, *_WORDS, "windows", "window_stride", "window_rule"],
+    options=[*_COMMON, *_WORDS, *_REFERENCES, "windows", "window_stride", "window_rule"],
     names_class=True,
 )
 register(

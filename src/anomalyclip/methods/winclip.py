@@ -1,18 +1,21 @@
-"""WinCLIP, zero-shot: CLIP looks at the image through windows of two sizes, and every window is compared with words.
+"""WinCLIP and WinCLIP+: CLIP looks at the image through windows of two sizes, and every window is compared with words.
 
 Reference: Jeong et al., "WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation", CVPR 2023. There is no code
 of the authors; the default follows zqhang/Accurate-WinCLIP-pytorch, the reproduction whose figures are published.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from anomalyclip.anomaly import probabilities
+from anomalyclip.anomaly import image_score, probabilities
 from anomalyclip.clip.model import CLIP, CLIPConfig, VisionTransformer
 from anomalyclip.clip.taps import Features, Taps, Window, starts
 from anomalyclip.clip_core import ClipCore, check_size, default_image_size, finite
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.memory import Banks, nearest, unknown_share
+from anomalyclip.memory_core import MemoryCore, PatchMemory
 from anomalyclip.methods.worded import ClassScorer, TextFeatures, build_worded
 from anomalyclip.spec import DetectorSpec
 
@@ -104,12 +107,65 @@ class WinCLIPCore(ClipCore):
 
     def spread(self, values: Tensor, window: Window) -> Tensor:
         """Return for each patch (B, g, g) the mean of the values (B, W) of the windows that hold it."""
-        cover: Tensor = self.get_buffer(_name(window))  # g w
+        cover: Tensor = self.get_buffer(_name(window)).to(values.device)  # g w
         along = cover.shape[1]
         # Windows are products of their sides, so a sum over those that hold a patch is two small matrix products.
         counts = cover.sum(dim=1)
         total: Tensor = cover @ values.view(-1, along, along) @ cover.T
         return total / (counts[:, None] * counts)
+
+
+class WinCLIPMemory(PatchMemory):
+    """WinCLIP+: windows of both sizes and the patches of the last block, each compared with those of the references.
+
+    Half the cosine distance; windows are combined by the harmonic mean, as their scores are; the mean of all kinds is
+    the memory's map. The map is the mean of it and the text map (the published sum, halved), and the image score the
+    mean of the text score and the memory map's maximum.
+    """
+
+    rule = "max"
+
+    def __init__(self, core: ClipCore) -> None:
+        assert isinstance(core, WinCLIPCore)
+        self.core, self.windows, self.last = core, core.windows, core.config.vision_layers
+        self.taps = Taps(plain=(self.last,), windows=core.windows, positions=core.taps.positions)
+
+    def features(self, found: Features) -> dict[str, Tensor]:
+        """Return normalised windows (B, W, E), projected, and patches (B, N, D), before the final norm."""
+        windows = {
+            _bank(window): F.normalize(self.core.project(found.windows[window]).float(), dim=-1)
+            for window in self.windows
+        }
+        return {**windows, "patches": F.normalize(found.plain[self.last][:, 1:].float(), dim=-1)}
+
+    def distances(self, features: Banks, banks: Banks) -> Tensor:
+        """Return the memory's map (B, N)."""
+        kinds = [nearest(features["patches"], banks["patches"]) / 2]  # B N
+        for window in self.windows:
+            apart = (nearest(features[_bank(window)], banks[_bank(window)]) / 2).clamp(min=_LEAST)
+            kinds.append(1 / self.core.spread(1 / apart, window).flatten(1))
+        return torch.stack(kinds).mean(dim=0)
+
+    def fused(
+        self, core: MemoryCore, text: Tensor, maps: Tensor, distances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores and maps as published; see `PatchMemory.fused`."""
+        memory = distances.view(maps.shape)
+        scores = (text + memory.amax(dim=(1, 2))) / 2
+        if core.memory_rule != self.rule:
+            scores = image_score(text, core.enlarged(memory), core.memory_rule, grids=memory)
+        return scores, (maps + memory) / 2, unknown_share(distances, core.scale)
+
+
+_LEAST = 1e-9
+"""Distance of what is in the memory itself: a harmonic mean over windows that hold it is 0 then."""
+
+
+def _bank(window: Window) -> str:
+    return f"windows of {window[0]}"
+
+
+WinCLIPCore.few_shot = WinCLIPMemory
 
 
 def default_windows(grid: int) -> tuple[int, int]:
