@@ -64,6 +64,10 @@ class Core(nn.Module):
     def compare(self, features: Any) -> tuple[Tensor, Tensor]:
         """Return the anomaly probability of each image (B,) and of each patch (B, g, g), float32 within [0, 1]."""
 
+    def over_class(self, scores: Tensor, highest: Tensor) -> Tensor | None:
+        """Return image scores (B,) for all test images of a class together; None: every image is scored alone."""
+        return None
+
     def remarks(self) -> list[str]:
         """Return what the images that were scored so far say about their fitness for this core."""
         return []

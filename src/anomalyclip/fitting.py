@@ -329,7 +329,7 @@ class _Reference:
 
     name: str
     pieces: int
-    banks: dict[str, Tensor]  # (rows, D) float16
+    banks: dict[str, Tensor]  # (rows, D) float16 or float32
     rows: Tensor  # (rows,) int64
     texts: tuple[Tensor, Tensor] | None  # of its pieces, not turned: (Q,) and (Q, g, g)
     whole: dict[str, Tensor] | None = None  # (Q, N, D): features of these, where `banks` are only a coreset
@@ -390,11 +390,13 @@ class _Work:
             self._reduce()
 
     def _encode(self, pixels: NDArray[np.uint8]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Return the features (N, D) of one image in half precision, and what the texts say of it."""
+        """Return the features (N, D) of one image, and what the texts say of it."""
         batch = self.scorer.normalised(pixels[None].copy())
         with self.scorer.autocast():
             features = self.core.encode_for(batch, self.taps)
-        banks = {name: bank[0].half().cpu() for name, bank in self.held.features(features).items()}
+        banks = {
+            name: bank[0].to(self.held.dtype).cpu() for name, bank in self.held.features(features).items()
+        }
         score, maps = self.core.compare(features)
         if not all(bank.isfinite().all() for bank in banks.values()):
             raise AnomalyCLIPError(

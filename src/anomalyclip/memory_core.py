@@ -61,6 +61,9 @@ class PatchMemory:
     rule: ClassVar[str] = "top1"
     """How the image score is made unless told otherwise (`anomalyclip.spec.IMAGE_SCORES`), of the memory's map."""
 
+    dtype: ClassVar[torch.dtype] = torch.float16
+    """Of the features in a memory; it changes distances by less than 1e-3."""
+
     def __init__(self, core: ClipCore, blocks: Sequence[int] | None = None) -> None:
         self.blocks = tuple(blocks or default_blocks(core.config))
         self.taps = Taps(plain=self.blocks, positions=core.taps.positions)
@@ -95,6 +98,17 @@ class PatchMemory:
         memory = flattened(on_scale(distances, core.scale), unknown).view(maps.shape)  # B g g
         score = image_score(text, core.enlarged(memory), core.memory_rule, grids=memory)
         return lifted(score, unknown), (maps + memory) / 2, unknown
+
+    def over_class(self, core: "MemoryCore", scores: Tensor, highest: Tensor) -> Tensor | None:
+        """Return the image scores that were published for all test images of a class together; None: the same.
+
+        Parameters
+        ----------
+        core : MemoryCore
+        scores, highest : Tensor
+            (B,) float32, of all images: their scores one by one, and the maxima of their maps.
+        """
+        return None
 
 
 def held_by(core: ClipCore) -> PatchMemory:
@@ -166,6 +180,10 @@ class MemoryCore(ClipCore):
         if not torch.compiler.is_compiling():  # nor exporting
             self.seen += len(unknown)
             self.unknown += int((unknown > 0.5).sum())
+
+    def over_class(self, scores: Tensor, highest: Tensor) -> Tensor | None:
+        """Return other image scores for a class's test images together; see `PatchMemory.over_class`."""
+        return self.held.over_class(self, scores, highest)
 
     def remarks(self) -> list[str]:
         """Return a warning if most images look like another product than the references."""

@@ -28,8 +28,8 @@ class Memory:
     Attributes
     ----------
     banks : dict of str to Tensor
-        By the name of where features come from, (M, D) float16, normalised; M patches, the same rows in each. Of
-        windows of patches there may be other numbers, as many of each piece.
+        By the name of where features come from, (M, D) float16, normalised (float32 for winclip and april-gan). M
+        patches, the same rows in each; of windows of patches as many of each piece.
     row_piece, row_patch : Tensor
         (M,) int32: the piece that a row comes from, and its patch there.
     piece_reference : Tensor

@@ -126,6 +126,24 @@ class TorchScorer:
         facts = {**self._description.facts, "device": str(self.device)}
         return replace(self._description, facts=facts)
 
+    def over_class(
+        self, scores: NDArray[np.float32], highest: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """Return the image scores that a method was published with for all test images of a class together.
+
+        Parameters
+        ----------
+        scores, highest : ndarray of float32
+            (B,), of all images: their scores one by one, and the maxima of their maps.
+
+        Returns
+        -------
+        ndarray of float32 or None
+            None: the method scores every image alone.
+        """
+        found = self.core.over_class(torch.from_numpy(scores), torch.from_numpy(highest))
+        return None if found is None else found.numpy()
+
     def remarks(self) -> list[str]:
         """Return what the images that were scored so far say about their fitness for this scorer."""
         return self.core.remarks()

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -229,7 +229,7 @@ class DetectorSource:
             failed=failed,
             advance=advance,
         )
-        return [self._store.scored(path, sample) for path, sample in found.items()]
+        return _together(detector, [self._store.scored(path, sample) for path, sample in found.items()])
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless `keep` is set."""
@@ -238,6 +238,19 @@ class DetectorSource:
     def close(self, *, complete: bool) -> None:
         """Close the predictions; if the evaluation is complete, delete the folder, unless `keep` is set."""
         self._store.close(complete=complete)
+
+
+def _together(detector: Detector, scored: list[Scored]) -> list[Scored]:
+    """Return a class's images with the scores that the method was published with for all of them together."""
+    over_class = getattr(detector.scorer, "over_class", None)
+    if over_class is None or not scored:
+        return scored
+    scores = np.array([item.score for item in scored], np.float32)
+    highest = np.array([read_map(item.map_file).max() for item in scored], np.float32)
+    found = over_class(scores, highest)
+    if found is None:
+        return scored
+    return [replace(item, score=float(score)) for item, score in zip(scored, found, strict=True)]
 
 
 class FolderSource:

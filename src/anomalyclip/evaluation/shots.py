@@ -338,9 +338,7 @@ class _Lazy:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch."""
-        if self._scorer is None:
-            self._scorer = remember(self._detector, fit(self._detector, self._files)).scorer
-        return self._scorer(pixels)
+        return self._ready()(pixels)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the scores."""
@@ -349,3 +347,15 @@ class _Lazy:
     def describe(self) -> Description:
         """Return what reports say of it."""
         return self._all.describe()
+
+    def over_class(
+        self, scores: NDArray[np.float32], highest: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """Return what the scorer does with all images of the class."""
+        together = getattr(self._ready(), "over_class", None)
+        return None if together is None else together(scores, highest)
+
+    def _ready(self) -> Scorer:
+        if self._scorer is None:
+            self._scorer = remember(self._detector, fit(self._detector, self._files)).scorer
+        return self._scorer

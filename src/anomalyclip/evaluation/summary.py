@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from anomalyclip.data.meta import SampleList
     from anomalyclip.prediction import Threshold
 
+_TRANSDUCTIVE = (
+    "image scores of april-gan with references are scaled over all test images of a class, as published: a detector "
+    "that sees one image cannot do that, and predict uses a constant from the references instead"
+)
+
 SIZE, SIGMA = 518, 4.0
 """Image size and smoothing of the paper's protocol."""
 
@@ -215,6 +220,8 @@ def setting_notes(settings: Mapping[str, Any]) -> list[str]:
     >>> setting_notes({"image_size": 518, "sigma": 2.0})
     ["settings differ from the paper's: sigma 2.0 here, 4.0 in the paper"]
     """
+    if settings.get("method") == "april-gan" and not {"references_sha256", "shots"}.isdisjoint(settings):
+        return [_TRANSDUCTIVE]
     if settings.get("method", DEFAULT_METHOD) != DEFAULT_METHOD:
         return []
     differ = [

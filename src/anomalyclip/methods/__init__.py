@@ -235,7 +235,7 @@ register(
 register(
     "april-gan",
     "anomalyclip.methods.april_gan:build",
-    options=[*_COMMON, *_WORDS, "trained"],
+    options=[*_COMMON, *_WORDS, *_REFERENCES, "trained"],
     names_class=True,
 )
 register(

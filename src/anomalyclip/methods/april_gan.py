@@ -1,4 +1,4 @@
-"""APRIL-GAN (VAND), zero-shot: linear layers bring raw tokens of four blocks to the texts.
+"""APRIL-GAN (VAND), zero-shot and few-shot: linear layers bring raw tokens of four blocks to the texts.
 
 Reference: Chen et al., "APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR 2023 VAND
 Workshop Challenge Tracks 1&2", arXiv 2305.17382; code: ByChelsea/VAND-APRIL-GAN.
@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomalyclip.anomaly import probabilities, similarities
+from anomalyclip.anomaly import image_score, probabilities, similarities
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore, finite
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.linear_layers import LinearLayers, load_linear_layers
+from anomalyclip.memory import on_scale, scale_of, unknown_share
+from anomalyclip.memory_core import MemoryCore, PatchMemory
 from anomalyclip.methods.worded import ClassScorer, Parts, TextFeatures, build_worded
+from anomalyclip.references import Memory
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.trained import check_backbone
 
@@ -137,6 +140,61 @@ class AprilGANCore(ClipCore):
             for block, weight, bias in zip(self.layers, self.weight, self.bias, strict=True)
         ]
         return scores, torch.stack(maps).mean(dim=0)
+
+
+class AprilGANMemory(PatchMemory):
+    """APRIL-GAN with references: raw tokens of the same blocks, each compared with those of the references.
+
+    The map is the mean of the text map and the enlarged distances (the published sum of both over 4 blocks, divided by
+    8). The published image score is the mean of the text score and the map's maximum, scaled to [0, 1] over all test
+    images of the class: `over_class`. Of a single image the maximum m counts as m / (m + s), with the constant s from
+    the references, which keeps the order of m.
+    """
+
+    rule = "max"
+    dtype = torch.float32  # as published
+
+    def __init__(self, core: ClipCore) -> None:
+        self.blocks, self.size = core.layers, core.image_size
+        self.taps = Taps(plain=self.blocks, positions=core.taps.positions)
+        self.far = 1.0
+
+    def features(self, found: Features) -> dict[str, Tensor]:
+        """Return normalised raw tokens (B, N, D) of every block."""
+        return {
+            f"block {number}": F.normalize(found.plain[number][:, 1:].float(), dim=-1)
+            for number in self.blocks
+        }
+
+    def scale(self, memory: Memory) -> float:
+        """Return what the maximum of a normal image's map is like."""
+        self.far = scale_of(memory.left_out)
+        apart, said = memory.left_out.flatten(1).amax(dim=1), memory.text_maps.flatten(1).amax(dim=1)
+        return max(float(apart.median() + said.median()) / 2, 1e-4)
+
+    def fused(
+        self, core: MemoryCore, text: Tensor, maps: Tensor, distances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores and maps (B, S, S); see `PatchMemory.fused`."""
+        grid = distances.view(-1, 1, core.patch_grid, core.patch_grid)
+        memory = F.interpolate(grid, (self.size, self.size), mode="bilinear", align_corners=True)[:, 0]
+        together = (maps + memory) / 2
+        if core.memory_rule == self.rule:
+            scores = (text + on_scale(together.amax(dim=(1, 2)), core.scale)) / 2
+        else:
+            scores = image_score(text, core.enlarged(memory).clamp(0, 1), core.memory_rule, grids=memory)
+        return scores, together, unknown_share(distances, self.far)
+
+    def over_class(self, core: MemoryCore, scores: Tensor, highest: Tensor) -> Tensor | None:
+        """Return the published image scores of a class's test images, of those of single images and map maxima."""
+        if core.memory_rule != self.rule or core.sigma:
+            return None
+        text = 2 * scores - on_scale(highest, core.scale)
+        span = (highest.max() - highest.min()).clamp(min=1e-12)
+        return ((text + (highest - highest.min()) / span) / 2).clamp(0, 1)
+
+
+AprilGANCore.few_shot = AprilGANMemory
 
 
 def block_map(tokens: Tensor, weight: Tensor, bias: Tensor, text_features: Tensor, size: int) -> Tensor:

@@ -124,6 +124,7 @@ class WinCLIPMemory(PatchMemory):
     """
 
     rule = "max"
+    dtype = torch.float32  # as published
 
     def __init__(self, core: ClipCore) -> None:
         assert isinstance(core, WinCLIPCore)
