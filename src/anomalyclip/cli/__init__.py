@@ -25,6 +25,7 @@ from anomalyclip.cli.prepare import prepare
 from anomalyclip.cli.synth import synth
 from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
+from anomalyclip.cli.words import words
 from anomalyclip.errors import AnomalyCLIPError
 
 app = typer.Typer(
@@ -77,6 +78,7 @@ for verb in (
     datasets,
     prepare,
     synth,
+    words,
     export,
     benchmark,
 ):

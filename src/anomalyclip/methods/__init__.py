@@ -59,6 +59,22 @@ class Method:
             The spec sets an option that the method does not use, a value that cannot be used, or no class name where
             the method needs one.
         """
+        self.check(spec, by_class=by_class)
+        scorer = self._build(spec)
+        if spec.references is None:
+            return scorer
+        from anomalyclip.fitting import with_references
+
+        return with_references(scorer, spec)
+
+    def check(self, spec: DetectorSpec, *, by_class: bool = False) -> None:
+        """Refuse what the method does not use, and a missing class name; nothing is loaded.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            As for a call.
+        """
         given = [name for name in spec.changed() if name in FIXED_BY_MODEL]
         if needless := [name for name in given if name != "method" and name not in self.options]:
             raise AnomalyCLIPError(
@@ -70,12 +86,6 @@ class Method:
                 f"method {self.name!r} puts the name of what the images show into its sentences: give --class-name "
                 "NAME, or --normal and --abnormal without {}"
             )
-        scorer = self._build(spec)
-        if spec.references is None:
-            return scorer
-        from anomalyclip.fitting import with_references
-
-        return with_references(scorer, spec)
 
     def lacks_class(self, spec: DetectorSpec) -> bool:
         """Tell whether the method needs a class name that the spec does not give."""

@@ -40,6 +40,10 @@ class Said:
 
     Parameters
     ----------
+    words : Words
+        The words.
+    tokenizer : Tokenizer
+        The backbone's.
     texts : callable
         Returns the texts of a class; called with None if no text names one.
     digest : str
@@ -50,6 +54,8 @@ class Said:
         What is known about their training (`Description.training`).
     """
 
+    words: Words
+    tokenizer: Tokenizer
     texts: Callable[[str | None], Texts]
     digest: str
     facts: Mapping[str, Any]
@@ -216,18 +222,26 @@ def build_worded(
     AnomalyCLIPError
         Backbone or words cannot be downloaded or read, or an option cannot be used with them.
     """
+    made = parts(parts_of(spec, make_core, words=words, templates=templates, each_normalised=each_normalised))
+    chosen = spec.class_name or class_name
+    names_class = made.said.words.name_class
+    if names_class and chosen is None:
+        return ClassScorer(made)
+    named = chosen if names_class else None
+    return made.scorer(made.core(lambda: made.text_features(named)), named)
+
+
+def parts_of(
+    spec: DetectorSpec, make_core: WordedCore, *, words: str, templates: str, each_normalised: bool = False
+) -> Parts:
+    """Return what the scorers of a spec are made of; see `build_worded`."""
     check_runnable(spec.device, spec.precision)  # before a gigabyte is fetched
     source = resolve_backbone(spec.backbone)
     said = words_of(spec, source, words=words, templates=templates, each_normalised=each_normalised)
     backbone = load_backbone(spec.backbone, activation=spec.activation)
     config = backbone.clip.config
     tokenizer = tokenizer_of(source, vocabulary=config.vocab_size, context_length=config.context_length)
-    made = parts(Parts(spec, backbone.clip, backbone.fingerprint, _said(said, tokenizer), make_core))
-    chosen = spec.class_name or class_name
-    if said.name_class and chosen is None:
-        return ClassScorer(made)
-    named = chosen if said.name_class else None
-    return made.scorer(made.core(lambda: made.text_features(named)), named)
+    return Parts(spec, backbone.clip, backbone.fingerprint, _said(said, tokenizer), make_core)
 
 
 def _said(words: Words, tokenizer: Tokenizer) -> Said:
@@ -237,4 +251,4 @@ def _said(words: Words, tokenizer: Tokenizer) -> Said:
         "abnormal": list(words.abnormal),
         "templates": list(words.templates),
     }
-    return Said(lambda name: words.texts(tokenizer, name), digest, facts)
+    return Said(words, tokenizer, lambda name: words.texts(tokenizer, name), digest, facts)

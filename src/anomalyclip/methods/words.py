@@ -5,6 +5,8 @@ al., "AnomalyCLIP", ICLR 2024 (CLIP and CLIP-AC as baselines); Li et al., "CLIP 
 2025 (words on the local path, its row without adapters).
 """
 
+from typing import Any
+
 from anomalyclip.clip.model import CLIP, PLAIN, LocalPath
 from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
@@ -15,17 +17,17 @@ from anomalyclip.spec import DetectorSpec
 
 def clip(spec: DetectorSpec) -> TorchScorer | ClassScorer:
     """Return the scorer of plain CLIP: two sentences, and the patches of the original path."""
-    return build_worded(spec, plain_core, words="clip", templates="none")
+    return build_worded(spec, **WORDED["clip"])
 
 
 def clip_ac(spec: DetectorSpec) -> TorchScorer | ClassScorer:
     """Return the scorer of CLIP-AC: the same with an ensemble of sentences for each side."""
-    return build_worded(spec, plain_core, words="clip-ac", templates="imagenet", each_normalised=True)
+    return build_worded(spec, **WORDED["clip-ac"])
 
 
 def words(spec: DetectorSpec) -> TorchScorer | ClassScorer:
     """Return the scorer of WinCLIP's words, or the user's own, on AnomalyCLIP's local path."""
-    return build_worded(spec, local_core, words="winclip", templates="winclip", class_name="object")
+    return build_worded(spec, **WORDED["words"], class_name=OBJECT)
 
 
 def plain_core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures) -> TextCore:
@@ -51,3 +53,19 @@ def _core(clip: CLIP, spec: DetectorSpec, text_features: TextFeatures, path: Loc
         ln_post=bool(spec.ln_post),
         surgery=spec.feature_surgery,
     )
+
+
+OBJECT = "object"
+"""What ``words`` names where no class is given."""
+
+WORDED: dict[str, Any] = {
+    "clip": {"make_core": plain_core, "words": "clip", "templates": "none"},
+    "clip-ac": {
+        "make_core": plain_core,
+        "words": "clip-ac",
+        "templates": "imagenet",
+        "each_normalised": True,
+    },
+    "words": {"make_core": local_core, "words": "winclip", "templates": "winclip"},
+}
+"""What `build_worded` is given for each method."""
