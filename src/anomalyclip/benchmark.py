@@ -18,7 +18,6 @@ from PIL import Image
 
 from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
 from anomalyclip.clip.taps import Taps, gflop
-from anomalyclip.clip.taps import Taps, starts
 from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
@@ -92,42 +91,6 @@ def encoder_gflop(config: CLIPConfig, *, image_size: int, dpam_layers: int) -> f
     last = (config.vision_layers,)
     taps = Taps(local=last, path=LocalPath(dpam_layers)) if dpam_layers else Taps(plain=last)
     return gflop(config, taps, image_size // config.patch_size)
-
-
-def gmac(config: CLIPConfig, taps: Taps, *, image_size: int) -> float:
-    """Return the 1e9 multiplications and additions of the blocks' matrix products for one image, of one pass.
-
-    A product and its sum count one here; twice that is `encoder_gflop`. What a method does after the pass is left out: a
-    few GMAC at most.
-
-    Parameters
-    ----------
-    config : CLIPConfig
-        The model.
-    taps : Taps
-        What the method needs of the pass (`ClipCore.taps`).
-    image_size : int
-        Side of the image in pixels.
-
-    Examples
-    --------
-    >>> from anomalyclip.clip.model import LocalPath
-    >>> round(gmac(ARCHITECTURES["ViT-L-14-336"], Taps(local=(24,), path=LocalPath(19)), image_size=518))
-    588
-    """
-    grid, width, depth = image_size // config.patch_size, config.vision_width, config.vision_layers
-
-    def passed(tokens: int, *, whole: bool) -> float:
-        last = 12 * tokens * width**2 + 2 * tokens**2 * width if whole else 2 * tokens * width**2
-        return (depth - 1) * (12 * tokens * width**2 + 2 * tokens**2 * width) + last
-
-    tokens = grid**2 + 1
-    attention = 2 * tokens**2 * width * len(taps.path.attends)
-    total = passed(tokens, whole=depth in taps.plain)
-    total += taps.path.blocks * (tokens * width**2 + attention)
-    for window in taps.windows:
-        total += len(starts(grid, window)) ** 2 * passed(window[0] ** 2 + 1, whole=False)
-    return total / 1e9
 
 
 def run(

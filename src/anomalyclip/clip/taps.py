@@ -133,9 +133,11 @@ def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
     for path in taps.paths:
         longest[path.attends] = max(longest.get(path.attends, 0), path.blocks)
     local = sum(blocks * (linear + len(attends) * attention) for attends, blocks in longest.items())
-    windows = sum(
-        len(starts(side, window)) ** 2 * depth * block(window[0] ** 2 + 1) for window in taps.windows
-    )
+    windows = 0
+    for window in taps.windows:
+        inside = window[0] ** 2 + 1
+        each = (depth - 1) * block(inside) + 4 * inside * width**2  # of the last block keys and values alone
+        windows += len(starts(side, window)) ** 2 * each
     return ((depth - 1) * block(tokens) + last + local + windows) / 1e9
 
 
