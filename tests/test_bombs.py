@@ -59,6 +59,21 @@ def archive(tmp_path):
     return path, again
 
 
+def test_a_compressed_tensor_is_refused(archive):
+    good, again = archive
+    largest = f"ViT/data/{_largest(good)}"
+    path = again(
+        "small.pt",
+        lambda name, content: content[:] if name != largest else bytes(len(content)),
+        zipfile.ZIP_DEFLATED,
+    )
+    with pytest.raises(
+        AnomalyCLIPError, match=rf"small\.pt: .*{largest} is compressed, as PyTorch never writes a tensor"
+    ):
+        read_weights(path)
+
+
+@pytest.mark.slow
 def test_an_archive_of_compressed_zeros_takes_no_more_memory_than_a_good_one(archive):
     good, again = archive
     zeros = bytes(400 << 20)

@@ -76,6 +76,7 @@ def test_test_names_and_counts_them_everywhere_and_ends_with_exit_code_1(cli, ro
     assert "tile/test/good/000.png" in tile["failed"]
 
 
+@pytest.mark.slow
 def test_a_resumed_evaluation_says_the_same(cli, root, model, tmp_path):
     cli("test", root, *model, "--output", tmp_path / "out")
     before = json.loads((tmp_path / "out/results.json").read_text())
@@ -86,6 +87,7 @@ def test_a_resumed_evaluation_says_the_same(cli, root, model, tmp_path):
     assert after["results"] == before["results"]
 
 
+@pytest.mark.slow
 def test_the_papers_mean_does_not_stand_beside_one_without_an_empty_class(cli, root, model, tmp_path):
     classes = catalog()["mvtec"].classes
     root = make_set(tmp_path / "mvtec", classes=classes, normal=1, anomalous=1, side=28)
@@ -113,6 +115,7 @@ def test_train_names_them_says_that_a_class_has_no_image_and_ends_with_exit_code
     assert (tmp_path / "run/prompts.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_calibration_on_labelled_images_names_them(cli, root, model, tmp_path):
     done = cli("calibrate", "--labelled", root, *model, "--output", tmp_path / "threshold.json")
     assert done.code == 1

@@ -10,6 +10,7 @@ import pytest
 from anomalyclip.prompts import load_prompts
 from tests.generated_sets import make_set
 
+OTHERS = ("prepare", "calibrate", "calibrate --labelled")
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 NAMES = (
     "$x_{1",  # matplotlib's mathtext
@@ -80,6 +81,7 @@ def _text_as_text():
     return {**plots._STYLE, "svg.fonttype": "none"}
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_of_them_is_resumed(cli, root, model, tmp_path):
     cli("test", root, *model, "--output", tmp_path / "out")
     before = json.loads((tmp_path / "out/results.json").read_text())
@@ -90,6 +92,7 @@ def test_a_stopped_evaluation_of_them_is_resumed(cli, root, model, tmp_path):
     assert after["results"][0]["mean"] == before["results"][0]["mean"]
 
 
+@pytest.mark.slow
 def test_classes_whose_names_cannot_be_files_have_files_of_their_own(cli, root, model, tmp_path):
     meta = {"test": {}}
     for index, name in enumerate(("a/b", "a_b", "x" * 300, "x" * 301, "..", "")):
@@ -120,6 +123,7 @@ def test_prompts_are_learned_on_them(cli, root, model, tmp_path):
     assert learned.info["trained_on"] == root.name
 
 
+@pytest.mark.slow
 def test_tensorboard_says_that_it_does_not_take_them(cli, root, model, tmp_path):
     folder = tmp_path / f"run{NOT_UTF8}"
     done = cli("train", root, *model[:2], "--image-size", 56, "--epochs", 1, "--track", "--output", folder)
@@ -127,7 +131,9 @@ def test_tensorboard_says_that_it_does_not_take_them(cli, root, model, tmp_path)
     assert "TensorBoard takes only paths in UTF-8" in done.err
 
 
-@pytest.mark.parametrize("command", ["prepare", "predict", "calibrate", "calibrate --labelled"])
+@pytest.mark.parametrize(
+    "command", ["predict", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_other_commands_take_them(command, cli, root, model, tmp_path):
     arguments = {
         "prepare": ["prepare", root],
