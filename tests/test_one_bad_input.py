@@ -283,7 +283,7 @@ def test_a_damaged_mask_costs_one_sample_and_not_the_training(
     )
     assert done.code == 1
     assert "001_mask.png: not an image of a known format" in done.err
-    assert "error: left out, since they cannot be used: 1 file" in done.err
+    assert "error: skipped because they cannot be used: 1 file" in done.err
     assert (tmp_path / "run/prompts.safetensors").is_file()
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from anomalyclip.depth import Deep, Range
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.files import require_regular
 from anomalyclip.images import decode_image, decode_in_memory, decoding
 from anomalyclip.readers.base import Frame, Reader
 from anomalyclip.readers.dicom import DicomReader
@@ -162,6 +163,7 @@ def frames(source: Source) -> Iterator[Frame]:
         return
     path, number = locate(source)
     with decoding(source):
+        _refuse_special(path)
         if number is None:
             yield from _all_frames(path)
         else:
@@ -206,6 +208,7 @@ def open_deep(id: str | os.PathLike[str]) -> Image.Image | Deep:
     """Open one image by its id as `open_image` does, but keep all bits of one with more than 8 per channel."""
     path, number = locate(id)
     with decoding(id):
+        _refuse_special(path)
         return reader_for(path).open(path, number or 1)
 
 
@@ -227,7 +230,14 @@ def size_of(id: str | os.PathLike[str]) -> tuple[int, int]:
     """
     path, number = locate(id)
     with decoding(id):
+        _refuse_special(path)
         return reader_for(path).size(path, number or 1)
+
+
+def _refuse_special(path: str) -> None:
+    """Refuse pipes, sockets and devices for every reader, without opening them; what else is wrong, the reader says."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        require_regular(path)
 
 
 def _all_frames(path: str) -> Iterator[Frame]:
