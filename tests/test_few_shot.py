@@ -1,6 +1,7 @@
 """Few-shot: a memory of flawless images, its file, and a detector that uses it, in PyTorch and exported."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -282,6 +283,11 @@ def test_a_damaged_memory_is_named(memory, tmp_path, damage, message):
     damage(path)
     with pytest.raises(AnomalyCLIPError, match=rf"nut\.memory: .*{message}"):
         Memory.load(path)
+
+
+def test_a_memory_may_be_in_a_folder_whose_name_is_not_utf8(memory, tmp_path):
+    memory.save(path := tmp_path / os.fsdecode(b"caf\xe9") / "nut.memory")
+    assert Memory.load(path).digest() == memory.digest()
 
 
 def test_another_safetensors_file_is_no_memory(tmp_path):

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import in_one_order, replacing, require_regular, writing
+from anomalyclip.files import in_one_order, parse_json, replacing, require_regular, writing
+from anomalyclip.trained import read_safetensors
 
 FORMAT = "anomalyclip-memory-1"
 """Name of the file's form, in its header."""
@@ -132,14 +133,10 @@ class Memory:
         AnomalyCLIPError
             The file is missing, damaged, or no memory.
         """
-        from safetensors import SafetensorError, safe_open
-
         try:
             require_regular(path)
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            tensors, header = read_safetensors(path)
+        except Exception as error:  # what a damaged file raises depends on the damage
             raise AnomalyCLIPError(
                 f"{path}: cannot be read as a memory ({error}); expected a file that `anomalyclip fit` wrote"
             ) from None
@@ -149,7 +146,7 @@ class Memory:
                 f"expected {FORMAT!r}; `anomalyclip fit` writes one"
             )
         try:
-            about = json.loads(header["about"])
+            about = parse_json(header["about"])
             memory = cls(
                 banks={
                     name.removeprefix(_BANK): tensor

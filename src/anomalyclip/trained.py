@@ -48,12 +48,8 @@ def read_trained(
     AnomalyCLIPError
         The file is not readable, or of another format.
     """
-    from safetensors.torch import load
-
     try:
-        content = path.read_bytes()  # safetensors itself opens no path that is not UTF-8
-        tensors = load(content)
-        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+        tensors, header = read_safetensors(path)
     except Exception as error:  # what a damaged file raises depends on the damage
         raise AnomalyCLIPError(
             f"{path}: neither {what} as safetensors nor {or_else} ({reason(error)})"
@@ -64,6 +60,16 @@ def read_trained(
             f"expected {format!r}"
         )
     return tensors, _info(header, path, what)
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the header of a safetensors file; what a damaged file raises depends on the damage."""
+    from safetensors.torch import load
+
+    content = Path(path).read_bytes()  # safetensors itself opens no path that is not UTF-8
+    tensors = load(content)
+    header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    return tensors, header
 
 
 def _info(header: Mapping[str, str], path: Path, what: str) -> dict[str, str]:

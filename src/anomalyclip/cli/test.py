@@ -72,13 +72,8 @@ def _few_shot(
 ) -> None:
     from anomalyclip.evaluation.shots import evaluate_shots
 
-    with (
-        stoppable(lambda: f"stopped; the same command with --output {run.output} --resume continues"),
-        run.begin({"shots": list(shots.shots), "seeds": shots.seeds}) as folder,
-    ):
-        found = evaluate_shots(
-            spec, roots, shots, settings, threshold=threshold, output=folder, resume=run.resume, track=track
-        )
+    with stoppable(lambda: f"stopped; the same command with --output {run.output} --resume continues"):
+        found = evaluate_shots(spec, roots, shots, settings, threshold=threshold, output=run, track=track)
     heads = ["references", *("\n".join(METRICS[name]) for name in PAPER)]
     table = new_table(*heads, right=heads, gap=1)
     for row in found.rows():

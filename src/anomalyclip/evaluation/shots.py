@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,14 @@ from anomalyclip.data.meta import SampleList
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.results import METRICS, PAPER, Metrics
-from anomalyclip.evaluation.run import Data, evaluate, load_sets
+from anomalyclip.evaluation.run import Data, evaluate, load_sets, run_folder
 from anomalyclip.evaluation.settings import EvaluationSettings, ShotSettings
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.files import replacing, writing
 from anomalyclip.fitting import fit, remember
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
+from anomalyclip.runs import RunFolder, begun
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.settings import chosen
 from anomalyclip.spec import DetectorSpec
@@ -132,7 +132,7 @@ def draw(samples: Sequence[str], shots: int, *, seed: int, name: str) -> list[st
     seed : int
         Which draw.
     name : str
-        The class: each has a draw of its own.
+        The class: each has its own draw.
 
     Examples
     --------
@@ -150,13 +150,13 @@ def evaluate_shots(
     shots: ShotSettings,
     settings: EvaluationSettings | None = None,
     *,
-    output: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | RunFolder | None = None,
     resume: bool = False,
     threshold: float | Threshold | str | os.PathLike[str] | None = None,
     track: Track = silent,
     **choices: Any,
 ) -> ShotEvaluation:
-    """Evaluate a detector without references, and with some that are drawn from each class's normal training images.
+    """Evaluate a detector without references, and with references drawn from each class's normal training images.
 
     Parameters
     ----------
@@ -168,9 +168,9 @@ def evaluate_shots(
         How many references, and how often they are drawn.
     settings : EvaluationSettings, optional
         All other options; each of them may also be given as a keyword.
-    output : path, optional
-        Folder: each run has its own in it (``shots-4-seed-0``), and ``shots.json`` and ``shots.md`` the table and the
-        references. None: nothing is kept.
+    output : path or RunFolder, optional
+        Folder for the results: a subfolder for each run (``shots-4-seed-0``), and ``shots.json`` and ``shots.md`` with
+        the table and the references. None: nothing is kept.
     threshold : float, Threshold or path, optional
         As for `evaluate`.
     resume : bool
@@ -199,38 +199,52 @@ def evaluate_shots(
         from anomalyclip.loading import load
 
         detector = load(detector, by_class=True)
-    settings = replace(settings, dataset=None)
-    runs = []
-    with TemporaryDirectory(prefix="anomalyclip-") as scratch:
-        place = Path(scratch if output is None else output)
-        draws = [(count, seed) for count in sorted(set(shots.shots)) for seed in range(shots.seeds)]
-        for count, seed in [(ZERO, 0), *draws]:
-            references: dict[str, list[str]] = {}
-            drawn = detector
-            if count:
-                lists = {
-                    key: {name: draw(paths, count, seed=seed, name=name) for name, paths in classes.items()}
-                    for key, classes in pool.items()
-                }
-                references = {
-                    f"{key}/{name}": paths for key, of in lists.items() for name, paths in of.items()
-                }
-                drawn = _with_draw(detector, sets, lists, count, seed)
-            name = f"shots-{count}-seed-{seed}" if count else "shots-0"
-            evaluation = evaluate(
-                drawn,
-                list(sets.values()),
-                settings,
-                threshold=threshold,
-                output=place / name,
-                resume=resume and (place / name).is_dir(),
-                track=_titled(track, name),
-            )
-            runs.append(ShotRun(count, seed, references, evaluation))
-        result = ShotEvaluation(runs)
-        if output is not None:
+    folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
+    draws = [(count, seed) for count in sorted(set(shots.shots)) for seed in range(shots.seeds)]
+    with begun(folder, lambda: {"shots": list(shots.shots), "seeds": shots.seeds}, about=dict) as place:
+        resumed = folder is not None and folder.resume
+        work = _Work(detector, sets, pool, replace(settings, dataset=None), threshold, place, resumed, track)
+        result = ShotEvaluation([work.run(count, seed) for count, seed in [(ZERO, 0), *draws]])
+        if folder is not None:
             _write(result, place)
     return result
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all runs of an evaluation share."""
+
+    detector: Detector
+    sets: Mapping[str, SampleList]
+    pool: Mapping[str, Mapping[str, Sequence[str]]]
+    settings: EvaluationSettings
+    threshold: float | Threshold | str | os.PathLike[str] | None
+    place: Path
+    resume: bool
+    track: Track
+
+    def run(self, count: int, seed: int) -> ShotRun:
+        """Evaluate with one draw of references."""
+        references: dict[str, list[str]] = {}
+        drawn = self.detector
+        if count:
+            lists = {
+                key: {name: draw(paths, count, seed=seed, name=name) for name, paths in classes.items()}
+                for key, classes in self.pool.items()
+            }
+            references = {f"{key}/{name}": paths for key, of in lists.items() for name, paths in of.items()}
+            drawn = _with_draw(self.detector, self.sets, lists, count, seed)
+        name = f"shots-{count}-seed-{seed}" if count else "shots-0"
+        evaluation = evaluate(
+            drawn,
+            list(self.sets.values()),
+            self.settings,
+            threshold=self.threshold,
+            output=self.place / name,
+            resume=self.resume and (self.place / name).is_dir(),
+            track=_titled(self.track, name),
+        )
+        return ShotRun(count, seed, references, evaluation)
 
 
 def _titled(track: Track, name: str) -> Track:
