@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalyclip import AnomalyCLIPError, DetectorSpec, compare, evaluate
+from anomalyclip import AnomalyCLIPError, DetectorSpec, compare, evaluate, texts
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.data.listing import load_samples
 from anomalyclip.evaluation import evaluator, tables
@@ -182,6 +182,25 @@ def test_the_same_command_gives_the_same_intervals(spec, root):
     one, two = (compare([spec], root, vary={"sigma": [2.0, 0.0]}, draws=100) for _ in range(2))
     assert one.differences == two.differences
     assert compare([spec], root, vary={"sigma": [2.0, 0.0]}, draws=100, seed=1).differences != one.differences
+
+
+def test_texts_are_encoded_once_whatever_is_varied(root, monkeypatch):
+    encoded, encode = [], texts.phrase_features
+
+    def noted(clip, ids):
+        encoded.append(len(ids))
+        return encode(clip, ids)
+
+    monkeypatch.setattr(texts, "phrase_features", noted)
+    common = DetectorSpec("micro", class_name="object")
+    compare(["words", "clip"], root, spec=common, vary=AXES, draws=100)
+    once = list(encoded)
+    encoded.clear()
+    for method in ("words", "clip"):
+        common_of = DetectorSpec("micro", method=method, class_name="object")
+        common_of.load()
+    assert once == encoded[: len(once)]
+    assert 2 <= len(once) <= 4
 
 
 class Stop(Exception):

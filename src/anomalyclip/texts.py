@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomalyclip.clip.backbone import texts_once
 from anomalyclip.clip.model import CLIP
 
 
@@ -67,6 +68,9 @@ class Phrases:
 
     def text_features(self, clip: CLIP) -> Tensor:
         """Return (2, E) float32: the mean feature of each class, normalised."""
+        return texts_once(clip, self.digest(), lambda: self._encoded(clip))
+
+    def _encoded(self, clip: CLIP) -> Tensor:
         means = [self._each(clip, side).mean(dim=0) for side in self.sides]
         return F.normalize(torch.stack(means), dim=-1)
 

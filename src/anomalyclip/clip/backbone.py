@@ -4,8 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from anomalyclip.clip.fingerprints import of_file
 from anomalyclip.clip.model import CLIP
@@ -51,9 +53,9 @@ def load_backbone(
     shared = _SHARED.get()
     if shared is None:
         return _read(source, activation)
-    if (source, activation) not in shared:
-        shared[source, activation] = _read(source, activation)
-    return shared[source, activation]
+    if (source, activation) not in shared.backbones:
+        shared.backbones[source, activation] = _read(source, activation)
+    return shared.backbones[source, activation]
 
 
 def _read(source: Path, activation: str | None) -> Backbone:
@@ -65,9 +67,15 @@ def _read(source: Path, activation: str | None) -> Backbone:
     return Backbone(CLIP.frozen(config, weights.state_dict), fingerprint)
 
 
-_SHARED: ContextVar[dict[tuple[Path, str | None], Backbone] | None] = ContextVar(
-    "shared backbones", default=None
-)
+@dataclass(frozen=True)
+class _Shared:
+    """What is made once in a block of `shared_backbones`."""
+
+    backbones: dict[tuple[Path, str | None], Backbone] = field(default_factory=dict)
+    texts: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+
+
+_SHARED: ContextVar[_Shared | None] = ContextVar("shared backbones", default=None)
 
 
 @contextmanager
@@ -82,11 +90,32 @@ def shared_backbones() -> Iterator[None]:
     ...     load_backbone("micro").clip is load_backbone("micro").clip
     True
     """
-    token = _SHARED.set({})
+    token = _SHARED.set(_Shared())
     try:
         yield
     finally:
         _SHARED.reset(token)
+
+
+def texts_once(clip: CLIP, digest: str, compute: Callable[[], Tensor]) -> Tensor:
+    """Return the features of texts; in a block of `shared_backbones` the same texts are encoded once.
+
+    Parameters
+    ----------
+    clip : CLIP
+        The model.
+    digest : str
+        What tells the texts from all others.
+    compute : callable
+        Encodes them.
+    """
+    shared = _SHARED.get()
+    if shared is None or all(backbone.clip is not clip for backbone in shared.backbones.values()):
+        return compute()
+    key = id(clip), digest
+    if key not in shared.texts:
+        shared.texts[key] = compute()
+    return shared.texts[key]
 
 
 def load_clip(backbone: str | os.PathLike[str] = DEFAULT_BACKBONE) -> CLIP:

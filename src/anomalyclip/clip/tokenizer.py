@@ -124,7 +124,7 @@ class Tokenizer:
 
     def digest(self) -> str:
         """Return the SHA-256 of the vocabulary in hex."""
-        return sha256(self._vocabulary.to_str().encode()).hexdigest()
+        return _digest(self._vocabulary)
 
     def words(self) -> list[str]:
         """Return the words of a vocabulary that knows whole words only, in alphabetical order."""
@@ -157,6 +157,11 @@ class Tokenizer:
         if value is None:
             raise AnomalyCLIPError(f"{self.file}: has no token {token}; expected the vocabulary of a CLIP")
         return int(value)
+
+
+@lru_cache(maxsize=4)
+def _digest(vocabulary: Any) -> str:
+    return sha256(vocabulary.to_str().encode()).hexdigest()
 
 
 def tokenizer_of(source: Path, *, vocabulary: int, context_length: int) -> Tokenizer:
