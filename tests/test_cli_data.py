@@ -58,7 +58,7 @@ def test_one_entry_tells_classes_counts_home_license_layouts_and_the_papers_figu
     assert ["method", "image", "AUROC", "image", "AP", "pixel", "AUROC", "pixel", "AUPRO"] in rows
     assert ["AnomalyCLIP", "82.1", "85.4", "95.5", "87.0"] in rows
     unknown = cli("datasets", "covid19")
-    assert "(unverified: nobody has counted the files)" in unknown.out
+    assert "(unverified: not counted from the files)" in unknown.out
     assert "see home page" in unknown.out
     assert ["CoOp", "-", "-", "-", "-"] in [line.split() for line in cli("datasets", "dtd").out.splitlines()]
 

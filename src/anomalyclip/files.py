@@ -170,7 +170,7 @@ class _Output:
 
 @contextmanager
 def open_output(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a file that a library is to write; an error of the system is raised as it is, whatever the library says.
+    """Open a file that a library is to write; a system error is raised unchanged, even if the library hides it.
 
     Examples
     --------

@@ -161,7 +161,7 @@ def templates_named(name: str) -> tuple[str, ...]:
 
 
 def _beside(source: Path, words: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
-    """Return normal and abnormal words and sentences of a backbone with a vocabulary of its own, for one method."""
+    """Return normal and abnormal words and sentences of a backbone that has its own vocabulary, for one method."""
     file = (source if source.is_dir() else source.parent) / _OWN
     if not file.is_file():
         return None

@@ -49,7 +49,7 @@ def _show_all(chosen: "list[DataSet]") -> None:
             _host(dataset.home),
         )
     show(table)
-    out().print("\nCounts are test images; ? marks those that nobody has verified.")
+    out().print("\nCounts are test images; ? marks unverified counts.")
     out().print(
         "More of one, with its layout and the paper's figures: anomalyclip datasets KEY", markup=False
     )
@@ -63,7 +63,7 @@ def _host(home: str) -> str:
 
 def _show_one(dataset: "DataSet") -> None:
     normal, anomalous = dataset.counts
-    verified = "" if dataset.counts_verified else " (unverified: nobody has counted the files)"
+    verified = "" if dataset.counts_verified else " (unverified: not counted from the files)"
     lines = [
         f"{dataset.name} ({dataset.key}), {dataset.domain}",
         f"  where    {dataset.home}",

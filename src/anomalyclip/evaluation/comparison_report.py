@@ -155,7 +155,7 @@ def _cost(found: Comparison) -> str:
     rows = []
     for name, cost in found.costs.items():
         operations = DASH if cost.gflop is None else f"{cost.gflop:.3g}"
-        others = f"{len(cost.others)} others" if len(cost.others) > 2 else ", ".join(cost.others) or "nobody"
+        others = f"{len(cost.others)} others" if len(cost.others) > 2 else ", ".join(cost.others) or "none"
         cells = [
             *(milliseconds(value) for value in (cost.alone, cost.shared, cost.own)),
             operations,

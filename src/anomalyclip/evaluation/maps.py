@@ -57,7 +57,7 @@ class Source(Protocol):
 
 
 class Store:
-    """What was said of images, kept until their class is evaluated: a stopped run goes on at the image where it was.
+    """Results of images, kept until their class is evaluated, so that a stopped run continues at the same image.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def fill(
     stream : callable
         Scores the others; takes paths, ``on_error`` and ``skip`` as `anomalyclip.Detector.stream` does.
     add : callable
-        Keeps what was said of an image; also told the samples by path.
+        Keeps the result of an image; also gets the samples by path.
     failed : dict
         Gets the samples that cannot be used, and why.
     advance : callable

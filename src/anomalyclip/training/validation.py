@@ -49,7 +49,7 @@ class Validation:
         return self.measure(lambda image, layers, class_name: by_texts(image, layers, text_features))
 
     def measure(self, detect: Detect) -> dict[str, float]:
-        """Return the same of whatever gives a score and a map of an image's rows."""
+        """Return the same metrics for any function from an image's rows to a score and a map."""
         scores, maps, masks = [], [], []
         size = self.store.key.image_size
         for image in self.images:
