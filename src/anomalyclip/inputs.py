@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.readers import reader_for, recognised, suffixes
+from anomalyclip.readers import exists, reader_for, recognised, suffixes
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _is_image(path: str) -> bool:
 
 
 def _matches(path: str) -> list[str]:
-    if os.path.exists(path):
+    if os.path.exists(path) or exists(path):
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     if not matches:

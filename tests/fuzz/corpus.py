@@ -1,7 +1,10 @@
 """Real files of every kind that is read: each function writes its cases into a folder, one folder per case."""
 
+import io
 import json
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -133,6 +136,21 @@ def images(folder: Path) -> None:
         case(folder, "float_rgb_tif") / "float_rgb.tif", color.astype(np.float32), photometric="rgb"
     )
     (case(folder, "deep_ppm") / "deep.ppm").write_bytes(b"P6 24 18 65535 " + color.astype(">u2").tobytes())
+
+
+def archives(folder: Path) -> None:
+    """Two pictures in a zip, and in a tar."""
+    file = io.BytesIO()
+    picture().save(file, "png")
+    names = ("a.png", "line 1/b.png")
+    with zipfile.ZipFile(case(folder, "zip") / "photos.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in names:
+            packed.writestr(name, file.getvalue())
+    with tarfile.open(case(folder, "tar") / "photos.tar", "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(file.getvalue())
+            tar.addfile(info, io.BytesIO(file.getvalue()))
 
 
 def dicom_files(folder: Path) -> None:

@@ -17,7 +17,7 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.evaluation.maps import FolderSource, read_map
 from anomalyclip.evaluation.results import ClassResult, DatasetResult, to_json
 from anomalyclip.images import read_mask
-from anomalyclip.inputs import read_list_file
+from anomalyclip.inputs import find_images, read_list_file
 from anomalyclip.prompts import load_prompts
 from anomalyclip.readers import open_image, size_of
 from anomalyclip.runs import RunFolder
@@ -55,6 +55,11 @@ def score_image(path: Path) -> None:
         assert prediction.mask_at() is not None
         assert image.size == prediction.image_size
     assert size_of(path)
+
+
+def score_archive(path: Path) -> None:
+    for image in find_images([path]):
+        score_image(Path(image.path))
 
 
 def use_mask(path: Path) -> None:
@@ -155,8 +160,9 @@ def use_tokenizer(path: Path) -> None:
 WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
 
 TARGETS = [
-    Target("image", 2400, corpus.images, score_image, error=InputError, memory=400),
+    Target("image", 2200, corpus.images, score_image, error=InputError, memory=400),
     Target("dicom", 300, corpus.dicom_files, score_image, error=InputError, memory=500),
+    Target("archive", 200, corpus.archives, score_archive, memory=400),
     Target("mask", 400, corpus.masks, use_mask, error=InputError, memory=400),
     Target("threshold", 700, corpus.thresholds, use_threshold),
     Target("meta", 800, corpus.metas, list_samples, ".", ("meta.json",)),

@@ -20,6 +20,7 @@ from anomalyclip.depth import Deep, Range
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import require_regular
 from anomalyclip.images import decode_image, decode_in_memory, decoding
+from anomalyclip.readers.archive import ArchiveReader
 from anomalyclip.readers.base import Frame, Reader
 from anomalyclip.readers.dicom import DicomReader
 from anomalyclip.readers.photograph import PhotographReader
@@ -29,6 +30,7 @@ __all__ = [
     "Frame",
     "Reader",
     "Source",
+    "exists",
     "frames",
     "locate",
     "open_deep",
@@ -103,8 +105,10 @@ def reader_for(path: str) -> Reader:
         for suffix in reader.suffixes
         if path.lower().endswith(suffix)
     ]
-    if matches:
+    if matches and os.path.isfile(path):
         return READERS[max(matches)[1]]
+    if matches:  # it is missing, or in an archive
+        return recognised(path) or READERS[max(matches)[1]]
     return recognised(path) or READERS[0]
 
 
@@ -131,9 +135,20 @@ def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:
     """
     path = os.fspath(id)
     numbered = _NUMBERED.fullmatch(path)
-    if numbered and not os.path.lexists(path) and os.path.lexists(numbered[1]):
+    if numbered and not os.path.lexists(path) and exists(numbered[1]):
         return numbered[1], int(numbered[2])
     return path, None
+
+
+def exists(path: str) -> bool:
+    """Return whether a path leads to a file or folder, or into an archive that is there.
+
+    Examples
+    --------
+    >>> exists("missing.zip/a.png")
+    False
+    """
+    return os.path.lexists(path) or recognised(path) is not None
 
 
 def frames(source: Source) -> Iterator[Frame]:
@@ -275,3 +290,6 @@ def _from_file(file: BinaryIO) -> Image.Image | Deep:
     except Exception as error:  # users may pass file objects of their own
         raise InputError(f"{name}: cannot be read ({error}); expected a file open in binary mode") from None
     return decode_image(content, name=name)
+
+
+register(ArchiveReader(reader_for, suffixes))
