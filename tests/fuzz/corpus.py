@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
-import pydicom
-import tifffile
 import torch
 from PIL import Image
 
@@ -129,6 +126,9 @@ def images(folder: Path) -> None:
     }
     for name, (mode, options) in saved.items():
         picture(mode).save(case(folder, name.replace(".", "_")) / name, **options)
+    import imagecodecs  # here, for they are extras: what was read wrongly once is read again without them too
+    import tifffile
+
     color = np.asarray(picture(), np.uint16) * 257
     (case(folder, "deep_rgb_png") / "deep_rgb.png").write_bytes(imagecodecs.png_encode(color))
     tifffile.imwrite(case(folder, "deep_rgb_tif") / "deep_rgb.tif", color, compression="zlib")
@@ -155,6 +155,8 @@ def archives(folder: Path) -> None:
 
 def dicom_files(folder: Path) -> None:
     """Of pydicom's own files one for each way of compression, and one with colour."""
+    import pydicom
+
     files = Path(pydicom.__file__).parent / "data" / "test_files"
     names = ["MR_small", "MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless"]
     names += ["SC_rgb_jpeg_gdcm", "SC_rgb_jpeg_dcmtk", "SC_rgb_small_odd", "liver_1frame"]
