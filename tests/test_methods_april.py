@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anomalyclip import AnomalyCLIPError, AnomalyCLIPWarning, Detector, DetectorSpec, evaluate, train
+from anomalyclip import AnomalyCLIPError, AnomalyCLIPWarning, Detector, DetectorSpec, evaluate, export, train
 from anomalyclip.clip.backbone import load_backbone, load_clip
 from anomalyclip.clip.registry import ASSETS
 from anomalyclip.clip.weights import fingerprint
@@ -311,3 +311,12 @@ def test_texts_may_differ_from_image_to_image():
     for index in range(2):
         alone = block_map(tokens[index : index + 1], weight, bias, texts[index], 10)
         torch.testing.assert_close(both[index : index + 1], alone)
+
+
+@pytest.mark.slow
+def test_it_is_exported_with_its_layers(micro_layers, tmp_path):
+    micro_layers.save(tmp_path / "layers.safetensors")
+    spec = april(tmp_path / "layers.safetensors", image_score="max")
+    report = export(spec, tmp_path / "out.onnx", dynamic_batch=True)
+    assert max(report.score_difference, report.map_difference) < 5e-5
+    assert Detector.from_exported(tmp_path / "out.onnx").identity() == spec.load().identity()

@@ -1,12 +1,21 @@
 """Plain CLIP, CLIP-AC and words on the local path: against public code, and as a user meets them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, calibrate, evaluate
+from anomalyclip import (
+    AnomalyCLIPError,
+    AnomalyCLIPWarning,
+    Detector,
+    DetectorSpec,
+    calibrate,
+    evaluate,
+    train,
+)
 from anomalyclip.anomaly import feature_surgery, probabilities, similarities
 from anomalyclip.demo import PICTURES
 from anomalyclip.methods import METHODS
@@ -223,3 +232,23 @@ def test_a_backbone_with_its_own_vocabulary_and_no_tokenizer_is_one_error(tmp_pa
 def test_every_method_says_which_options_it_takes():
     assert {"clip", "clip-ac", "words"} < set(METHODS)
     assert METHODS["words"].options > {"feature_surgery", "dpam_layers", "normal", "templates"}
+
+
+def test_prompts_say_with_which_local_attention_they_were_learned(root, tmp_path):
+    spec = DetectorSpec("micro", image_size=96, local_attention="qkv")
+    run = train(root, spec, output=tmp_path / "run", cache=tmp_path / "features", epochs=1)
+    own = replace(spec, prompts=str(run.prompts))
+    assert own.load().remarks() == []
+    with pytest.warns(
+        AnomalyCLIPWarning, match="prompts were learned with other settings.*local_attention: qkv then, v now"
+    ):
+        replace(own, local_attention=None).load()
+    plain = train(
+        root,
+        DetectorSpec("micro", image_size=96),
+        output=tmp_path / "v",
+        cache=tmp_path / "features",
+        epochs=1,
+    )
+    assert len(list((tmp_path / "features").iterdir())) == 2  # features of one are not taken for the other's
+    assert run.prompts.read_bytes() != plain.prompts.read_bytes()
