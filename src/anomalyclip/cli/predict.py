@@ -46,7 +46,8 @@ def predict(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Images, folders (searched recursively) or patterns; - reads paths from standard input.",
+            help="Images, zip or tar archives, folders (searched recursively) or patterns; - reads paths from "
+            "standard input.",
             show_default=False,
         ),
     ] = None,
