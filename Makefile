@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check dist pythons clean
 
 # The two stamps are the two installations: what users run, and what developers add to it.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -30,6 +30,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python release/audit.py
+
+# Wheel, sdist and bill of materials, tried in an empty environment.
+dist:
+	PYTHON=$(PYTHON) release/build.sh
+
+# Every Python that is installed, from 3.10 on: without PyTorch, an exported file gives the same scores.
+pythons: $(VENV)/.dev
+	release/pythons.sh
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalyclip import DetectorSpec, Threshold, export
+from anomalyclip import DetectorSpec, Threshold, export, fit
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.engines.card import ModelCard
 from anomalyclip.evaluation.results import Case, ClassResult, ImageResult
@@ -359,6 +359,19 @@ def features(folder: Path) -> None:
 
     found = next(iter(sorted((trained() / "features").rglob("*.npy"))))
     shutil.copyfile(found, case(folder, "features") / "features.npy")
+
+
+def memories(folder: Path) -> None:
+    """References of one product, as `fit` writes them."""
+    source = case(folder, "source")
+    fit(small_spec(source), [np.asarray(picture()), np.asarray(picture("L"))]).save(
+        case(folder, "memory") / "nut.memory"
+    )
+    shutil.rmtree(source)
+
+
+def templates(folder: Path) -> None:
+    (case(folder, "lines") / "templates.txt").write_text("a photo of a {}.\na close-up of a {}.\n")
 
 
 def tokenizers(folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -47,11 +48,12 @@ def make_corpus(folder: Path, targets: Iterable[Target]) -> Path:
 
 def mutations(targets: Sequence[Target], *, seed: int, count: int = 10_000) -> list[Job]:
     """Return jobs: `count` in all, shared among the targets."""
-    total = sum(target.share for target in targets)
+    ends = [0, *accumulate(target.share for target in targets)]
+    bounds = [round(count * end / ends[-1]) for end in ends]
     return [
         {"target": target.name, "seed": seed, "index": index}
-        for target in targets
-        for index in range(round(count * target.share / total))
+        for target, start, end in zip(targets, bounds, bounds[1:], strict=False)
+        for index in range(end - start)
     ]
 
 

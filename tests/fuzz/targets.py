@@ -20,9 +20,11 @@ from anomalyclip.images import read_mask
 from anomalyclip.inputs import find_images, read_list_file
 from anomalyclip.prompts import load_prompts
 from anomalyclip.readers import open_image, size_of
+from anomalyclip.references import Memory
 from anomalyclip.runs import RunFolder
 from anomalyclip.scorer import Description
 from anomalyclip.visualize import overlay
+from anomalyclip.words import templates_named
 from anomalyclip.writers import PredictionWriter
 from tests.fuzz import corpus
 from tests.fuzz.target import Target
@@ -151,6 +153,18 @@ def read_spec(path: Path) -> None:
     assert DetectorSpec.from_json(spec.to_json()) == spec
 
 
+def use_memory(path: Path) -> None:
+    memory = Memory.load(path)
+    assert memory.digest()
+    json.dumps([dict(memory.identity), dict(memory.settings), dict(memory.spec)], allow_nan=False)
+    assert len(memory) >= 1
+    assert memory.is_reduced in (True, False)
+
+
+def read_templates(path: Path) -> None:
+    assert all("{}" in sentence for sentence in templates_named(str(path)))
+
+
 def use_tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(path, context_length=16)
     tokenizer(["a flawless object"])
@@ -165,9 +179,9 @@ TARGETS = [
     Target("archive", 200, corpus.archives, score_archive, memory=400),
     Target("mask", 400, corpus.masks, use_mask, error=InputError, memory=400),
     Target("threshold", 700, corpus.thresholds, use_threshold),
-    Target("meta", 800, corpus.metas, list_samples, ".", ("meta.json",)),
+    Target("meta", 700, corpus.metas, list_samples, ".", ("meta.json",)),
     Target("table", 300, corpus.tables, list_samples, ".", ("split_csv/1cls.csv",)),
-    Target("prompts", 1100, corpus.prompts, use_prompts),
+    Target("prompts", 1000, corpus.prompts, use_prompts),
     Target("weights", 700, corpus.weight_files, use_weights, damaged=WEIGHTS, memory=400),
     Target("weights-folder", 500, corpus.weight_folders, use_weights, ".", WEIGHTS, memory=400),
     Target("card", 600, corpus.cards, use_card),
@@ -181,5 +195,7 @@ TARGETS = [
     Target("list", 100, corpus.lists, read_list_file),
     Target("checkpoint", 150, corpus.checkpoints, resume_training, "."),
     Target("features", 50, corpus.features, use_features),
+    Target("memory", 200, corpus.memories, use_memory),
+    Target("templates", 100, corpus.templates, read_templates),
     Target("tokenizer", 100, corpus.tokenizers, use_tokenizer),
 ]
