@@ -19,7 +19,7 @@ from anomalyclip.errors import AnomalyCLIPWarning
 from anomalyclip.evaluation.calibration import calibrate
 from anomalyclip.evaluation.run import evaluate
 from anomalyclip.evaluation.shots import draw
-from anomalyclip.fitting import left_out_scores, views
+from anomalyclip.fitting import left_out_scores, nearest_normal, views
 from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
 from anomalyclip.prediction import Threshold
@@ -235,6 +235,20 @@ def test_a_reference_with_a_defect_is_named(detector, good, parts, tmp_path):
         AnomalyCLIPWarning, match=r"^spoilt\.png: parts of it look unlike all other references"
     ):
         fit(detector, [*good[:3], *good[4:], tmp_path / "spoilt.png"])
+
+
+def test_the_nearest_normal_place_of_a_finding_is_known(few_shot, good, tmp_path):
+    spoilt = np.asarray(Image.open(good[1]).convert("RGB")).copy()
+    spoilt[115:128, 64:77] = (250, 20, 20)  # of 192 x 192
+    found = nearest_normal(few_shot, spoilt)
+    left, top, right, bottom = found.box
+    assert left - 1 / 15 <= 70 / 192 <= right + 1 / 15
+    assert top - 1 / 15 <= 121 / 192 <= bottom + 1 / 15
+    assert found.reference in {path.name for path in good[:4]}
+    assert found.distance > float(few_shot.scorer.core.scale)
+    own = nearest_normal(few_shot, good[2])
+    assert (own.reference, own.box) == (good[2].name, own.reference_box)
+    assert own.distance < 0.001
 
 
 def test_an_unreadable_reference_is_named_and_the_rest_counts(detector, good, tmp_path):

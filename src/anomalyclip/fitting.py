@@ -16,18 +16,19 @@ from torch import Tensor
 
 from anomalyclip.anomaly import highest
 from anomalyclip.clip_core import ClipCore
-from anomalyclip.decoding import OnError, decode
+from anomalyclip.decoding import OnError, decode, name_of
 from anomalyclip.depth import Range, Scale, require_range
 from anomalyclip.detector import VALUE_RANGE, Detector
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import file_digest
 from anomalyclip.identity import differences
+from anomalyclip.images import squash
 from anomalyclip.inputs import find_images
 from anomalyclip.memory import coreset, without
 from anomalyclip.memory_core import MemoryCore, held_by
 from anomalyclip.progress import Track, silent
-from anomalyclip.readers import Frame, Source
+from anomalyclip.readers import Frame, Source, frames
 from anomalyclip.references import Memory, is_memory_file
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.spec import MAX_PATCHES, DetectorSpec
@@ -152,6 +153,74 @@ def remember(detector: Detector, memory: Memory) -> Detector:
         spec=detector.spec,
         value_range=value_range,
     )
+
+
+@dataclass(frozen=True)
+class NearestNormal:
+    """The most anomalous patch of an image, and the patch of a reference that is most like it.
+
+    Attributes
+    ----------
+    reference : str
+        File name of the reference.
+    box, reference_box : tuple of float
+        Left, top, right and bottom of both patches, as shares of the image and of the reference.
+    distance : float
+        How far they are apart: 1 - cosine.
+    """
+
+    reference: str
+    box: tuple[float, float, float, float]
+    reference_box: tuple[float, float, float, float]
+    distance: float
+
+
+def nearest_normal(detector: Detector, image: Source) -> NearestNormal:
+    """Return which place of a reference the most anomalous place of an image was compared with.
+
+    Parameters
+    ----------
+    detector : Detector
+        With references, in PyTorch, without tiles and `augment`.
+    image : Source
+        One image.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The detector has no references, or turned or cut ones.
+
+    Examples
+    --------
+    >>> from anomalyclip.demo import PICTURES
+    >>> detector = Detector.from_pretrained("micro", references=PICTURES / "linen_good.jpg")
+    >>> nearest_normal(detector, PICTURES / "linen_good.jpg").reference
+    'linen_good.jpg'
+    """
+    scorer = detector.scorer
+    core = scorer.core if isinstance(scorer, TorchScorer) else None
+    if not (isinstance(core, MemoryCore) and isinstance(scorer, TorchScorer)):
+        raise AnomalyCLIPError("the detector has no references (a PyTorch model) to look for the nearest one")
+    memory = core.memory
+    if detector.tiling is not None or memory.settings["augment"]:
+        raise AnomalyCLIPError("the nearest normal place is only known without tiles and without augment")
+    frame = next(iter(frames(image)))
+    picture, _ = Scale(detector.value_range)(frame.image, name=name_of(image, frame.id))
+    with torch.inference_mode():
+        batch = scorer.normalised(squash(picture, core.image_size)[None].copy())
+        distances, rows = core.nearest(scorer.encode(batch))
+    place = int(distances[0].argmax())
+    row = int(rows[0, place])
+    name = memory.names[int(memory.piece_reference[int(memory.row_piece[row])])]
+    side = core.patch_grid
+    return NearestNormal(
+        name, _box(place, side), _box(int(memory.row_patch[row]), side), float(distances[0, place])
+    )
+
+
+def _box(patch: int, side: int) -> tuple[float, float, float, float]:
+    row, column = divmod(patch, side)
+    return column / side, row / side, (column + 1) / side, (row + 1) / side
 
 
 def left_out_scores(detector: Detector) -> Iterator[tuple[float, NDArray[np.float32]]]:

@@ -49,15 +49,12 @@ def nearest(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     return (1 - reduce(torch.maximum, best)).clamp(0, 2)
 
 
-def nearest_rows(features: Tensor, banks: Banks, name: str, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """Return distances (...) as `nearest` does, for one of the banks, and which rows are the nearest, int64 (...)."""
-    found, rows = [], []
-    for start, part in _parts(banks[name], block):
-        cosine, row = (features.float() @ part.float().T).max(dim=-1)
-        found.append(cosine)
-        rows.append(row + start)
-    best, which = torch.stack(found).max(dim=0)
-    return (1 - best).clamp(0, 2), torch.stack(rows).gather(0, which[None])[0]
+def nearest_rows(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
+    """Return which row of a bank (M, D) each feature (..., D) is nearest to, int64 (...)."""
+    found = [(features.float() @ part.float().T).max(dim=-1) for _, part in _parts(bank, block)]
+    which = torch.stack([cosine for cosine, _ in found]).argmax(dim=0)
+    rows = torch.stack([row + number * block for number, (_, row) in enumerate(found)])
+    return rows.gather(0, which[None])[0]
 
 
 def _parts(bank: Tensor, block: int) -> list[tuple[int, Tensor]]:

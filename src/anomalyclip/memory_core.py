@@ -195,6 +195,9 @@ class MemoryCore(ClipCore):
         ]
 
     def nearest(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Return distances (B, N) and which row of the memory each patch is nearest to, by its last bank."""
-        name = list(self.banks)[-1]
-        return nearest_rows(self.held.features(features)[name], self.banks, name)
+        """Return the distances (B, N) of patches, and the row (B, N) of the memory that each is nearest to."""
+        rows, banks, own = len(self.memory.row_piece), self.banks, self.held.features(features)
+        name = max(
+            name for name, bank in banks.items() if len(bank) == rows
+        )  # of windows there are other numbers
+        return self.held.distances(own, banks), nearest_rows(own[name], banks[name])
