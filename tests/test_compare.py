@@ -421,3 +421,27 @@ def test_the_papers_means_are_not_set_beside_those_of_other_classes(toys, root):
     found = compare(specs, replace(load_samples(root), dataset="mvtec"), paper=True, draws=100)
     assert all(line.paper == {} for line in found.standings[0].lines)
     assert any("covers other classes" in note for note in found.notes)
+
+
+class Transductive(Dark):
+    """Scores an image by its place among all of its class."""
+
+    name = "transductive"
+
+    def over_class(self, scores, highest):
+        return highest.argsort().argsort().astype(np.float32) / len(scores)
+
+
+def test_a_method_that_scores_a_class_as_a_whole_does_so_here_too(toys, root):
+    register("transductive", Transductive, options=["image_size"])
+    try:
+        found = compare(["transductive", "bright"], root, spec=DetectorSpec(image_size=56), draws=100)
+        alone = evaluate(DetectorSpec(method="transductive", image_size=56), root)
+    finally:
+        METHODS.remove("transductive")
+    for ours, theirs in zip(
+        found.results["parts"]["transductive"].classes, alone.results[0].classes, strict=True
+    ):
+        scores = [image.score for image in ours.images]
+        assert scores == [image.score for image in theirs.images]
+        assert sorted(scores) == pytest.approx(np.arange(6) / 6)

@@ -25,6 +25,7 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import parse_json, require_regular
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import locate
+from anomalyclip.scorer import Scorer
 from anomalyclip.writers import PredictionWriter, safe_name, without_ending
 
 
@@ -229,7 +230,9 @@ class DetectorSource:
             failed=failed,
             advance=advance,
         )
-        return _together(detector, [self._store.scored(path, sample) for path, sample in found.items()])
+        return over_class(
+            detector.scorer, [self._store.scored(path, sample) for path, sample in found.items()]
+        )
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless `keep` is set."""
@@ -240,14 +243,14 @@ class DetectorSource:
         self._store.close(complete=complete)
 
 
-def _together(detector: Detector, scored: list[Scored]) -> list[Scored]:
+def over_class(scorer: Scorer, scored: list[Scored]) -> list[Scored]:
     """Return a class's images with the scores that the method was published with for all of them together."""
-    over_class = getattr(detector.scorer, "over_class", None)
-    if over_class is None or not scored:
+    together = getattr(scorer, "over_class", None)
+    if together is None or not scored:
         return scored
     scores = np.array([item.score for item in scored], np.float32)
     highest = np.array([read_map(item.map_file).max() for item in scored], np.float32)
-    found = over_class(scores, highest)
+    found = together(scores, highest)
     if found is None:
         return scored
     return [replace(item, score=float(score)) for item, score in zip(scored, found, strict=True)]
