@@ -84,6 +84,23 @@ def test_a_broken_image_is_named_the_rest_is_scored_and_the_exit_code_is_one(
     assert "b.png" in (tmp_path / "out" / "errors.jsonl").read_text()
 
 
+def test_of_many_broken_images_twenty_are_named_and_the_rest_is_counted(cli, model, photographs, tmp_path):
+    for number in range(25):
+        (photographs / f"b{number:02}.png").write_bytes(b"torn")
+    done = cli(
+        "predict", photographs, *model, "--output", tmp_path / "out", "--save", "csv", "--save", "sheet"
+    )
+    assert done.code == 1
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 21
+    assert "b19.png" in errors[19]
+    assert errors[20] == "error: ... and 5 more images could not be used; all are in errors.jsonl"
+    assert "25 failed (errors.jsonl)" in done.out
+    assert f"open {tmp_path / 'out' / 'index.html'}" in done.out
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 3
+    assert open_image(tmp_path / "out" / "sheet.jpg").width > 400
+
+
 def test_a_resumed_run_skips_what_is_done_and_tries_again_what_failed(
     cli, model, photographs, tmp_path, paper_case
 ):

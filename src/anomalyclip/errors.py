@@ -30,6 +30,10 @@ class AnomalyCLIPWarning(UserWarning):
     """Something that the user should know but that does not stop the work; the command line prints it."""
 
 
+class AnomalyCLIPNote(AnomalyCLIPWarning):
+    """Something that is good to know, although nothing is wrong: where a threshold comes from, for example."""
+
+
 @contextmanager
 def concerning(name: object, failed: str) -> Iterator[None]:
     """Turn an unexpected error into an `InputError` for one input, so that the others can continue.

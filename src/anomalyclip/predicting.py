@@ -10,18 +10,28 @@ from typing import Any
 from PIL import Image
 
 from anomalyclip.detector import Detector
-from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, find_images
 from anomalyclip.loading import as_detector
+from anomalyclip.overview import Thumbnails, check_page, summarize, write_page, write_sheet, write_table
 from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Source, locate
 from anomalyclip.runs import RunFolder
 from anomalyclip.spec import DetectorSpec
-from anomalyclip.visualize import captioned
-from anomalyclip.writers import PREDICTIONS, PredictionWriter
+from anomalyclip.visualize import captioned, overlay
+from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter
+
+SAVED = (*SAVEABLE, "csv", "sheet")
+"""What can be saved besides the lines and the page: files for each image, and files for the whole run."""
 
 _KEPT = 20
+
+_KNOWN = {
+    "micro": "the micro backbone knows generated surfaces and little else: on photographs its scores say little. The "
+    "default backbone is for those"
+}
+"""What the user of a small backbone should know."""
 
 
 @dataclass
@@ -75,10 +85,13 @@ def predict(
     overwrite: bool = False,
     batch_size: int = 1,
     draw: Callable[[Image.Image, Prediction], Image.Image] = captioned,
+    draw_small: Callable[[Image.Image, Prediction], Image.Image] = overlay,
     on_error: Callable[[str, InputError], None] | None = None,
     track: Track = silent,
 ) -> PredictionRun:
-    """Score images into a folder: one JSON line per image, and maps, heat maps and masks as files.
+    """Score images into a folder: one JSON line per image, a page to look at, and maps, heat maps and masks as files.
+
+    The page, ``index.html``, shows the 1,000 most anomalous images; a resumed run ends with the page of the whole run.
 
     Images that cannot be used are listed in ``errors.jsonl``, and the rest are scored.
 
@@ -91,14 +104,17 @@ def predict(
         endless.
     output : path or RunFolder, optional
         The folder. None: a new one, ``runs/predict-1``, ``-2``, ...
-    save : collection of {"map", "heatmap", "mask"}
-        Files to save for each image in addition to its line; "mask" needs a pixel threshold.
+    save : collection of {"map", "heatmap", "mask", "csv", "sheet"}
+        What to save in addition: files for each image ("mask" needs a pixel threshold), all lines as a table
+        (predictions.csv), and a contact sheet of the most anomalous images (sheet.jpg).
     resume, overwrite : bool
         Resume the run in `output` and skip the images already scored, or start again there.
     batch_size : int
         Images per batch.
     draw : callable
         (image, prediction) to heat map; see `PredictionWriter`.
+    draw_small : callable
+        (image, prediction) to overlay, for the page: a picture of the image's size, without caption.
     on_error : callable, optional
         Called with each image that cannot be used, and the error.
     track : Track
@@ -131,29 +147,83 @@ def predict(
     if "mask" in save and (threshold is None or threshold.pixel is None):
         raise AnomalyCLIPError("--save mask needs a pixel threshold: set one, for example --threshold 0.5")
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
-    made_of = None if detector.spec is None else {"spec": detector.spec.located().to_dict()}
-    with (
-        folder.begin({**detector.identity(), "threshold": limits}, about=made_of) as place,
-        PredictionWriter(
-            place, save=save, resume=folder.resume, overwrite=bool(folder.overwrite), draw=draw
-        ) as writer,
-        track("Scoring", len(listed) if isinstance(listed, Sequence) else None) as advance,
-    ):
-        work = _Work(detector, writer, PredictionRun(place), advance, on_error)
-        work.score(listed, batch_size)
-    if not work.run.scored + work.run.skipped + work.run.failed:
-        raise AnomalyCLIPError("there was no image to score")
+    if unknown := sorted(set(save) - set(SAVED)):
+        raise AnomalyCLIPError(f"cannot save {', '.join(unknown)}; choose from {', '.join(SAVED)}")
+    _tell_origin(detector)
+    _tell_what_it_knows(detector)
+    with folder.begin({**detector.identity(), "threshold": limits}, about=_about(detector)) as place:
+        check_page(place, overwrite=bool(folder.overwrite))
+        with (
+            PredictionWriter(
+                place,
+                save=[kind for kind in save if kind in SAVEABLE],
+                resume=folder.resume,
+                overwrite=bool(folder.overwrite),
+                draw=draw,
+            ) as writer,
+            track("Scoring", len(listed) if isinstance(listed, Sequence) else None) as advance,
+        ):
+            thumbnails = Thumbnails(place, draw=draw_small)
+            work = _Work(detector, writer, thumbnails, PredictionRun(place), advance, on_error)
+            work.score(listed, batch_size)
+        if not work.run.scored + work.run.skipped + work.run.failed:
+            raise AnomalyCLIPError("there was no image to score")
+        _finish(place, save)
     work.run.trim()
     for remark in detector.observations():
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     return work.run
 
 
+def _about(detector: Detector) -> dict[str, Any]:
+    """Return what a run tells of its model beside the settings that decide the scores."""
+    made_of = {} if detector.spec is None else {"spec": detector.spec.located().to_dict()}
+    origin = "" if detector.threshold is None else detector.threshold.origin
+    return {**made_of, "model": detector.describe().title, "threshold": origin or None}
+
+
+def _tell_origin(detector: Detector) -> None:
+    """Say where a threshold comes from, unless it is a number that was just given."""
+    threshold, card = detector.threshold, getattr(detector.scorer, "card", None)
+    its_own = card is not None and threshold == card.limits
+    if threshold is None or not (its_own or threshold.info):
+        return
+    limits = (("score", threshold.score), ("pixel", threshold.pixel))
+    values = ", ".join(f"{name} {value:.4f}" for name, value in limits if value is not None)
+    whose = "threshold of the exported file" if its_own else "threshold"
+    made = (
+        f"{threshold.origin}; it is valid for such images only"
+        if threshold.origin
+        else "made of unknown images"
+    )
+    warnings.warn(f"{whose}: {values} ({made})", AnomalyCLIPNote, stacklevel=3)
+
+
+def _tell_what_it_knows(detector: Detector) -> None:
+    if known := _KNOWN.get(str(detector.describe().facts.get("backbone"))):
+        warnings.warn(known, AnomalyCLIPNote, stacklevel=3)
+
+
+def _finish(folder: Path, save: Collection[str]) -> None:
+    """Write what is made of the whole run, earlier parts included."""
+    summary = summarize(folder)
+    write_page(folder, summary)
+    if "csv" in save:
+        write_table(folder)
+    if "sheet" in save:
+        write_sheet(folder, summary)
+    for remark in summary.remarks():
+        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
+
+
 def run_folder(
     output: str | os.PathLike[str] | None, *, resume: bool = False, overwrite: bool = False
 ) -> RunFolder:
     """Return the folder for a run's results; None is a new folder, ``runs/predict-1``, ``-2``, ..."""
-    return RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
+    folder = RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
+    if folder.output is not None:
+        check_page(folder.output)
+    return folder
 
 
 def _listed(
@@ -172,6 +242,7 @@ class _Work:
 
     detector: Detector
     writer: PredictionWriter
+    thumbnails: Thumbnails
     run: PredictionRun
     advance: Callable[[], None]
     told: Callable[[str, InputError], None] | None
@@ -198,12 +269,18 @@ class _Work:
         for prediction in predictions:
             assert prediction.image_path is not None
             try:
-                record = self.writer.write(prediction, name=self._name(prediction.image_path))
+                record = self._write(prediction, self._name(prediction.image_path))
             except InputError as error:  # the image file disappeared while it was scored
                 self.failed(prediction.image_path, error)
             else:
                 self.run.add(record)
                 self.advance()
+
+    def _write(self, prediction: Prediction, name: str | None) -> dict[str, Any]:
+        image = self.thumbnails.draw(prediction) if self.thumbnails.wants(prediction) else None
+        record = self.writer.write(prediction, name=name, image=image)
+        self.thumbnails.settle(prediction)
+        return record
 
     def _wanted(self, images: Iterable[ImageFile], is_done: Callable[[str], bool]) -> Iterator[str]:
         seen: set[str] = set()

@@ -84,6 +84,24 @@ class Threshold:
         except AnomalyCLIPError as error:
             raise AnomalyCLIPError(f"threshold file {path}: {error}") from error
 
+    @property
+    def origin(self) -> str:
+        """How the thresholds were made, as far as `info` tells: a few words, or nothing.
+
+        Examples
+        --------
+        >>> Threshold(score=0.6, info={"method": "normal images", "images": 20, "model": "micro"}).origin
+        'calibrated on 20 normal images, with micro'
+        >>> Threshold(score=0.6).origin
+        ''
+        """
+        images, model = self.info.get("images"), self.info.get("model")
+        what = self.info.get("method") or self.info.get("calibrated_on")
+        if not isinstance(what, str):
+            return ""
+        number = f"{images} " if isinstance(images, int) else ""
+        return f"calibrated on {number}{what}{f', with {model}' if isinstance(model, str) else ''}"
+
     def to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the thresholds as a small JSON file; the file is written completely or not at all.
 

@@ -51,6 +51,11 @@ def warn(message: str) -> None:
     err().print(printable(f"warning: {message}"), style="yellow", markup=False)
 
 
+def note(message: str) -> None:
+    """Print to standard error what is good to know."""
+    err().print(printable(f"note: {message}"), style="dim", markup=False)
+
+
 def fail(message: str) -> None:
     """Print an error to standard error."""
     err().print(printable(f"error: {message}"), style="red", markup=False)
@@ -93,12 +98,14 @@ def warnings_shown() -> Iterator[None]:
     """Print the package's warnings as one line each, whatever the filters say; others go their usual way."""
     import warnings
 
-    from anomalyclip.errors import AnomalyCLIPWarning
+    from anomalyclip.errors import AnomalyCLIPNote, AnomalyCLIPWarning
 
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-        if issubclass(category, AnomalyCLIPWarning):
+        if issubclass(category, AnomalyCLIPNote):
+            note(str(message))
+        elif issubclass(category, AnomalyCLIPWarning):
             warn(str(message))
         else:
             usual(message, category, *rest, **named)

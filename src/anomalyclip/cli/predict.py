@@ -6,29 +6,30 @@ from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anomalyclip.cli import options
-from anomalyclip.cli.console import fail, out, printable, stoppable, track
-from anomalyclip.cli.tables import new_table, verdict
-from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.cli.console import stoppable, track
+from anomalyclip.cli.prediction_view import name_failures, show
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import DetectorSpec
 
 if TYPE_CHECKING:
     from anomalyclip.inputs import ImageFile
-    from anomalyclip.predicting import PredictionRun
 
 _DRAWING = "Drawing"
 
 
 class Saved(str, Enum):
-    """What is kept of an image besides its line in predictions.jsonl."""
+    """What is kept besides the lines in predictions.jsonl and the page."""
 
     map = "map"
     heatmap = "heatmap"
     mask = "mask"
+    csv = "csv"
+    sheet = "sheet"
 
 
 class ColorMap(str, Enum):
@@ -63,8 +64,8 @@ def predict(
     save: Annotated[
         list[Saved] | None,
         typer.Option(
-            help="Also save: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, needs --threshold); "
-            "repeat for several.",
+            help="Also save, for each image: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, "
+            "needs --threshold); for the run: csv (a table), sheet (a contact sheet, .jpg). Repeat for several.",
             show_default=False,
         ),
     ] = None,
@@ -104,8 +105,9 @@ def predict(
 ) -> None:
     """Score images and draw where they are anomalous.
 
-    Every image gets a score from 0 (normal) to 1 (anomalous), printed and written to OUTPUT/predictions.jsonl;
-    --save also writes maps, heat maps and masks. Images that cannot be read are reported, and the others are scored.
+    Every image gets a score from 0 (normal) to 1 (anomalous), printed and written to OUTPUT/predictions.jsonl.
+    OUTPUT/index.html shows the most anomalous ones; --save also writes maps, heat maps and masks. Images that cannot be
+    read are reported, and the others are scored.
     """
     from functools import partial
 
@@ -121,6 +123,7 @@ def predict(
     kinds = [kind.value for kind in save or []]
     if "mask" in kinds and threshold is None and spec.model is None:
         raise AnomalyCLIPError("--save mask needs a threshold: give --threshold 0.5 or a threshold file")
+    drawing: dict[str, Any] = {"colormap": colormap.value, "alpha": alpha, "scale": scale}
     folder = predicting.run_folder(output, resume=resume, overwrite=overwrite)
     detector = spec.load(threshold=threshold)
     with stoppable(
@@ -135,19 +138,14 @@ def predict(
             folder,
             save=kinds,
             batch_size=batch_size,
-            draw=partial(
-                overlay if no_caption else captioned, colormap=colormap.value, alpha=alpha, scale=scale
-            ),
-            on_error=_name_failure,
+            draw=partial(overlay if no_caption else captioned, **drawing),
+            draw_small=partial(overlay, **drawing),
+            on_error=name_failures(),
             track=track,
         )
-    _show(run, skipped)
+    show(run, skipped)
     if run.failed:
         raise typer.Exit(1)
-
-
-def _name_failure(path: str, error: InputError) -> None:
-    fail(str(error))
 
 
 def _images(paths: list[str], from_file: Path | None, skipped: Counter[str]) -> "Iterable[ImageFile]":
@@ -168,31 +166,3 @@ def _images(paths: list[str], from_file: Path | None, skipped: Counter[str]) -> 
             "no images given: name files, folders or patterns, --from-file LIST, or - for stdin"
         )
     return images
-
-
-def _show(run: "PredictionRun", skipped: Counter[str]) -> None:
-    """Print the most anomalous images, and counts."""
-    from rich.text import Text
-
-    if run.top:
-        table = new_table("score", *["verdict"] * run.judged, "image", right=["score"])
-        for record in run.top:
-            image = Text(printable(record["image_path"]))
-            table.add_row(
-                f"{record['pred_score']:.4f}", *[verdict(bool(record["pred_label"]))] * run.judged, image
-            )
-        out().print(table)
-        if run.scored > len(run.top):
-            out().print(
-                f"... the {len(run.top)} most anomalous of {run.scored}; all are in predictions.jsonl"
-            )
-    counts = [f"{run.scored} scored"]
-    if run.judged:
-        counts.append(f"{run.anomalous} anomalous")
-    others = "done before", "given more than once", "failed (errors.jsonl)"
-    numbers = run.skipped, run.repeated, run.failed
-    counts += [f"{number} {what}" for number, what in zip(numbers, others, strict=True) if number]
-    if skipped:
-        kinds = ", ".join(f"{number} {printable(suffix)}" for suffix, number in skipped.most_common(5))
-        counts.append(f"{skipped.total()} other files skipped ({kinds})")
-    out().print(f"{', '.join(counts)}; results in {run.folder}", markup=False)

@@ -1,0 +1,157 @@
+"""The lines of a run to counts, a histogram and the most anomalous images, in bounded memory."""
+
+import json
+import os
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.writers import ERRORS, PREDICTIONS
+
+SHOWN = 1000
+"""Images that have a thumbnail and a place on the page."""
+
+BINS = 50
+"""Bars of the histogram, from score 0 to 1."""
+
+_ERRORS_SHOWN = 100
+
+_ENOUGH, _NEARLY_ALL, _ALIKE = 10, 0.9, 0.01
+"""Images from which on remarks are made, the share of them that is nearly all, and a range of scores that are alike."""
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One image: the most anomalous comes first, and among equals the first by its path."""
+
+    rank: float
+    image_path: str
+    label: bool | None = field(compare=False)
+    heatmap: str | None = field(compare=False)
+
+    @property
+    def score(self) -> float:
+        """Score of the image, in [0, 1]."""
+        return -self.rank
+
+
+@dataclass
+class Summary:
+    """What a run found.
+
+    Attributes
+    ----------
+    scored, anomalous, failed : int
+        Images with a line, those called anomalous, and those that could not be used.
+    threshold, pixel_threshold : float or None
+        Of the lines; a run has one.
+    lowest, highest : float
+        Of the scores.
+    normal_scores, anomalous_scores : list of int
+        Images by score, in bins of equal width from 0 to 1; without a threshold all count as normal.
+    top : list of Entry
+        The most anomalous images, the highest score first.
+    errors : list of (str, str)
+        Path and reason of the first that could not be used, by path.
+    folder : str or None
+        What all image paths begin with.
+    """
+
+    scored: int = 0
+    anomalous: int = 0
+    failed: int = 0
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    lowest: float = 1.0
+    highest: float = 0.0
+    normal_scores: list[int] = field(default_factory=lambda: [0] * BINS)
+    anomalous_scores: list[int] = field(default_factory=lambda: [0] * BINS)
+    top: list[Entry] = field(default_factory=list)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    folder: str | None = None
+
+    def add(self, record: dict[str, Any], shown: int = SHOWN) -> None:
+        """Count one line of predictions.jsonl."""
+        score, label, path = float(record["pred_score"]), record["pred_label"], str(record["image_path"])
+        self.scored += 1
+        self.anomalous += bool(label)
+        self.threshold, self.pixel_threshold = record["threshold"], record["pixel_threshold"]
+        self.lowest, self.highest = min(self.lowest, score), max(self.highest, score)
+        bins = self.anomalous_scores if label else self.normal_scores
+        bins[min(int(score * BINS), BINS - 1)] += 1
+        self.folder = _common(self.folder, os.path.dirname(path))
+        entry = Entry(-score, path, label, record["files"].get("heatmap"))
+        if len(self.top) < shown or entry < self.top[-1]:
+            insort(self.top, entry)
+            del self.top[shown:]
+
+    def remarks(self) -> list[str]:
+        """Return what speaks against model or threshold: nearly all images anomalous, or all scores alike."""
+        if self.scored < _ENOUGH:
+            return []
+        unless = "Unless most of them are defective"
+        if self.anomalous >= _NEARLY_ALL * self.scored:
+            return [
+                f"{self.anomalous:,} of {self.scored:,} images are anomalous. {unless}, the threshold or the model "
+                "does not suit these images: calibrate a threshold on normal images of this product (anomalyclip "
+                "calibrate)"
+            ]
+        high = sum(self.anomalous_scores[-BINS // 10 :]) + sum(self.normal_scores[-BINS // 10 :])
+        if high >= _NEARLY_ALL * self.scored:
+            return [
+                f"{high:,} of {self.scored:,} scores are above 0.9. {unless}, the model does not suit these images"
+            ]
+        if self.highest - self.lowest < _ALIKE:
+            return [
+                f"all {self.scored:,} scores lie between {self.lowest:.4f} and {self.highest:.4f}: the model hardly "
+                "tells these images apart"
+            ]
+        return []
+
+    def add_error(self, record: dict[str, Any]) -> None:
+        """Count one line of errors.jsonl."""
+        self.failed += 1
+        insort(self.errors, (str(record["image_path"]), str(record["error"])))
+        del self.errors[_ERRORS_SHOWN:]
+
+
+def summarize(folder: Path, *, shown: int = SHOWN) -> Summary:
+    """Return what a folder of predictions holds.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A line is damaged.
+    """
+    summary = Summary()
+    for record in records(folder / PREDICTIONS):
+        summary.add(record, shown)
+    for record in records(folder / ERRORS):
+        summary.add_error(record)
+    return summary
+
+
+def records(file: Path) -> Iterator[dict[str, Any]]:
+    """Give the lines of a file one by one; none if there is no such file."""
+    if not file.is_file():
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield dict(json.loads(line))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise AnomalyCLIPError(
+                    f"{file}, line {number} is damaged ({error}); delete it, or start anew."
+                ) from None
+
+
+def _common(folder: str | None, other: str) -> str:
+    if folder is None or folder == other:
+        return other
+    try:
+        return os.path.commonpath([folder, other])
+    except ValueError:  # one relative, one absolute; or several drives
+        return ""
