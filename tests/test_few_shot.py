@@ -26,7 +26,9 @@ from anomalyclip.prediction import Threshold
 from anomalyclip.references import Memory
 from tests.conftest import TINY, torch_scorer
 
-pytestmark = pytest.mark.filterwarnings("error::anomalyclip.AnomalyCLIPWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "error::anomalyclip.AnomalyCLIPWarning", "ignore::anomalyclip.errors.AnomalyCLIPNote"
+)
 
 
 @pytest.fixture(scope="module")

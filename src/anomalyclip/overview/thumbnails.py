@@ -71,7 +71,7 @@ class Thumbnails:
             The thumbnail cannot be written.
         """
         try:
-            image = open_image(str(prediction.image_path))
+            image = open_image(str(prediction.image_path), value_range=prediction.value_range)
             content = _encoded(image, prediction, self._draw)
         except Exception:  # the image was scored, and its picture is not its result
             return None
