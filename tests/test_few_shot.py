@@ -121,7 +121,7 @@ def test_the_file_names_no_folder_of_this_machine(detector, parts, tmp_path):
     assert str(parts).encode() not in (tmp_path / "nut.memory").read_bytes()
 
 
-@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adding_later_gives_the_same_file_as_fitting_at_once(detector, good, tmp_path, augment):
     at_once = fit(detector, good[:3], augment=augment)
     at_once.save(tmp_path / "at_once.memory")

@@ -94,6 +94,7 @@ def test_an_evaluation_of_april_gan_scales_over_the_class_and_says_so(april, pub
     np.testing.assert_allclose([image.score for image in images], (text + scaled) / 2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_references_stand_beside_every_method_of_words(rival_backbone, published, tmp_path):
     from PIL import Image
 
