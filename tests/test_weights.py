@@ -1,5 +1,6 @@
 """Every published form of CLIP weights gives the same tensors, or a message that helps."""
 
+import json
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -283,3 +284,22 @@ def test_the_fingerprint_changes_with_any_value_and_setting_and_not_with_the_fil
     assert fingerprint(replace(CONFIG, quick_gelu=False), state) != base
     assert fingerprint(CONFIG, {name: tensor.float() for name, tensor in state.items()}) == base
     assert fingerprint(CONFIG, dict(reversed(state.items()))) == base
+
+
+def test_heads_that_are_no_number_and_an_archive_whose_names_are_no_text_are_named(tmp_path: Path) -> None:
+    folder = forms.transformers_folder(forms.tiny(), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_attention_heads"] = "2"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        AnomalyCLIPError, match=r"model\.safetensors: its configuration says '2' vision heads"
+    ):
+        read_weights(folder)
+    file = forms.state_dict(forms.tiny(), tmp_path)
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the directory; its name follows 46 bytes later
+    content[entry + 9] |= 0x08  # is UTF-8, it says
+    content[entry + 46 : entry + 48] = b"\xe9("
+    file.write_bytes(content)
+    with pytest.raises(AnomalyCLIPError, match=r"state\.pt: is a damaged zip archive"):
+        read_weights(file)

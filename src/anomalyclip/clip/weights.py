@@ -323,7 +323,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def _read_zip(file: Path) -> dict[str, Tensor]:
     try:
         archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # what a damaged archive raises depends on the damage
         raise _Unusable(f"is a damaged zip archive ({error}); copy or download it again") from error
     with archive:
         names = archive.namelist()
@@ -536,6 +536,8 @@ def _heads(tower: str, width: int, stated: int | None) -> int:
             f"its {tower} width {width} is not a multiple of {_HEAD_WIDTH}; "
             "expected a configuration that gives the number of heads"
         )
+    if stated is not None and not (isinstance(stated, int) and stated >= 0):
+        raise _Unusable(f"its configuration says {stated!r} {tower} heads; expected a number")
     heads = stated or width // _HEAD_WIDTH
     if width % heads:
         raise _Unusable(

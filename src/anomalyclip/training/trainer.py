@@ -111,9 +111,13 @@ class Trainer:
             state = load_checkpoint(path, device=self.data.store.scorer.device)
             self.learner.load_state_dict(state["learner"])
             self.optimizer.adam.load_state_dict(state["optimizer"])
-            self.epoch, self.step, self._sums = state["epoch"], state["steps"], list(state["sums"])
-            self._best, self._journal_bytes = state["best"], state["journal_bytes"]
-            torch.set_num_threads(state["threads"])
+            counts = [state[name] for name in ("epoch", "steps", "journal_bytes", "threads")]
+            best, sums = state["best"], [float(value) for value in state["sums"]]
+            if not all(isinstance(count, int) for count in counts) or len(sums) != len(self._sums):
+                raise TypeError("its counts are no integers")
+            self.epoch, self.step, self._journal_bytes, threads = counts
+            self._best, self._sums = None if best is None else float(best), sums
+            torch.set_num_threads(threads)
         except Exception as error:  # what a damaged checkpoint raises depends on the damage
             raise AnomalyCLIPError(
                 f"{path}: cannot resume from this checkpoint ({type(error).__name__}); start again in another folder, "
