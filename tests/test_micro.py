@@ -46,6 +46,7 @@ def test_what_is_shipped_is_small_and_whole():
         "prompts.safetensors",
         "threshold.json",
         "tokenizer.json",
+        "words.json",
     }
     assert sum(files.values()) <= 8_000_000
     weights = read_weights(ASSETS)
