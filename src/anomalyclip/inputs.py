@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,16 @@ class ImageFile:
 
 
 def find_images(
-    paths: Sequence[str | os.PathLike[str]], *, skipped: Counter[str] | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    skipped: Counter[str] | None = None,
+    leave_out: Callable[[Path, str], bool] | None = None,
 ) -> Iterator[ImageFile]:
     """List the images in files, folders (searched recursively) and patterns (``parts/*.png``), each once.
 
     Results are named by the path relative to the folder, if `paths` is one folder, and otherwise relative to the
     folder that all paths have in common. Other files in folders are skipped; `skipped` counts them by file extension.
+    `leave_out`, called with a folder of `paths` and the path of an image in it, leaves the image out if true.
 
     Raises
     ------
@@ -46,8 +50,9 @@ def find_images(
     base = _common_folder(roots)
     seen: set[str] = set()
     for root in roots:
-        for path in _walk(root, skipped) if root.is_dir() else _members(os.fspath(root)):
-            if path not in seen:
+        is_folder = root.is_dir()
+        for path in _walk(root, skipped) if is_folder else _members(os.fspath(root)):
+            if path not in seen and not (is_folder and leave_out is not None and leave_out(root, path)):
                 seen.add(path)
                 yield ImageFile(path, _relative(path, base))
 

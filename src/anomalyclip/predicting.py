@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from anomalyclip.data.masks import GroundTruth
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, find_images
@@ -226,13 +228,42 @@ def run_folder(
     return folder
 
 
+def images_in(paths: Sequence[str], *, skipped: Counter[str] | None = None) -> list[ImageFile]:
+    """Return the images to score in files, folders and patterns: all but the ground-truth masks of data sets.
+
+    Parameters
+    ----------
+    paths, skipped
+        As for `anomalyclip.inputs.find_images`.
+
+    Returns
+    -------
+    list of ImageFile
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As `anomalyclip.inputs.find_images`.
+    """
+    masks = GroundTruth()
+    found = list(find_images(paths, skipped=skipped, leave_out=masks))
+    if masks.count:
+        warnings.warn(
+            f"{masks.count} ground-truth masks of a data set are not scored (such as {masks.example}); give their own "
+            "folder to score them",
+            AnomalyCLIPNote,
+            stacklevel=2,
+        )
+    return found
+
+
 def _listed(
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile],
 ) -> Iterable[ImageFile]:
     if isinstance(images, str | os.PathLike):
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
-        return list(find_images([os.fspath(image) for image in images]))
+        return images_in([os.fspath(image) for image in images])
     return images  # type: ignore[return-value]
 
 

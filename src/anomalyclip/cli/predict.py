@@ -150,7 +150,8 @@ def predict(
 
 def _images(paths: list[str], from_file: Path | None, skipped: Counter[str]) -> "Iterable[ImageFile]":
     """Return the images: a list where all can be known beforehand, or a stream from standard input."""
-    from anomalyclip.inputs import find_images, read_list, read_list_file
+    from anomalyclip.inputs import read_list, read_list_file
+    from anomalyclip.predicting import images_in
 
     if "-" in paths or (from_file is not None and str(from_file) == "-"):
         if len(paths) + (from_file is not None) > 1:
@@ -158,7 +159,7 @@ def _images(paths: list[str], from_file: Path | None, skipped: Counter[str]) -> 
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # names need not be valid text
         return read_list(sys.stdin)
-    images = list(find_images(paths, skipped=skipped))
+    images = images_in(paths, skipped=skipped)
     if from_file is not None:
         images += read_list_file(from_file)
     if not images:

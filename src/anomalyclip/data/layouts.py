@@ -205,24 +205,25 @@ class DAGMShape:
 
     title: ClassVar[str] = "image + Label folder"
     pattern: ClassVar[str] = "<class>/{Train,Test}/*, <class>/{Train,Test}/Label/*_label.*"
-    _phases: ClassVar[tuple[str, ...]] = ("Train", "Test")
+    phases: ClassVar[tuple[str, ...]] = ("Train", "Test")
+    masks: ClassVar[str] = "Label"
 
     def classes(self, tree: Tree, base: str) -> tuple[str, ...] | None:
         """See `Shape`."""
         names = [
             name
             for name in tree.folders(base)
-            if any(tree.has_folder(join(base, f"{name}/{phase}/Label")) for phase in self._phases)
+            if any(tree.has_folder(join(base, f"{name}/{phase}/{self.masks}")) for phase in self.phases)
         ]
         return tuple(names) or None
 
     def samples(self, tree: Tree, base: str, class_name: str) -> Listing:
         """See `Shape`."""
-        listing = Listing(tree, self._phases)
+        listing = Listing(tree, self.phases)
         for name in self.classes(tree, base) or ():
-            for phase in self._phases:
+            for phase in self.phases:
                 folder = join(base, f"{name}/{phase}")
-                masks, labelled = listing.masks(f"{folder}/Label"), self._labelled(tree, folder)
+                masks, labelled = listing.masks(f"{folder}/{self.masks}"), self._labelled(tree, folder)
                 for image in tree.images(folder):
                     mask = masks.of(image)
                     anomaly = mask is not None or stem(image) in (labelled or ())
@@ -235,7 +236,7 @@ class DAGMShape:
     @staticmethod
     def _labelled(tree: Tree, folder: str) -> set[str] | None:
         """Return the stems of the images that have a label file according to ``Labels.txt``; None without that file."""
-        file = f"{folder}/Label/Labels.txt"
+        file = f"{folder}/{DAGMShape.masks}/Labels.txt"
         return set(re.findall(r"(\w+)_label\.\w+", tree.read_text(file))) if tree.has_file(file) else None
 
 
