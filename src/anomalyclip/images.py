@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anomalyclip import deep_color
+from anomalyclip.decoders import attributed
 from anomalyclip.depth import Deep
 from anomalyclip.errors import AnomalyCLIPError, InputError, reason
 from anomalyclip.files import require_regular
@@ -128,7 +129,8 @@ def decode_pages(
     with decoding(name):
         content = _checked(source, name)
         try:
-            opened = Image.open(content, formats=FORMATS)
+            with attributed(name):
+                opened = Image.open(content, formats=FORMATS)
         except UnidentifiedImageError:
             if not deep_color.is_tiff(source):
                 raise
@@ -137,7 +139,9 @@ def decode_pages(
             return
         with opened as image:
             for index in islice(_pages(image), first - 1, None):
-                yield _decoded(image, source, index, name)
+                with attributed(name):
+                    page = _decoded(image, source, index, name)
+                yield page
 
 
 def has_pages(path: str | os.PathLike[str]) -> bool:
@@ -215,7 +219,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _load(source: str | os.PathLike[str] | bytes, name: object) -> Image.Image:
-    with _opened(source, name) as image:
+    with _opened(source, name) as image, attributed(name):
         return upright(image)
 
 

@@ -14,6 +14,10 @@ _PLAIN: Any = {"markup": False, "emoji": False}
 """What is printed is text: a file may be called [red] or :warning:."""
 
 
+_WARNINGS = 20
+"""Warnings of a command that are printed."""
+
+
 @cache
 def out() -> "Console":
     """Return the console for results (standard output)."""
@@ -95,22 +99,37 @@ def stoppable(message: str | Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def warnings_shown() -> Iterator[None]:
-    """Print the package's warnings as one line each, whatever the filters say; others go their usual way."""
+    """Print the package's warnings as one line each, whatever the filters say: the first ones, and how many more.
+
+    Other warnings go their usual way; what Pillow says of a file that is being decoded is printed with its name.
+    """
     import warnings
 
     from anomalyclip.errors import AnomalyCLIPNote, AnomalyCLIPWarning
 
-    usual = warnings.showwarning
+    usual, count = warnings.showwarning, 0
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        nonlocal count
         if issubclass(category, AnomalyCLIPNote):
             note(str(message))
         elif issubclass(category, AnomalyCLIPWarning):
-            warn(str(message))
-        else:
+            count += 1
+            if count <= _WARNINGS:
+                warn(str(message))
+        elif not _is_of_a_decoder(str(message)):
             usual(message, category, *rest, **named)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", AnomalyCLIPWarning)
         warnings.showwarning = show
-        yield
+        try:
+            yield
+        finally:
+            if count > _WARNINGS:
+                warn(f"... and {count - _WARNINGS} more warnings")
+
+
+def _is_of_a_decoder(text: str) -> bool:
+    decoders = sys.modules.get("anomalyclip.decoders")  # if nothing has been decoded, it is not loaded
+    return decoders is not None and decoders.heard(text)

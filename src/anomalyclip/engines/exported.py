@@ -149,12 +149,15 @@ def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None)
         raise AnomalyCLIPError(f"{path} needs ONNX Runtime: pip install onnxruntime") from None
     wanted = _provider_names(providers, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only; its warnings do not help users
+    options.log_severity_level = 4  # what it would print with an error is in the exception, and names no file
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(
-            path, options, providers=[(name, _OPTIONS.get(name, {})) for name in wanted]
+            path,
+            options,
+            providers=[(name, _OPTIONS.get(name, {})) for name in wanted],
+            enable_fallback=0,  # to the CPU, with lines of its own on standard output
         )
     except Exception as error:  # its exceptions have no common base
         raise AnomalyCLIPError(
