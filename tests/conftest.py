@@ -150,6 +150,11 @@ class Finished:
     out: str
     err: str
 
+    @property
+    def complaints(self) -> list[str]:
+        """What standard error says besides what is only good to know."""
+        return [line for line in self.err.splitlines() if not line.startswith("note: ")]
+
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:

@@ -102,7 +102,7 @@ def test_predict_writes_what_the_command_writes(cli, model, spec, good, tmp_path
     by_command, by_library = tmp_path / "command", tmp_path / "library"
     options = ["--threshold", 0.5, "--save", "map", "--save", "mask", "--save", "heatmap"]
     done = cli("predict", good, *model, *options, "--output", by_command)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     track = Track()
     run = predicting.predict(
         spec.load(threshold=0.5), good, by_library, save=["map", "mask", "heatmap"], track=track
@@ -117,7 +117,7 @@ def test_predict_writes_what_the_command_writes(cli, model, spec, good, tmp_path
 def test_calibrate_returns_what_the_command_writes(cli, model, spec, good, tmp_path):
     rates = ["--false-alarm-rate", 0.6, "--false-pixel-share", 0.1]
     done = cli("calibrate", good, *model, *rates, "--output", tmp_path / "command.json")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     track = Track()
     threshold = calibrate(spec, good, false_alarm_rate=0.6, false_pixel_share=0.1, track=track)
     threshold.to_file(tmp_path / "library.json")
@@ -146,7 +146,7 @@ def test_calibrate_takes_images_however_they_are_given(spec, good):
 def test_calibrate_labelled_returns_what_the_command_writes(criterion, cli, model, spec, root, tmp_path):
     options = ["--labelled", root, "--criterion", criterion]
     done = cli("calibrate", *options, *model, "--output", tmp_path / "command.json")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     calibrate_labelled(spec, root, criterion=criterion).to_file(tmp_path / "library.json")
     assert (tmp_path / "library.json").read_bytes() == (tmp_path / "command.json").read_bytes()
     content = json.loads((tmp_path / "library.json").read_text())
@@ -187,7 +187,7 @@ def test_train_leaves_what_the_command_leaves(cli, backbone, root, tmp_path):
         *("--seed", 5, "--val-fraction", 0.5, "--prompt-length", 3, "--learning-rate", 0.01),
         *("--output", by_command, "--cache", tmp_path / "cache-1"),
     )
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     records, track = [], Track()
     run = train(
         root,
@@ -226,7 +226,7 @@ def test_export_writes_what_the_command_writes(cli, model, spec, tmp_path):
     Threshold(score=0.5, pixel=0.4).to_file(tmp_path / "threshold.json")
     options, file = ["--tile", 100, "--dynamic-batch"], tmp_path / "model.onnx"
     done = cli("export", *model, *options, "--threshold", tmp_path / "threshold.json", "--output", file)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     theirs, before = ExportedScorer(file), file.read_bytes()
     choices = {"threshold": tmp_path / "threshold.json", "dynamic_batch": True}
     with pytest.raises(AnomalyCLIPError, match="model.onnx.*exists.*overwrite"):

@@ -55,7 +55,7 @@ def brightest(path):
 def test_it_predicts(cli, good, tmp_path):
     out = tmp_path / "out"
     done = cli("predict", good, "--method", "bright", "--threshold", 0.9, "--save", "map", "--output", out)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [record["pred_score"] for record in records] == pytest.approx(
         [brightest(good / f"{number:03}.png") for number in range(3)]
@@ -99,7 +99,7 @@ def test_it_is_calibrated(labelled, cli, root, good, tmp_path):
     file = tmp_path / "threshold.json"
     data = ["--labelled", root] if labelled else [good, "--false-alarm-rate", 0.4]
     done = cli("calibrate", *data, "--method", "bright", "--output", file)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     threshold = Threshold.from_file(file)
     assert threshold.info["identity"] == {"method": "bright", "image_size": 56}
     spec = DetectorSpec(method="bright")

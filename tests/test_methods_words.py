@@ -112,9 +112,9 @@ def test_each_predicts_and_is_calibrated(method, cli, tmp_path):
     model = ["--backbone", "micro", "--method", method]
     model += [] if method == "words" else ["--class-name", "object"]
     done = cli("calibrate", PICTURES, *model, "--false-alarm-rate", 0.4, "--output", tmp_path / "t.json")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     done = cli("predict", PICTURE, *model, "--threshold", tmp_path / "t.json", "--output", tmp_path / "out")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["method"], settings["class_name"]) == (method, "object")
     record = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())

@@ -193,6 +193,9 @@ def test_a_picture_that_cannot_be_drawn_again_is_missing_and_nothing_else(images
     assert (run.scored, run.failed) == (12, 0)
     page = Page(tmp_path / "out")
     assert (len(page.cards), page.source.count("<img"), page.text.count("no picture")) == (12, 11, 1)
+    next((tmp_path / "out" / ".thumbnails").iterdir()).write_bytes(b"changed by somebody")
+    predict(detector(), images, tmp_path / "out", save=["sheet"], resume=True)
+    assert Page(tmp_path / "out").text.count("no picture") == 2
 
 
 def test_what_failed_is_on_the_page(images, tmp_path):

@@ -361,7 +361,7 @@ def test_predict_writes_a_line_and_a_heat_map_for_every_image_of_a_file(cli, fol
     done = cli(
         "predict", folder, "--backbone", "micro", "--save", "heatmap", "--save", "map", "--output", out
     )
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     records = lines(out)
     assert [record["image_path"] for record in records] == [
         f"{folder}/{name}" for name in ("x.toy#1", "x.toy#2", "y.png")

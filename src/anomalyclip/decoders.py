@@ -49,7 +49,7 @@ def attributed(name: object) -> Iterator[None]:
             raise
         raise InputError(f"{name}: damaged image: {reason(error)} ({_said(lines)})") from None
     else:
-        if lines and not getattr(_here, "again", False):
+        if lines and not getattr(_here, "unsaid", False):
             warnings.warn(
                 f"{name}: read, but damaged in places ({_said(lines)})", AnomalyCLIPWarning, stacklevel=3
             )
@@ -58,13 +58,14 @@ def attributed(name: object) -> Iterator[None]:
 
 
 @contextmanager
-def again() -> Iterator[None]:
-    """Decode files in this thread of which everything has been said already: to draw on them, for example."""
-    outer, _here.again = getattr(_here, "again", False), True
+def unsaid() -> Iterator[None]:
+    """Drop what decoders say in this thread until the block ends: it is said where the file is decoded to be scored."""
+    outer = getattr(_here, "lines", None), getattr(_here, "unsaid", False)
+    _here.lines, _here.unsaid = [], True
     try:
         yield
     finally:
-        _here.again = outer
+        _here.lines, _here.unsaid = outer
 
 
 def heard(text: str) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anomalyclip import deep_color
-from anomalyclip.decoders import attributed
+from anomalyclip.decoders import attributed, unsaid
 from anomalyclip.depth import Deep
 from anomalyclip.errors import AnomalyCLIPError, InputError, reason
 from anomalyclip.files import require_regular
@@ -146,7 +146,7 @@ def decode_pages(
 
 def has_pages(path: str | os.PathLike[str]) -> bool:
     """Return whether a file has several images that `decode_pages` yields; the first is not decoded for it."""
-    with decoding(path):
+    with decoding(path), unsaid():
         _checked(path, path)
         with open(path, "rb") as file:
             if not file.read(4).startswith(_SEVERAL):

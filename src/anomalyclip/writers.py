@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from anomalyclip.decoders import again
+from anomalyclip.decoders import unsaid
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError, concerning
 from anomalyclip.files import open_output, parse_json, replacing, writing
@@ -178,7 +178,7 @@ class PredictionWriter:
         try:
             with concerning(prediction.image_path, "its results cannot be made"):
                 if "heatmap" in self.save and image is None:
-                    with again():
+                    with unsaid():
                         image = open_image(prediction.image_path, value_range=prediction.value_range)
                 for kind in self.save:
                     folder, extension = _FOLDERS[kind]

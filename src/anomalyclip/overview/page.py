@@ -1,6 +1,7 @@
 """``index.html``: a run of predictions to look at, in one file that needs no network."""
 
 import base64
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -199,11 +200,12 @@ def _inside(path: str, folder: str | None) -> str:
 
 def _picture(folder: Path, entry: Entry) -> str:
     path = path_of(folder, entry.image_path)
-    if not path.is_file():
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as thumbnail:
+            width, height = thumbnail.width // 2, thumbnail.height
+    except (OSError, ValueError):  # none could be drawn, or somebody changed it
         return "no picture"
-    content = path.read_bytes()
-    with Image.open(path) as thumbnail:
-        width, height = thumbnail.width // 2, thumbnail.height
     share = width / max(width, height)
     data = base64.b64encode(content).decode()
     return (

@@ -54,10 +54,14 @@ def write_sheet(folder: Path, summary: Summary) -> None:
     """
     cells: list[Cell] = []
     for entry in summary.top:
-        path = path_of(folder, entry.image_path)
-        if path.is_file() and len(cells) < _CELLS:
-            with Image.open(path) as thumbnail:
-                cells.append(Cell(halves(thumbnail), entry.image_path, entry.score, entry.label))
+        if len(cells) == _CELLS:
+            break
+        try:
+            with Image.open(path_of(folder, entry.image_path), formats=["JPEG"]) as thumbnail:
+                pictures = halves(thumbnail)
+        except (OSError, ValueError):  # none could be drawn, or somebody changed it
+            continue
+        cells.append(Cell(pictures, entry.image_path, entry.score, entry.label))
     if not cells:
         return
     some = f"The {len(cells)} most anomalous of {summary.scored:,} images"

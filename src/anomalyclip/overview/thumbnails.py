@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from anomalyclip.decoders import again
+from anomalyclip.decoders import unsaid
 from anomalyclip.files import replacing, writing
 from anomalyclip.overview.summary import SHOWN, Entry, summarize
 from anomalyclip.prediction import Prediction
@@ -72,7 +72,7 @@ class Thumbnails:
             The thumbnail cannot be written.
         """
         try:
-            with again():
+            with unsaid():
                 image = open_image(str(prediction.image_path), value_range=prediction.value_range)
             content = _encoded(image, prediction, self._draw)
         except Exception:  # the image was scored, and its picture is not its result
