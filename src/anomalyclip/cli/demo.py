@@ -45,6 +45,6 @@ def _show(predictions: "list[Prediction]") -> None:
             Path(str(prediction.image_path)).stem,
             f"{prediction.pred_score:.2f}",
             verdict(bool(prediction.pred_label)),
-            f"{share:.1%}" if share else "",
+            f"{share:.1%}" if share else "none",
         )
     out().print(table)
