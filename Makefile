@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 
 # What takes minutes and changes rarely: exports of every golden case, compilation.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --no-cov
+	$(BIN)/python -m pytest -n auto -m slow --no-cov
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -350,10 +350,10 @@ def test_what_is_no_list_of_paths_is_one_message(cli, model, photographs, tmp_pa
 
 
 def test_files_that_are_passed_over_are_counted(cli, model, photographs, tmp_path):
-    for name in ("scan.dcm", "slice.dcm", "notes.txt", ".hidden.dcm"):
+    for name in ("scan.abc", "slice.abc", "notes.txt", ".hidden.abc"):
         (photographs / name).touch()
     done = cli("predict", photographs, *model, "--output", tmp_path / "out")
-    assert "3 other files skipped (2 .dcm, 1 .txt)" in done.out
+    assert "3 other files skipped (2 .abc, 1 .txt)" in done.out
 
 
 def test_a_name_cannot_steer_the_terminal(cli, model, photographs, tmp_path):
