@@ -215,6 +215,7 @@ def test_any_option_value_is_either_used_or_refused_never_a_traceback(
         assert "error" in done.err.lower()
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_predictions(model, photographs, paper_case, tmp_path):
     """A real process, killed for real once its first line is there."""
     for i in range(12):

@@ -325,6 +325,7 @@ def two_blocks(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_four_times_the_images_take_no_more_memory(two_blocks, tmp_path):
     """120 more maps of 224 x 224 are 24 MB, and sorting their pixels at once would take as much again."""
     peaks = []

@@ -52,6 +52,7 @@ def measure(clip, prompts, root):
     }
 
 
+@pytest.mark.slow
 def test_learned_prompts_beat_the_untrained_start_and_localise_better_than_words_on_unseen_classes(
     folders, cli, tmp_path, monkeypatch
 ):

@@ -81,6 +81,7 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Image.new("RGB", (4, 3), "red").save(f"{folder}/red.png")
     ...     content = Path(folder, "red.png").read_bytes()

@@ -91,6 +91,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 def test_whatever_is_not_a_message_that_names_the_file_is_found(tmp_path):
     corpus = make_corpus(tmp_path / "corpus", BROKEN)
     jobs = mutations(BROKEN, seed=0, count=2 * len(BROKEN))

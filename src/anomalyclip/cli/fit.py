@@ -1,7 +1,7 @@
 """``anomalyclip fit``: a memory of flawless images of a product."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,10 @@ from anomalyclip.cli import options
 from anomalyclip.cli.console import fail, out, stoppable, track
 from anomalyclip.cli.flattening import Fields
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.spec import MAX_PATCHES, OPTIONS, DetectorSpec
+from anomalyclip.spec import DetectorSpec
+
+_KEPT = ("augment", "max_patches")
+"""Which of the references' patches the memory keeps: a spec has these for references that are given as images."""
 
 
 @options.with_options
@@ -17,10 +20,9 @@ def fit(
     context: typer.Context,
     spec: Annotated[
         DetectorSpec,
-        Fields(
-            without=("references", "augment", "max_patches", "image_score", "sigma", *options.OF_EXPORTED)
-        ),
+        Fields(without=("references", *_KEPT, "image_score", "sigma", *options.OF_EXPORTED)),
     ],
+    kept: Annotated[dict[str, Any], Fields(only=_KEPT, source=DetectorSpec)],
     normals: Annotated[
         list[str],
         typer.Argument(
@@ -35,10 +37,6 @@ def fit(
     add: Annotated[
         bool, typer.Option("--add", help="Add the images to the existing memory --output.")
     ] = False,
-    augment: Annotated[bool, typer.Option("--augment", help=OPTIONS["augment"].metadata["help"])] = False,
-    max_patches: Annotated[
-        int, typer.Option(help=OPTIONS["max_patches"].metadata["help"], min=1)
-    ] = MAX_PATCHES,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
 ) -> None:
     """Remember flawless images of a product, so that others can be compared with them (few-shot).
@@ -54,9 +52,7 @@ def fit(
             f"{output}: the file name of a memory must end in .memory, for example {output.with_suffix('.memory')}"
         )
     if add:
-        options.refuse(
-            context, ("augment", "max_patches"), f"cannot be changed with --add: fixed by {output}"
-        )
+        options.refuse(context, _KEPT, f"cannot be changed with --add: fixed by {output}")
         options.refuse(context, ("overwrite",), "cannot be combined with --add: give one of them")
         if not output.exists():
             raise AnomalyCLIPError(f"{output}: there is no memory to add to; leave out --add")
@@ -71,8 +67,7 @@ def fit(
         memory = gather(
             spec,
             normals,
-            augment=augment,
-            max_patches=max_patches,
+            **kept,
             add_to=output if add else None,
             on_error=on_error,
             track=track,

@@ -17,10 +17,15 @@ Check = Callable[[type, typer.Context, dict[str, Any]], None]
 
 
 class Fields:
-    """Which fields of a dataclass a command takes, in ``Annotated[DetectorSpec, Fields(only=...)]``."""
+    """Which fields of a dataclass a command takes, in ``Annotated[DetectorSpec, Fields(only=...)]``.
 
-    def __init__(self, *, only: Sequence[str] | None = None, without: Sequence[str] = ()) -> None:
-        self.only, self.without = only, without
+    Fields `source` of another class come as they are, in ``Annotated[dict[str, Any], Fields(source=DetectorSpec)]``.
+    """
+
+    def __init__(
+        self, *, only: Sequence[str] | None = None, without: Sequence[str] = (), source: type | None = None
+    ) -> None:
+        self.only, self.without, self.source = only, without, source
 
     def of(self, kind: type) -> dict[str, "Field[Any]"]:
         """Return them by name."""
@@ -78,10 +83,11 @@ def flattened(command: Command, *, check: Check) -> Command:
 
 def _as_options(annotation: Any) -> _Flattened | None:
     kind, *marks = typing.get_args(annotation) if hasattr(annotation, "__metadata__") else (annotation,)
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        return None
     chosen = next((mark for mark in marks if isinstance(mark, Fields)), Fields())
-    return _Flattened(kind, chosen.of(kind))
+    source = chosen.source or kind
+    if not (isinstance(source, type) and is_dataclass(source)):
+        return None
+    return _Flattened(kind, chosen.of(source))
 
 
 def _parameter(one: "Field[Any]") -> inspect.Parameter:
