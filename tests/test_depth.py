@@ -13,10 +13,10 @@ from PIL import Image
 
 from anomalyclip import Detector, DetectorSpec, Threshold, calibrate, fit, predicting
 from anomalyclip.depth import Deep
+from anomalyclip.depth.ranges import measure_range
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.images import decode_image, read_image
 from anomalyclip.loading import as_detector, measured
-from anomalyclip.ranges import measure_range
 from anomalyclip.readers import frames, open_image
 from tests.toy_methods import Bright
 

@@ -13,12 +13,12 @@ from PIL import Image
 from anomalyclip.batches import Batches
 from anomalyclip.decoding import OnError
 from anomalyclip.depth import Range, Scale, require_range
+from anomalyclip.depth.in_scale import Shown, decode_in_scale
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.identity import differences
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import Source
-from anomalyclip.scaling import Shown, decode_in_scale
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.spec import DEFAULT_BACKBONE, DetectorSpec
 from anomalyclip.tiling import Tiling, score_tiles

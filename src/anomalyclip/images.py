@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from anomalyclip import deep_color
 from anomalyclip.decoders import attributed, unsaid
-from anomalyclip.depth import Deep
+from anomalyclip.depth import Deep, color
 from anomalyclip.errors import AnomalyCLIPError, InputError, reason
 from anomalyclip.files import require_regular
 
@@ -133,10 +132,10 @@ def decode_pages(
             with attributed(name):
                 opened = Image.open(content, formats=FORMATS)
         except UnidentifiedImageError:
-            if not deep_color.is_tiff(source):
+            if not color.is_tiff(source):
                 raise
-            for index in islice(deep_color.tiff_pages(source, name=name), first - 1, None):
-                yield deep_color.read_tiff(source, name=name, page=index)
+            for index in islice(color.tiff_pages(source, name=name), first - 1, None):
+                yield color.read_tiff(source, name=name, page=index)
             return
         with opened as image:
             for index in islice(_pages(image), first - 1, None):
@@ -161,9 +160,9 @@ def has_pages(path: str | os.PathLike[str]) -> bool:
                 except Exception:  # a damaged second page is one too
                     return True
         except UnidentifiedImageError:
-            if not deep_color.is_tiff(path):
+            if not color.is_tiff(path):
                 raise
-            return next(islice(deep_color.tiff_pages(path, name=os.fspath(path)), 1, None), None) is not None
+            return next(islice(color.tiff_pages(path, name=os.fspath(path)), 1, None), None) is not None
 
 
 def _pages(image: Image.Image) -> Iterator[int]:
@@ -183,8 +182,8 @@ def _decoded(
     image: Image.Image, source: str | os.PathLike[str] | bytes, index: int, name: str
 ) -> Image.Image | Deep:
     """Return the page that an opened image is at."""
-    if deep_color.loses_bits(image):
-        deep = deep_color.all_bits(image, source, name=name, page=index)
+    if color.loses_bits(image):
+        deep = color.all_bits(image, source, name=name, page=index)
         return replace(deep, values=_turned(deep.values, image.getexif().get(_ORIENTATION, 1)))
     found = as_deep(upright(image), inverted=_white_is_zero(image))
     # The next page replaces the pixels of an image that stays open; a single one needs no copy.

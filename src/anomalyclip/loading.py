@@ -57,11 +57,11 @@ def measured(spec: DetectorSpec) -> DetectorSpec:
     Raises
     ------
     AnomalyCLIPError
-        The images cannot be used; see `anomalyclip.ranges.measure_range`.
+        The images cannot be used; see `anomalyclip.depth.ranges.measure_range`.
     """
     if spec.range_from is None:
         return spec
-    from anomalyclip.ranges import measure_range
+    from anomalyclip.depth.ranges import measure_range
 
     return replace(spec, value_range=measure_range(spec.range_from), range_from=None)
 

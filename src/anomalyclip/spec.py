@@ -129,7 +129,7 @@ class DetectorSpec:
         The values that become black and white in images of more than 8 bits. None: what each file says, otherwise one
         range for a run, assumed from its first image.
     range_from : str or path, optional
-        Measure `value_range` on the normal images in this folder; see `anomalyclip.ranges.measure_range`.
+        Measure `value_range` on the normal images in this folder; see `anomalyclip.depth.ranges.measure_range`.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
     precision : {"fp32", "bf16", "fp16", "auto"}

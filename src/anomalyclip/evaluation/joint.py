@@ -15,11 +15,11 @@ from anomalyclip.clip.taps import Taps, gflop, passes
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.decoding import OnError
 from anomalyclip.depth import Range, Scale
+from anomalyclip.depth.in_scale import Shown, decode_in_scale
 from anomalyclip.engines.torch import Encode, TorchScorer
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import Source
-from anomalyclip.scaling import Shown, decode_in_scale
 from anomalyclip.scorer import Scorer
 
 Pixels = Mapping[int, NDArray[np.uint8]]
