@@ -158,6 +158,14 @@ def test_an_unknown_name_lists_all_methods_with_it(cli, good, tmp_path):
     assert f"expected one of {', '.join(METHODS)}" in done.err
 
 
+@pytest.mark.parametrize("command", ["predict", "test", "calibrate", "export", "compare"])
+def test_the_help_names_every_method_of_this_package(command, cli):
+    own = [name for name, method in METHODS.items() if str(method.builder).startswith("anomalyclip.")]
+    said = cli(command, "--help").out.replace("|", " ").replace("│", " ").replace(",", " ").split()
+    assert len(own) >= 7
+    assert set(own) <= set(said)
+
+
 def test_the_registry_tells_which_methods_there_are():
     assert (next(iter(METHODS)), [*METHODS][-1]) == ("anomalyclip", "bright")
     assert len(METHODS) == len(set(METHODS))

@@ -1,6 +1,7 @@
 """Options as values: one declaration, and the same checks wherever the value is made."""
 
 import math
+import os
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 
@@ -17,18 +18,27 @@ class Painting(Settings):
     layers: int = option(1, "Layers of paint.", minimum=1)
     colours: tuple[str, ...] = option((), "Colours.", choices=("red", "blue"))
     words: tuple[str, ...] | None = option(None, "Words.")
+    tools: tuple[str, ...] | None = option(None, "Tools.", single=False)
+    name: str = option("untitled", "Name.")
+    framed: bool = option(False, "Whether it has a frame.")
+    width: float = option(1.0, "Width.")
     sizes: tuple[float, float] = (1.0, 2.0)
     folder: Path | None = option(None, "Where.")
 
 
 def test_only_declared_fields_are_options():
-    assert list(options_of(Painting)) == ["layers", "colours", "words", "folder"]
+    assert list(options_of(Painting)) == [
+        *("layers", "colours", "words", "tools", "name", "framed", "width", "folder")
+    ]
 
 
 def test_values_are_brought_into_one_form():
     painting = Painting(colours=["red"], words="flaw", folder="there")
     assert painting == Painting(colours=("red",), words=("flaw",), folder=Path("there"))
     assert Painting(words=[]) == Painting(colours=()) == Painting()
+    assert Painting(words=Path("list"), name=Path("a") / "b", width=2) == Painting(
+        words=["list"], name=os.path.join("a", "b"), width=2
+    )
     with pytest.raises(FrozenInstanceError):
         painting.layers = 2
 
@@ -40,6 +50,17 @@ def test_values_are_brought_into_one_form():
         ({"layers": math.nan}, "layers nan: expected 1 or more"),
         ({"layers": "many"}, "layers 'many': expected 1 or more"),
         ({"colours": ["red", "grey"]}, "colours 'grey': expected one of red, blue"),
+        ({"layers": 1.5}, "layers 1.5: expected 1 or more"),
+        ({"layers": True}, "layers True: expected 1 or more"),
+        ({"tools": "brush"}, "tools 'brush': expected a list of texts"),
+        ({"tools": ["brush", 3]}, "tools 3: expected text"),
+        ({"words": 5}, "words 5: expected a list of texts"),
+        ({"name": None}, "name None: expected text"),
+        ({"name": b"sea"}, "name b'sea': expected text"),
+        ({"framed": 1}, "framed 1: expected True or False"),
+        ({"width": "wide"}, "width 'wide': expected a number"),
+        ({"width": False}, "width False: expected a number"),
+        ({"folder": 3}, "folder 3: expected a path"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(wrong, message):

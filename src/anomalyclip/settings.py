@@ -25,6 +25,7 @@ def option(
     flag: str | None = None,
     minimum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    single: bool = True,
     **more: Any,
 ) -> Any:
     """Return a field of a dataclass that is an option.
@@ -43,11 +44,20 @@ def option(
         The smallest value.
     choices : tuple of str, optional
         The allowed values.
+    single : bool
+        Whether the only text or path of a sequence may be given without the sequence.
     **more
         Further metadata of the field.
     """
-    about = {"help": help, "group": group, "flag": flag, "minimum": minimum, "choices": choices, **more}
-    return field(default=default, metadata=about)
+    about = {
+        "help": help,
+        "group": group,
+        "flag": flag,
+        "minimum": minimum,
+        "choices": choices,
+        "single": single,
+    }
+    return field(default=default, metadata=about | more)
 
 
 def options_of(kind: type) -> dict[str, "Field[Any]"]:
@@ -57,32 +67,37 @@ def options_of(kind: type) -> dict[str, "Field[Any]"]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of such a dataclass: converts values to their types and refuses invalid ones.
+    """Base of such a dataclass: brings values into one form and refuses invalid ones.
 
-    Paths may be given as text, and a sequence as any iterable or as its only item.
+    Paths may be given as text and text as paths, a sequence as any iterable; an empty one is the default None.
 
     Raises
     ------
     AnomalyCLIPError
-        A value is below its minimum, not finite, or not one of the choices.
+        A value is not of its field's type, below its minimum, not finite, or not one of the choices.
     """
 
     def __post_init__(self) -> None:
         for name, one in options_of(type(self)).items():
-            value = _formed(one.type, getattr(self, name))
+            value = _formed(one.type, getattr(self, name), single=one.metadata["single"])
             object.__setattr__(self, name, value)
-            _check(name, value, one.metadata)
+            _check(name, value, one)
 
 
-def _formed(kind: Any, value: Any) -> Any:
-    """Return a value converted to a field's type."""
+def _formed(kind: Any, value: Any, *, single: bool) -> Any:
+    """Return a value converted to a field's type, as far as it can be."""
     kinds = typing.get_args(kind) or (kind,)
-    if value is None:
-        return None
-    if Path in kinds and isinstance(value, str | os.PathLike):
+    is_path = isinstance(value, os.PathLike)
+    if (item := item_of(kind)) is not None:
+        if isinstance(value, str) or is_path:
+            return (_formed(item, value, single=single),) if single else value
+        if isinstance(value, Iterable) and not isinstance(value, bytes):
+            several = tuple(_formed(item, one, single=single) for one in value)
+            return several or (None if type(None) in kinds else ())
+    elif Path in kinds and (is_path or isinstance(value, str)):
         return Path(value)
-    if item_of(kind) is not None and isinstance(value, Iterable):
-        return (value,) if isinstance(value, str) else tuple(value) or (None if type(None) in kinds else ())
+    elif str in kinds and is_path:
+        return os.fspath(value)
     return value
 
 
@@ -100,16 +115,45 @@ def item_of(kind: Any) -> Any:
     return None
 
 
-def _check(name: str, value: Any, about: Mapping[str, Any]) -> None:
-    words = name.replace("_", " ")
+_KINDS: dict[Any, tuple[str, str]] = {
+    str: ("text", "texts"),
+    bool: ("True or False", "True and False"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    Path: ("a path", "paths"),
+}
+"""Types that are checked, and how one and several of their values are called in messages."""
+
+
+def _check(name: str, value: Any, one: "Field[Any]") -> None:
+    """Refuse a value that is not what its field declares."""
+    kinds = typing.get_args(one.type) or (one.type,)
+    if value is None and type(None) in kinds:
+        return
+    item, words = item_of(one.type), name.replace("_", " ")
+    if item is not None and not isinstance(value, tuple):
+        raise AnomalyCLIPError(f"{words} {value!r}: expected a list of {_KINDS[item][1]}")
+    kind = item or next((kind for kind in kinds if kind in _KINDS), None)
+    for each in value if item is not None else (value,):
+        if kind is not None and (expected := _unmet(kind, each, one.metadata)):
+            raise AnomalyCLIPError(f"{words} {each!r}: expected {expected}")
+
+
+def _unmet(kind: Any, value: Any, about: Mapping[str, Any]) -> str | None:
+    """Return what is expected instead of a value, if it cannot be used."""
     choices, minimum = about["choices"], about["minimum"]
-    for one in value if isinstance(value, tuple) else (value,):
-        if choices is not None and one not in choices:
-            raise AnomalyCLIPError(f"{words} {one!r}: expected one of {', '.join(choices)}")
-        if minimum is None or value is None:
-            continue
-        if not isinstance(one, int | float) or not math.isfinite(one) or one < minimum:
-            raise AnomalyCLIPError(f"{words} {one!r}: expected {minimum} or more")
+    if choices is not None:
+        return None if value in choices else f"one of {', '.join(choices)}"
+    if minimum is not None:
+        return None if _is(kind, value) and minimum <= value < math.inf else f"{minimum} or more"
+    return None if _is(kind, value) else _KINDS[kind][0]
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Tell whether a value has a type; a whole number is a number too, and a truth value is none."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def chosen(kind: type[Some], settings: Some | None, given: Mapping[str, Any]) -> Some:

@@ -7,12 +7,12 @@ option is declared here, once.
 import glob
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.settings import option, options_of
+from anomalyclip.settings import Settings, option, options_of
 
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector
@@ -55,17 +55,23 @@ EXPORTED, LARGE, DEEP = "Exported model", "Large images", "More than 8 bits"
 
 
 def _option(
-    default: Any, help: str, *, group: str = MODEL, fixed_by_model: bool = False, **about: Any
+    default: Any,
+    help: str,
+    *,
+    group: str = MODEL,
+    fixed_by_model: bool = False,
+    single: bool = False,
+    **about: Any,
 ) -> Any:
     """Return a field that is an option of the model.
 
     `fixed_by_model` marks options that an exported file fixes, so they cannot be given together with one.
     """
-    return option(default, help, group=group, fixed_by_model=fixed_by_model, **about)
+    return option(default, help, group=group, fixed_by_model=fixed_by_model, single=single, **about)
 
 
 @dataclass(frozen=True)
-class DetectorSpec:
+class DetectorSpec(Settings):
     """Everything that determines a score, as one value: immutable, comparable, picklable, to and from JSON.
 
     Parameters
@@ -166,7 +172,12 @@ class DetectorSpec:
         "CLIP weights: a name (ViT-L-14-336, micro, ...) or a file or folder.",
         fixed_by_model=True,
     )
-    method: str = _option(DEFAULT_METHOD, "How images are scored.", fixed_by_model=True)
+    method: str = _option(
+        DEFAULT_METHOD,
+        "How images are scored: anomalyclip, clip, clip-ac, words, winclip, april-gan, coop, or a method that another "
+        "package brings.",
+        fixed_by_model=True,
+    )
     prompts: str | None = _option(
         None,
         "Learned prompts: mvtec, visa (what they were trained on) or a file. Default: mvtec for ViT-L-14-336, micro's "
@@ -199,6 +210,7 @@ class DetectorSpec:
         "How the image score is computed: text (as published), max (mean of it and the map's maximum), top1 (mean of "
         "it and the map's highest 1 %), mean (mean of it and the map's mean), or faprompt and mrad, the rules of these "
         "papers. Default: text; with references top1, using the map of the references alone.",
+        choices=tuple(IMAGE_SCORES),
         fixed_by_model=True,
     )
     references: tuple[str, ...] | None = _option(
@@ -206,6 +218,7 @@ class DetectorSpec:
         "Normal images of the product to compare with: a file written by `anomalyclip fit`, or files, folders and "
         "patterns; repeat for several.",
         group=REFERENCES,
+        single=True,
         fixed_by_model=True,
     )
     augment: bool = _option(
@@ -255,6 +268,7 @@ class DetectorSpec:
         "Side of winclip's windows in patches; repeat for several. Default: 13 % and 20 % of the grid, as published.",
         group=METHODS,
         flag="--window",
+        minimum=1,
         fixed_by_model=True,
     )
     window_stride: int | None = _option(
@@ -270,6 +284,7 @@ class DetectorSpec:
         "How winclip combines windows: abnormal (harmonic mean of how anomalous they are, as published) or normal (of "
         "how normal they are).",
         group=METHODS,
+        choices=tuple(WINDOW_RULES),
         fixed_by_model=True,
     )
     activation: str | None = _option(
@@ -277,6 +292,7 @@ class DetectorSpec:
         "Activation of the backbone: quick-gelu or gelu. Default: the one that its weights were trained with. "
         "april-gan was published with gelu on weights trained with quick-gelu.",
         group=METHODS,
+        choices=ACTIVATIONS,
         fixed_by_model=True,
     )
     normal: tuple[str, ...] | None = _option(
@@ -351,26 +367,7 @@ class DetectorSpec:
     overlap: float = _option(0.25, "Share of a tile that overlaps the next, 0 to 0.9.", group=LARGE)
 
     def __post_init__(self) -> None:
-        for name in ("backbone", "prompts", "trained", "templates", "range_from", "model"):
-            if isinstance(value := getattr(self, name), os.PathLike):
-                object.__setattr__(self, name, os.fspath(value))
-        if isinstance(self.references, str | os.PathLike):
-            object.__setattr__(self, "references", (self.references,))
-        if isinstance(self.references, Iterable):
-            paths = tuple(
-                os.fspath(path) if isinstance(path, os.PathLike) else path for path in self.references
-            )
-            object.__setattr__(self, "references", paths)
-        for name in ("layers", "windows", "normal", "abnormal", "provider", "references"):
-            value = getattr(self, name)
-            if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-                object.__setattr__(self, name, tuple(value) or None)
-        for one in fields(self):
-            _check_type(one.name, getattr(self, one.name))
-        for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) is not None and value not in known:
-                said = name.replace("_", " ")
-                raise AnomalyCLIPError(f"{said} {value!r}: expected one of {', '.join(known)}")
+        super().__post_init__()
         self._check_words()
         self._check_references()
         self._check_range()
@@ -544,59 +541,6 @@ class DetectorSpec:
 
 def _default(name: str) -> Any:
     return next(one.default for one in fields(DetectorSpec) if one.name == name)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
-
-
-_CHOICES: dict[str, Collection[str]] = {
-    "image_score": IMAGE_SCORES,
-    "window_rule": WINDOW_RULES,
-    "activation": ACTIVATIONS,
-}
-"""What a field's value must be one of."""
-
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "image_size": (_is_int, "a whole number of pixels"),
-    "dpam_layers": (_is_int, "a whole number of blocks"),
-    "tile": (_is_int, "a whole number of pixels"),
-    "threads": (lambda value: _is_int(value) and value >= 1, "1 or more"),
-    "layers": (lambda value: isinstance(value, tuple) and all(map(_is_int, value)), "numbers of blocks"),
-    "sigma": (lambda value: _is_int(value) or isinstance(value, float), "a number of pixels"),
-    "ln_post": (lambda value: isinstance(value, bool), "True or False"),
-    "feature_surgery": (lambda value: isinstance(value, bool), "True or False"),
-    "windows": (
-        lambda value: isinstance(value, tuple) and all(_is_int(side) and side >= 1 for side in value),
-        "numbers of patches",
-    ),
-    "window_stride": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
-    "references": (lambda value: _are_texts(value) and all(value), "paths of files or folders"),
-    "augment": (lambda value: isinstance(value, bool), "True or False"),
-    "max_patches": (lambda value: _is_int(value) and value >= 1, "1 or more patches"),
-    "normal": (_are_texts, "a list of texts"),
-    "abnormal": (_are_texts, "a list of texts"),
-    "value_range": (lambda value: True, "two numbers"),  # see DetectorSpec._check_range
-    "overlap": (lambda value: _is_int(value) or isinstance(value, float), "a fraction from 0 to 0.9"),
-    "compiled": (lambda value: isinstance(value, bool), "True or False"),
-    "provider": (
-        _are_texts,
-        "a sequence of names",
-    ),
-}
-"""What a field's value must be; fields that are not listed are text."""
-
-
-def _check_type(name: str, value: Any) -> None:
-    is_right, expected = _TYPES.get(name, (lambda value: isinstance(value, str), "text"))
-    if value is None and _default(name) is None:
-        return
-    if not is_right(value):
-        raise AnomalyCLIPError(f"{name.replace('_', ' ')} {value!r}: expected {expected}")
 
 
 OPTIONS = options_of(DetectorSpec)

@@ -29,7 +29,8 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Method to compare; repeat for several. The others are compared with the first. Its own options "
+            help="Method to compare: anomalyclip, clip, clip-ac, words, winclip, april-gan, coop, or a method that "
+            "another package brings; repeat for several. The others are compared with the first. Its own options "
             "follow after commas: words,templates=imagenet. Default: anomalyclip, for --vary.",
             show_default=False,
         ),

@@ -4,7 +4,6 @@ import inspect
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, is_dataclass
-from enum import Enum
 from functools import wraps
 from typing import Annotated, Any
 
@@ -98,7 +97,7 @@ def _parameter(one: "Field[Any]") -> inspect.Parameter:
         help=about["help"],
         rich_help_panel=about["group"],
         min=about["minimum"],
-        metavar=about.get("metavar"),
+        metavar=about.get("metavar") or "|".join(about["choices"] or ()) or None,
         show_default=default not in (None, False, ()),
         file_okay=about.get("file_okay", True),
     )
@@ -118,17 +117,11 @@ def _flags(one: "Field[Any]") -> list[str]:
 
 
 def _kind(one: "Field[Any]") -> Any:
-    """Return the type of a field as typer wants it: lists for options that are repeated, an enum for choices."""
-    kind, item = one.type, item_of(one.type)
-    if choices := one.metadata["choices"]:
-        make: Any = Enum  # mypy knows no enum whose members are data
-        kind = make("Choice", {choice: choice for choice in choices}, type=str)
-        item = item and kind
-    return kind if item is None else list[item] | None  # type: ignore[valid-type]
+    """Return the type of a field as typer wants it: lists for options that are repeated."""
+    item = item_of(one.type)
+    return one.type if item is None else list[item] | None  # type: ignore[valid-type]
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as the dataclass has it: tuples for lists, and text for a choice."""
-    if isinstance(value, list):
-        return tuple(map(_plain, value))
-    return value.value if isinstance(value, Enum) else value
+    """Return a value as the dataclass has it: tuples for lists."""
+    return tuple(value) if isinstance(value, list) else value
