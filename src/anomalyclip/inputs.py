@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.readers import exists, reader_for, recognised, suffixes
+from anomalyclip.readers import Selection, exists, reader_for, recognised, suffixes
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ def find_images(
     *,
     skipped: Counter[str] | None = None,
     leave_out: Callable[[Path, str], bool] | None = None,
+    selection: Selection | None = None,
 ) -> Iterator[ImageFile]:
     """List the images in files, folders (searched recursively) and patterns (``parts/*.png``), each once.
 
     Results are named by the path relative to the folder, if `paths` is one folder, and otherwise relative to the
     folder that all paths have in common. Other files in folders are skipped; `skipped` counts them by file extension.
     `leave_out`, called with a folder of `paths` and the path of an image in it, leaves the image out if true.
+    `selection` says which images are wanted of videos and volumes whose paths do not say it themselves.
 
     Raises
     ------
@@ -54,7 +56,8 @@ def find_images(
         for path in _walk(root, skipped) if is_folder else _members(os.fspath(root)):
             if path not in seen and not (is_folder and leave_out is not None and leave_out(root, path)):
                 seen.add(path)
-                yield ImageFile(path, _relative(path, base))
+                wanted = path if selection is None else reader_for(path).select(path, selection)
+                yield ImageFile(wanted, _relative(path, base))
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:

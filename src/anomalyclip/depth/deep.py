@@ -37,6 +37,8 @@ class Deep:
         not say.
     inverted : bool
         Whether low values are bright (MONOCHROME1, white is zero).
+    within : (float, float), optional
+        The lowest and the highest value of the volume that this is a slice of. None: of the image itself.
 
     Examples
     --------
@@ -50,6 +52,7 @@ class Deep:
     values: NDArray[Any]
     own: Range | Rendering | None = None
     inverted: bool = False
+    within: Range | None = None
 
     def __post_init__(self) -> None:
         if self.values.size == 0:
@@ -61,7 +64,7 @@ class Deep:
         return self.values.shape[1], self.values.shape[0]
 
     def assumed(self, *, name: str) -> Range:
-        """Return a range guessed from the brightest pixel.
+        """Return a range guessed from the brightest pixel of the image, or of its volume.
 
         It is the smallest of 8, 10, 12, 14 and 16 bits that holds it, or [0, 1] for floats that are all within [0, 1].
 
@@ -70,7 +73,7 @@ class Deep:
         InputError
             Values are negative, above 65535 or not finite.
         """
-        low, high = limits(self.values)
+        low, high = self.within or limits(self.values)
         if not 0 <= low <= high <= 65535:  # also catches NaN: if there is one, minimum and maximum are NaN
             raise InputError(
                 f"{name}: gray values from {low:g} to {high:g}; expected finite values within [0, 65535]: rescale the "

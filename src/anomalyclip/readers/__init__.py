@@ -23,12 +23,15 @@ from anomalyclip.images import decode_image, decode_in_memory, decoding
 from anomalyclip.readers.archive import ArchiveReader
 from anomalyclip.readers.base import Frame, Reader
 from anomalyclip.readers.dicom import DicomReader
+from anomalyclip.readers.nifti import NiftiReader
 from anomalyclip.readers.photograph import PhotographReader
+from anomalyclip.readers.selection import Selection
 
 __all__ = [
     "READERS",
     "Frame",
     "Reader",
+    "Selection",
     "Source",
     "exists",
     "frames",
@@ -46,7 +49,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.ui
 """A path (or the id of one image in a file), the content of an image file as bytes, a file open in binary mode, a PIL
 image, or an (H, W, 3) or (H, W) uint8 array."""
 
-READERS: list[Reader] = [PhotographReader(), DicomReader()]
+READERS: list[Reader] = [PhotographReader(), DicomReader(), NiftiReader()]
 """In the order of their registration; the first reads all files that no other reader handles."""
 
 _NUMBERED = re.compile(r"(.+)#([1-9][0-9]{0,9})", re.DOTALL)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from anomalyclip.depth import Deep
 from anomalyclip.errors import InputError
+from anomalyclip.readers.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Reader(Protocol):
     def members(self, path: str) -> list[str]:
         """Return the files that a file lists, if it is an index of others; by default the file itself."""
         return [path]
+
+    def select(self, path: str, selection: Selection) -> str:
+        """Return the path of the images that are wanted of a file with many; by default all of them are."""
+        return path
 
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Return one image of a file, counted from 1.

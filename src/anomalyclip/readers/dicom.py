@@ -21,6 +21,7 @@ from PIL import Image
 from anomalyclip.depth import Deep, Range, Rendering
 from anomalyclip.errors import InputError, reason
 from anomalyclip.readers.base import Frame, Reader
+from anomalyclip.readers.spacing import square, square_size
 
 _PALETTE = [
     f"{kind}{color}PaletteColorLookupTable{part}"
@@ -110,7 +111,7 @@ class DicomReader(Reader):
         header = _header(path)
         if number > _count(header):
             raise InputError(f"{path}#{number}: the file holds fewer images")
-        return _square_size((header.Columns, header.Rows), _aspect(_of_frame(header, number - 1)))
+        return square_size((header.Columns, header.Rows), _aspect(_of_frame(header, number - 1)))
 
 
 def _is_index(path: str) -> bool:
@@ -192,9 +193,9 @@ def _image(header: Any, index: int, values: NDArray[Any], path: str) -> Image.Im
     if values.ndim == 3:
         if values.dtype == np.uint8:
             image = Image.fromarray(values[..., :3])
-            return image.resize(_square_size(image.size, aspect), Image.Resampling.BILINEAR)
-        return Deep(_square(values[..., :3], aspect), own=(0.0, 2.0 ** int(header.BitsStored) - 1))
-    values = _square(_rescaled(values, attributes), aspect)
+            return image.resize(square_size(image.size, aspect), Image.Resampling.BILINEAR)
+        return Deep(square(values[..., :3], aspect), own=(0.0, 2.0 ** int(header.BitsStored) - 1))
+    values = square(_rescaled(values, attributes), aspect)
     inverted = kind == "MONOCHROME1" or header.get("PresentationLUTShape") == "INVERSE"
     return Deep(values, own=_own(attributes), inverted=inverted)
 
@@ -285,25 +286,3 @@ def _aspect(attributes: Any) -> float:
             if 0 < rows < math.inf and 0 < columns < math.inf:
                 return rows / columns
     return 1.0
-
-
-def _square_size(size: tuple[int, int], aspect: float) -> tuple[int, int]:
-    """Return (width, height) with square pixels; the side with the fewer pixels is enlarged."""
-    width, height = size
-    if abs(aspect - 1) < 1e-3:
-        return width, height
-    width, height = (width, round(height * aspect)) if aspect > 1 else (round(width / aspect), height)
-    if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise Image.DecompressionBombError(f"{width} x {height} pixels once they are square")
-    return width, height
-
-
-def _square(values: NDArray[Any], aspect: float) -> NDArray[Any]:
-    size = values.shape[1], values.shape[0]
-    if (wanted := _square_size(size, aspect)) == size:
-        return values
-    channels = [
-        np.asarray(Image.fromarray(channel.astype(np.float32)).resize(wanted, Image.Resampling.BILINEAR))
-        for channel in (values[..., None] if values.ndim == 2 else values).transpose(2, 0, 1)
-    ]
-    return channels[0] if values.ndim == 2 else np.dstack(channels)
