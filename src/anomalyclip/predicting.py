@@ -18,7 +18,7 @@ from anomalyclip.loading import as_detector
 from anomalyclip.overview import Thumbnails, check_page, summarize, write_page, write_sheet, write_table
 from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
-from anomalyclip.readers import Source, locate
+from anomalyclip.readers import Selection, Source, holder, locate
 from anomalyclip.runs import RunFolder
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.visualize import captioned, overlay
@@ -228,12 +228,14 @@ def run_folder(
     return folder
 
 
-def images_in(paths: Sequence[str], *, skipped: Counter[str] | None = None) -> list[ImageFile]:
+def images_in(
+    paths: Sequence[str], *, skipped: Counter[str] | None = None, selection: Selection | None = None
+) -> list[ImageFile]:
     """Return the images to score in files, folders and patterns: all but the ground-truth masks of data sets.
 
     Parameters
     ----------
-    paths, skipped
+    paths, skipped, selection
         As for `anomalyclip.inputs.find_images`.
 
     Returns
@@ -246,7 +248,7 @@ def images_in(paths: Sequence[str], *, skipped: Counter[str] | None = None) -> l
         As `anomalyclip.inputs.find_images`.
     """
     masks = GroundTruth()
-    found = list(find_images(paths, skipped=skipped, leave_out=masks))
+    found = list(find_images(paths, skipped=skipped, leave_out=masks, selection=selection))
     if masks.count:
         warnings.warn(
             f"{masks.count} ground-truth masks of a data set are not scored (such as {masks.example}); give their own "
@@ -326,7 +328,7 @@ class _Work:
                 self.run.skipped += 1
                 self.advance()
                 continue
-            self.names[image.path] = image.name
+            self.names[holder(image.path)] = image.name
             yield image.path
 
     def _name(self, id: str) -> str | None:

@@ -164,6 +164,23 @@ def dicom_files(folder: Path) -> None:
         shutil.copy(files / f"{name}.dcm", case(folder, name) / f"{name}.dcm")
 
 
+def nifti_files(folder: Path) -> None:
+    """Volumes of both versions, compressed and not, with colour, and with time."""
+    import nibabel
+
+    values = np.arange(6 * 5 * 3, dtype=np.int16).reshape(6, 5, 3)
+    colors = np.zeros((6, 5, 3), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    oblique = np.array([[0, -2, 0.1, 5], [1, 0, 0, 3], [0, 0.1, 3, 9], [0, 0, 0, 1]])
+    for name, image in (
+        ("plain.nii", nibabel.Nifti1Image(values, oblique)),
+        ("packed.nii.gz", nibabel.Nifti1Image(values.astype(np.float32), np.eye(4))),
+        ("second.nii", nibabel.Nifti2Image(values, oblique)),
+        ("color.nii", nibabel.Nifti1Image(colors, np.eye(4))),
+        ("times.nii.gz", nibabel.Nifti1Image(np.stack([values, values + 9], -1), np.diag([1, 1, 3, 1]))),
+    ):
+        nibabel.save(image, case(folder, name.replace(".", "_")) / name)
+
+
 def masks(folder: Path) -> None:
     for name, mode in (
         ("mask.png", "L"),

@@ -174,8 +174,9 @@ def use_tokenizer(path: Path) -> None:
 WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
 
 TARGETS = [
-    Target("image", 2200, corpus.images, score_image, error=InputError, memory=400),
+    Target("image", 1600, corpus.images, score_image, error=InputError, memory=400),
     Target("dicom", 300, corpus.dicom_files, score_image, error=InputError, memory=500),
+    Target("nifti", 600, corpus.nifti_files, score_image, error=InputError, memory=400),
     Target("archive", 200, corpus.archives, score_archive, memory=400),
     Target("mask", 400, corpus.masks, use_mask, error=InputError, memory=400),
     Target("threshold", 700, corpus.thresholds, use_threshold),

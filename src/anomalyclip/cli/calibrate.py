@@ -31,6 +31,8 @@ def calibrate(
             help="Normal images: files, folders (searched recursively) or patterns.", show_default=False
         ),
     ] = None,
+    every: options.Every = None,
+    axis: options.Axis = None,
     false_alarm_rate: Annotated[
         float,
         typer.Option(help="Fraction of normal images that may be called anomalous.", rich_help_panel=_NORMAL),
@@ -92,9 +94,10 @@ def calibrate(
 
     if labelled is None:
         options.refuse(context, ("dataset", "criterion"), "is for labelled images: give --labelled ROOT")
-        images = None if from_references else calibration.normal_images(normals or [])
+        chosen = options.selection(every, axis)
+        images = None if from_references else calibration.normal_images(normals or [], selection=chosen)
     else:
-        names = ("false_alarm_rate", "false_pixel_share")
+        names = ("false_alarm_rate", "false_pixel_share", "every", "axis")
         options.refuse(context, names, "is for normal images, not for --labelled")
     check_writable(output, overwrite=overwrite)
     detector = spec.load()

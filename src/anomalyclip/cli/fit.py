@@ -34,6 +34,8 @@ def fit(
         Path,
         typer.Option(help="The memory to write, for --references; its name ends in .memory.", dir_okay=False),
     ],
+    every: options.Every = None,
+    axis: options.Axis = None,
     add: Annotated[
         bool, typer.Option("--add", help="Add the images to the existing memory --output.")
     ] = False,
@@ -46,6 +48,7 @@ def fit(
     """
     from anomalyclip.files import check_writable
     from anomalyclip.fitting import fit as gather
+    from anomalyclip.inputs import find_images
 
     if output.suffix.lower() != ".memory":
         raise AnomalyCLIPError(
@@ -66,7 +69,7 @@ def fit(
     with stoppable("stopped: no memory was written"):
         memory = gather(
             spec,
-            normals,
+            [image.path for image in find_images(normals, selection=options.selection(every, axis))],
             **kept,
             add_to=output if add else None,
             on_error=on_error,

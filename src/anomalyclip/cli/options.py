@@ -6,13 +6,16 @@ A command takes them by a parameter of that type and the decorator `with_options
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from anomalyclip.cli.flattening import Command, flattened
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import EXPORTED, FIXED_BY_MODEL, OPTIONS, DetectorSpec
+
+if TYPE_CHECKING:
+    from anomalyclip.readers import Selection
 
 
 def with_options(command: Command) -> Command:
@@ -111,3 +114,30 @@ Output = Annotated[
         file_okay=False,
     ),
 ]
+
+Every = Annotated[
+    str | None,
+    typer.Option(
+        help="Which images of videos and volumes: 0.5s, one every half second of a video; or 10, every tenth frame or "
+        "slice. Default: all.",
+        metavar="STEP",
+        show_default=False,
+    ),
+]
+Axis = Annotated[
+    str | None,
+    typer.Option(
+        help="How NIfTI volumes are cut into slices: axial, coronal or sagittal. Default: axial.",
+        metavar="AXIS",
+        show_default=False,
+    ),
+]
+
+
+def selection(every: str | None, axis: str | None) -> "Selection | None":
+    """Return which images of videos and volumes are wanted; None if nothing is said."""
+    if every is None and axis is None:
+        return None
+    from anomalyclip.readers import Selection
+
+    return Selection(every=every, axis=axis)

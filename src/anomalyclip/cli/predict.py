@@ -18,6 +18,7 @@ from anomalyclip.spec import DetectorSpec
 
 if TYPE_CHECKING:
     from anomalyclip.inputs import ImageFile
+    from anomalyclip.readers import Selection
 
 _DRAWING = "Drawing"
 
@@ -60,6 +61,8 @@ def predict(
             dir_okay=False,
         ),
     ] = None,
+    every: options.Every = None,
+    axis: options.Axis = None,
     output: options.Output = None,
     save: Annotated[
         list[Saved] | None,
@@ -115,7 +118,7 @@ def predict(
     from anomalyclip.visualize import captioned, overlay
 
     skipped: Counter[str] = Counter()
-    images = _images(paths or [], from_file, skipped)
+    images = _images(paths or [], from_file, skipped, options.selection(every, axis))
     if scale is not None and not 0 <= scale[0] < scale[1] <= 1:
         raise AnomalyCLIPError(
             f"--scale {scale[0]} {scale[1]}: expected two map values, 0 <= first < second <= 1"
@@ -148,7 +151,9 @@ def predict(
         raise typer.Exit(1)
 
 
-def _images(paths: list[str], from_file: Path | None, skipped: Counter[str]) -> "Iterable[ImageFile]":
+def _images(
+    paths: list[str], from_file: Path | None, skipped: Counter[str], selection: "Selection | None"
+) -> "Iterable[ImageFile]":
     """Return the images: a list where all can be known beforehand, or a stream from standard input."""
     from anomalyclip.inputs import read_list, read_list_file
     from anomalyclip.predicting import images_in
@@ -159,7 +164,7 @@ def _images(paths: list[str], from_file: Path | None, skipped: Counter[str]) -> 
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # names need not be valid text
         return read_list(sys.stdin)
-    images = images_in(paths, skipped=skipped)
+    images = images_in(paths, skipped=skipped, selection=selection)
     if from_file is not None:
         images += read_list_file(from_file)
     if not images:

@@ -29,7 +29,7 @@ from anomalyclip.inputs import find_images
 from anomalyclip.loading import as_detector
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
-from anomalyclip.readers import Source
+from anomalyclip.readers import Selection, Source
 from anomalyclip.spec import DetectorSpec
 
 Images = str | os.PathLike[str] | Iterable[Source]
@@ -203,7 +203,7 @@ def calibrate_labelled(
     return Threshold(score=found.value, pixel=pixel, info=info | _made_with(detector, source.value_range))
 
 
-def normal_images(images: Images) -> Iterable[Source]:
+def normal_images(images: Images, *, selection: Selection | None = None) -> Iterable[Source]:
     """Return the images to calibrate on: the files that paths stand for; images in memory are returned unchanged.
 
     Raises
@@ -215,7 +215,7 @@ def normal_images(images: Images) -> Iterable[Source]:
         images = [images]
     if not isinstance(images, Sequence) or not all(isinstance(image, str | os.PathLike) for image in images):
         return images
-    listed = list(find_images([os.fspath(image) for image in images]))
+    listed = list(find_images([os.fspath(image) for image in images], selection=selection))
     for image in listed:
         if not _MASKS.isdisjoint(part.casefold() for part in Path(image.name).parts[:-1]):
             raise AnomalyCLIPError(

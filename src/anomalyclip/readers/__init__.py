@@ -25,7 +25,7 @@ from anomalyclip.readers.base import Frame, Reader
 from anomalyclip.readers.dicom import DicomReader
 from anomalyclip.readers.nifti import NiftiReader
 from anomalyclip.readers.photograph import PhotographReader
-from anomalyclip.readers.selection import Selection
+from anomalyclip.readers.selection import Selection, holder
 
 __all__ = [
     "READERS",
@@ -35,6 +35,7 @@ __all__ = [
     "Source",
     "exists",
     "frames",
+    "holder",
     "locate",
     "open_deep",
     "open_image",

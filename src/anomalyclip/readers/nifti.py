@@ -18,7 +18,7 @@ from PIL import Image
 from anomalyclip.depth import Deep, Range
 from anomalyclip.errors import InputError
 from anomalyclip.readers.base import Frame, Reader
-from anomalyclip.readers.selection import AXES, Selection, parted
+from anomalyclip.readers.selection import AXES, Selection, holder, parted
 from anomalyclip.readers.spacing import square, square_size
 
 LARGEST = 1 << 31
@@ -62,11 +62,10 @@ class NiftiReader(Reader):
         file, selection = parted(path)
         count = volume(file).count(selection.axis)
         wanted = selection.picker(file)
-        which = Selection(axis=None if selection.axis == AXES[0] else selection.axis)
         for index in range(count):
             if wanted(index, None):  # the volume is not held in between: others may be open too
                 image = volume(file).slice(index, selection.axis)
-                yield Frame(file if count == 1 else f"{file}{which}#{index + 1}", image)
+                yield Frame(file if count == 1 else f"{holder(path)}#{index + 1}", image)
 
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Return one slice."""
@@ -171,10 +170,14 @@ def _read(file: str, changed: int, size: int) -> Volume:
     image = header_of(file)
     shape = (*image.shape, 1, 1, 1, 1)
     if any(extent != 1 for extent in shape[4:]) or 0 in image.shape or not image.shape:
-        raise InputError(f"{file}: a volume of {' x '.join(map(str, image.shape))}; expected 2 to 4 dimensions")
+        raise InputError(
+            f"{file}: a volume of {' x '.join(map(str, image.shape))}; expected 2 to 4 dimensions"
+        )
     unpacked = math.prod(image.shape) * image.dataobj.dtype.itemsize
     if file.lower().endswith(".gz") and unpacked > LARGEST:
-        raise InputError(f"{file}: {unpacked} bytes when unpacked; expected at most {LARGEST}: unpack it first")
+        raise InputError(
+            f"{file}: {unpacked} bytes when unpacked; expected at most {LARGEST}: unpack it first"
+        )
     stored = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape[:4])
     if stored.dtype.fields is not None and {"R", "G", "B"} <= stored.dtype.fields.keys():
         stored = np.stack([stored[name] for name in "RGB"], axis=-1)
@@ -188,9 +191,7 @@ def _read(file: str, changed: int, size: int) -> Volume:
 
 
 def _described(file: str, values: NDArray[Any], image: Any, orientation: NDArray[Any]) -> Volume:
-    slope, intercept = (
-        float(number) for number in (image.dataobj.slope, image.dataobj.inter)
-    )
+    slope, intercept = (float(number) for number in (image.dataobj.slope, image.dataobj.inter))
     low, high = (float(limit(values)) for limit in (np.min, np.max))
     if not (math.isfinite(low) and math.isfinite(high)):
         missing = int(np.count_nonzero(~np.isfinite(values)))
@@ -215,7 +216,9 @@ def header_of(file: str) -> Any:
     nibabel = library(file)
     with nibabel.openers.ImageOpener(file) as content:
         start = content.read(4)
-    kind = next((_HEADERS[n] for n in _HEADERS if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
+    kind = next(
+        (_HEADERS[n] for n in _HEADERS if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None
+    )
     if kind is None:
         raise InputError(f"{file}: not a NIfTI file (it begins with neither of the two headers)")
     places = getattr(nibabel, kind).make_file_map()

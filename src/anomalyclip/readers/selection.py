@@ -14,7 +14,7 @@ AXES = ("axial", "coronal", "sagittal")
 _SELECTED = re.compile(r"(.+)#((?:every|axis)=[^#]*)", re.DOTALL)
 
 Picker = Callable[[int, float | None], bool]
-"""From the position of an image in its file (from 0) and its time in seconds, in their order, to whether it is wanted."""
+"""From an image's position in its file (from 0) and its time in seconds to whether it is wanted; called in order."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Selection:
             raise AnomalyCLIPError(f"axis {self.axis}: expected {', '.join(AXES)}")
 
     def __str__(self) -> str:
-        pairs = [f"{name}={value}" for name in ("axis", "every") if (value := getattr(self, name)) is not None]
+        pairs = [
+            f"{name}={value}" for name in ("axis", "every") if (value := getattr(self, name)) is not None
+        ]
         return f"#{'&'.join(pairs)}" if pairs else ""
 
     def picker(self, name: str) -> Picker:
@@ -120,3 +122,15 @@ def parted(path: str) -> tuple[str, Selection]:
         return found[1], Selection(**values)
     except AnomalyCLIPError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def holder(path: str) -> str:
+    """Return what the ids of the selected images begin with: the file, and the axis if it is not the usual one.
+
+    Examples
+    --------
+    >>> holder("scan.nii.gz#axis=coronal&every=2"), holder("line.mp4#every=10"), holder("a.png")
+    ('scan.nii.gz#axis=coronal', 'line.mp4', 'a.png')
+    """
+    file, selection = parted(path)
+    return f"{file}{Selection(axis=None if selection.axis == AXES[0] else selection.axis)}"

@@ -1,4 +1,4 @@
-"""Pixels that are not square, as scanners and some videos have them: resampled, so that an image has true proportions."""
+"""Pixels that are not square, as scanners and some videos have them: resampled to true proportions."""
 
 import math
 from typing import Any
@@ -38,7 +38,7 @@ def square_size(size: tuple[int, int], aspect: float) -> tuple[int, int]:
 
 
 def square(values: NDArray[Any], aspect: float) -> NDArray[Any]:
-    """Return (H, W) or (H, W, C) values with square pixels, bilinear, as float32; square ones are returned themselves."""
+    """Return (H, W) or (H, W, C) values with square pixels, bilinear, float32; square ones are returned themselves."""
     size = values.shape[1], values.shape[0]
     if (wanted := square_size(size, aspect)) == size:
         return values
