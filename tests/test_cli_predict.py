@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anomalyclip.readers import open_image
+from anomalyclip.writers import PredictionWriter
 
 
 @pytest.fixture
@@ -322,6 +323,29 @@ def test_an_interrupted_run_says_how_to_go_on(cli, model, photographs, tmp_path,
     done = cli("predict", photographs, *model, "--output", tmp_path / "out")
     assert done.code == 130
     assert "--resume continues" in done.err
+
+
+def test_an_interrupted_run_leaves_the_page_of_what_was_scored(
+    cli, model, photographs, tmp_path, monkeypatch
+):
+    write, written = PredictionWriter.write, []
+
+    def interrupted(*arguments, **options):
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(*arguments, **options))
+        return written[0]
+
+    monkeypatch.setattr(PredictionWriter, "write", interrupted)
+    options = [*model, "--save", "csv", "--output", tmp_path / "out"]
+    assert cli("predict", photographs, *options).code == 130
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "This page shows 1 image." in page
+    assert page.count("data:image/jpeg") == 1
+    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 2
+    monkeypatch.undo()
+    assert cli("predict", photographs, *options, "--resume").code == 0
+    assert "This page shows 1 image." not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_list_may_begin_with_a_byte_order_mark_and_no_list_is_no_input(cli, model, photographs, tmp_path):

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from anomalyclip.data.meta import Meta, Sample, read_meta, write_meta
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from tests.data_trees import plant
 
 ENTRY = {"img_path": "a.png", "mask_path": "", "cls_name": "nut", "specie_name": "good", "anomaly": 0}
@@ -44,7 +44,7 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_and_says_what_to_do
 
 
 def test_metas_of_the_published_scripts_load(tmp_path):
-    plant(tmp_path, ["yes/Y 1.jpg", "no/1 no.jpeg", "m/Y 1.png"])
+    plant(tmp_path, ["yes/Y 1.jpg", "no/1 no.jpeg", "no/2 no.jpeg", "m/Y 1.png"])
     entries = [
         {
             **ENTRY,
@@ -53,7 +53,7 @@ def test_metas_of_the_published_scripts_load(tmp_path):
             "anomaly": 1,
         },
         {**ENTRY, "img_path": "no\\1 no.jpeg"},
-        {**ENTRY, "img_path": "./no/../no/1 no.jpeg"},
+        {**ENTRY, "img_path": "./no/../no/2 no.jpeg"},
     ]
     (tmp_path / "meta.json").write_text(
         json.dumps({"Train": {}, "Test": {"electrical commutators": entries}}), encoding="utf-8-sig"
@@ -62,7 +62,7 @@ def test_metas_of_the_published_scripts_load(tmp_path):
     assert [(s.image, s.mask, s.anomaly) for s in samples] == [
         ("yes/Y 1.jpg", "m/Y 1.png", True),
         ("no/1 no.jpeg", None, False),
-        ("no/1 no.jpeg", None, False),
+        ("no/2 no.jpeg", None, False),
     ]
 
 
@@ -144,6 +144,16 @@ def test_what_is_listed_but_not_there_is_named(tmp_path):
     }
     with pytest.raises(AnomalyCLIPError, match=r"none of its images are in .*gone\.png"):
         read_meta(meta_with(tmp_path, {**ENTRY, "img_path": "gone.png"}))
+
+
+def test_an_image_that_is_listed_twice_counts_once_and_is_named(tmp_path):
+    anomalous = {**ENTRY, "mask_path": "b_mask.png", "anomaly": 1}
+    with pytest.warns(
+        AnomalyCLIPWarning, match=r"test: 2 entries are for images .* \(such as a\.png\)"
+    ) as told:
+        meta = read_meta(meta_with(tmp_path, ENTRY, {**ENTRY, "img_path": "b.png"}, ENTRY, anomalous))
+    assert len(told) == 1
+    assert [(s.image, s.anomaly) for s in meta.phase("test")] == [("a.png", False), ("b.png", False)]
 
 
 def test_an_anomalous_entry_without_a_mask_among_others_with_one_is_named(tmp_path):

@@ -39,6 +39,10 @@ def test_the_demo_leaves_its_pictures_heat_maps_and_one_sheet(done, tmp_path):
     assert sorted(path.name for path in (folder / "heatmaps").iterdir()) == [
         f"{Path(name).stem}_heatmap.png" for name in pictures
     ]
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 12
+    assert all(f"heatmaps/{Path(name).stem}_heatmap.png" in page for name in pictures)
+    assert "To look at them, open demo/index.html" in done.out
     with Image.open(folder / "demo.png") as sheet:
         assert sheet.width > 600
         assert sheet.height > 800

@@ -328,6 +328,49 @@ def test_a_file_that_is_no_export_is_one_message(exported, tmp_path):
             Detector.from_exported(path)
 
 
+def with_odd_patches(path, changed):
+    """Change to how many patches the tokens of an image are arranged: the graph contradicts itself."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.int64 and values.ndim == 1 and values[-1] == 25:
+            values = np.array([*values[:-1], 7])
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+            onnx.save(model, changed)
+            return changed
+    raise AssertionError
+
+
+def that_fails_when_it_runs(path, changed):
+    """Replace the graph by one that puts the pixels into a shape that they do not fit."""
+    model, node = onnx.load(path), onnx.helper.make_node
+    for part in (model.graph.node, model.graph.initializer, model.graph.value_info):
+        del part[:]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 11]), "shape"))
+    model.graph.node.extend(
+        [
+            node("Cast", ["image"], ["floats"], to=onnx.TensorProto.FLOAT),
+            node("Reshape", ["floats", "shape"], ["map"]),
+            node("Reshape", ["floats", "shape"], ["score"]),
+        ]
+    )
+    onnx.save(model, changed)
+    return changed
+
+
+def test_the_runtime_says_nothing_of_its_own_of_a_damaged_file(exported, tmp_path, capfd):
+    """Its lines would name no file; what they say is in the error, which names it."""
+    odd = with_odd_patches(exported, tmp_path / "odd.onnx")
+    with pytest.raises(AnomalyCLIPError, match=r"odd\.onnx: .*ShapeInferenceError"):
+        ExportedScorer(odd)
+    failing = ExportedScorer(that_fails_when_it_runs(exported, tmp_path / "failing.onnx"))
+    with pytest.raises(
+        AnomalyCLIPError, match=r"failing\.onnx: does not run on CPUExecutionProvider \(.*Reshape"
+    ):
+        failing(probe_pixels(70))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_card_without_a_version_is_damaged():
     with pytest.raises(AnomalyCLIPError, match=r"m\.onnx: its 'anomalyclip' metadata is damaged"):
         ModelCard.from_json("{}", name="m.onnx")

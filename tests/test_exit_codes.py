@@ -118,8 +118,36 @@ def test_the_command_itself_ends_with_70(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_leaves_ends_the_command_quietly_with_the_code_of_a_closed_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    for words in (["datasets"], ["--version"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "anomalyclip", *words], stdout=write, stderr=subprocess.PIPE, text=True
+        )
+        assert (done.returncode, done.stderr) == (141, ""), words
+    os.close(write)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_output_that_cannot_be_written_is_a_message_and_exit_code_2():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "anomalyclip", "datasets"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot print ([Errno 28] No space left on device)\n"
+
+
 def test_the_readme_lists_every_code():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     listed = readme.split("Exit codes:")[1].split("\n\n")[0]
-    for code in ("0 success", "1 finished", "2 stopped", "70 an internal error", "130 stopped by Ctrl-C"):
+    for code in (
+        "0 success",
+        "1 finished",
+        "2 stopped",
+        "70 an internal error",
+        "130 stopped by Ctrl-C",
+        "141 nobody",
+    ):
         assert code in " ".join(listed.split()), json.dumps(listed)

@@ -7,6 +7,8 @@ from PIL import Image
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prediction import Prediction
 from anomalyclip.visualize import COLORMAPS, captioned, contact_sheet, heat_map, overlay
+from anomalyclip.visualize.fonts import lettering
+from anomalyclip.visualize.sheet import Cell, sheet_of
 
 BLOB = np.exp(-((np.arange(64)[:, None] - 20) ** 2 + (np.arange(64) - 40) ** 2) / 60).astype(np.float32)
 
@@ -224,6 +226,21 @@ def test_a_contact_sheet_takes_pictures_of_any_shape_and_long_names():
     assert {sheet.getpixel((sheet.width - 1, y)) for y in range(sheet.height)} == {
         white
     }  # nothing runs off the page
+
+
+@pytest.mark.parametrize(
+    "name", ["größe.png", "деталь.png", "猫.png", "\ue000.png", "a\nb.png", "\udcff.png"]
+)
+def test_a_name_in_any_script_is_drawn_or_spelled_out(name):
+    text, font = lettering(name, 20)
+    assert text in (
+        name,
+        name[:-4].encode("unicode_escape").decode() + ".png",
+        name.encode("unicode_escape").decode(),
+    )
+    box = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(char)) != box for char in text)
+    sheet_of([Cell([photograph((64, 64))], name, 0.5, None)])
 
 
 def test_a_contact_sheet_of_nothing_is_refused():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -209,6 +210,22 @@ def test_a_resumed_run_goes_on_after_what_is_done_and_tries_failed_images_again(
         writer.write(predicted("b.png"))
     assert paths(tmp_path) == ["a.png", "b.png"]
     assert not (tmp_path / "errors.jsonl").exists()
+
+
+def test_a_run_of_any_length_is_resumed_line_by_line(tmp_path):
+    line = {"image_path": "", "files": {}, "value_range": None, "padding": "x" * 200_000}
+    with (tmp_path / "predictions.jsonl").open("w") as file:
+        file.writelines(json.dumps({**line, "image_path": f"{number}.png"}) + "\n" for number in range(50))
+        file.write('{"image_path"')
+    size = (tmp_path / "predictions.jsonl").stat().st_size
+    tracemalloc.start()
+    try:
+        PredictionWriter(tmp_path, resume=True).close()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "predictions.jsonl").stat().st_size == size - len('{"image_path"')
+    assert peak < size / 4
 
 
 def test_a_torn_last_line_is_dropped(tmp_path):

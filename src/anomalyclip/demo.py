@@ -13,6 +13,7 @@ from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.inputs import find_images
+from anomalyclip.overview import PAGE, Thumbnails, check_page, summarize, write_page
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import open_image
 from anomalyclip.visualize import contact_sheet
@@ -37,8 +38,8 @@ def run(
     Parameters
     ----------
     output : path
-        Folder for copies of the pictures and of the threshold, predictions.jsonl, heat maps and the contact sheet
-        demo.png; an earlier demo in it is replaced.
+        Folder for copies of the pictures and of the threshold, predictions.jsonl, heat maps, the page
+        index.html and the contact sheet demo.png; an earlier demo in it is replaced.
     on_prediction : callable, optional
         Called with each prediction as soon as it is made.
 
@@ -53,18 +54,23 @@ def run(
         The folder holds predictions or a threshold that were not made by the demo, or it cannot be written to.
     """
     _check_is_ours(Path(output))
+    check_page(Path(output))
     threshold = Threshold.from_file(THRESHOLD)
     detector = Detector.from_pretrained("micro", threshold=threshold)
     names = {os.fspath(path): path.name for path in _copy(Path(output) / COPIES)}
     threshold.to_file(Path(output) / THRESHOLD.name)
     predictions = []
     with PredictionWriter(output, save=["heatmap"], overwrite=True) as writer:
+        thumbnails = Thumbnails(Path(output))
         for prediction in detector.stream(names, batch_size=4):
             assert prediction.image_path is not None
-            writer.write(prediction, name=names[prediction.image_path])
+            image = thumbnails.draw(prediction)
+            writer.write(prediction, name=names[prediction.image_path], image=image)
+            thumbnails.settle(prediction)
             predictions.append(prediction)
             if on_prediction is not None:
                 on_prediction(prediction)
+    write_page(Path(output), summarize(Path(output)))
     cells = [(open_image(str(prediction.image_path)), prediction) for prediction in predictions]
     sheet = contact_sheet(cells, columns=3, tile_size=200)
     target = Path(output) / SHEET
@@ -75,7 +81,7 @@ def run(
 
 def _check_is_ours(output: Path) -> None:
     """Refuse a folder with other results: every version of the demo starts by copying its pictures."""
-    mine = (PREDICTIONS, ERRORS, THRESHOLD.name, SHEET)
+    mine = (PREDICTIONS, ERRORS, THRESHOLD.name, SHEET, PAGE)
     there = [name for name in mine if (output / name).exists()]
     if there and not any((output / COPIES / picture.name).exists() for picture in find_images([PICTURES])):
         raise AnomalyCLIPError(

@@ -93,7 +93,8 @@ def predict(
 ) -> PredictionRun:
     """Score images into a folder: one JSON line per image, a page to look at, and maps, heat maps and masks as files.
 
-    The page, ``index.html``, shows the 1,000 most anomalous images; a resumed run ends with the page of the whole run.
+    The page, ``index.html``, shows the 1,000 most anomalous images; a resumed run ends with the page of the whole run,
+    and one that is stopped by Ctrl-C with the page of what was scored.
 
     Images that cannot be used are listed in ``errors.jsonl``, and the rest are scored.
 
@@ -167,7 +168,11 @@ def predict(
         ):
             thumbnails = Thumbnails(place, draw=draw_small)
             work = _Work(detector, writer, thumbnails, PredictionRun(place), advance, on_error)
-            work.score(listed, batch_size)
+            try:
+                work.score(listed, batch_size)
+            except KeyboardInterrupt:
+                _finish(place, save)
+                raise
         if not work.run.scored + work.run.skipped + work.run.failed:
             raise AnomalyCLIPError("there was no image to score")
         _finish(place, save)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import in_one_order, parse_json, replacing, require_regular, writing
-from anomalyclip.trained import read_safetensors
+from anomalyclip.trained import check_format, read_safetensors
 
 FORMAT = "anomalyclip-memory-1"
 """Name of the file's form, in its header."""
@@ -140,11 +140,7 @@ class Memory:
             raise AnomalyCLIPError(
                 f"{path}: cannot be read as a memory ({error}); expected a file that `anomalyclip fit` wrote"
             ) from None
-        if header.get("format") != FORMAT:
-            raise AnomalyCLIPError(
-                f"{path}: a safetensors file, but not a memory: its header says format {header.get('format')!r}, "
-                f"expected {FORMAT!r}; `anomalyclip fit` writes one"
-            )
+        check_format(header, path, format=FORMAT, what="a memory (which `anomalyclip fit` writes)")
         try:
             about = parse_json(header["about"])
             memory = cls(

@@ -54,11 +54,7 @@ def read_trained(
         raise AnomalyCLIPError(
             f"{path}: neither {what} as safetensors nor {or_else} ({reason(error)})"
         ) from None
-    if header.get("format") != format:
-        raise AnomalyCLIPError(
-            f"{path}: a safetensors file, but not {what}: its header says format {header.get('format')!r}, "
-            f"expected {format!r}"
-        )
+    check_format(header, path, format=format, what=what)
     return tensors, _info(header, path, what)
 
 
@@ -70,6 +66,21 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     tensors = load(content)
     header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
     return tensors, header
+
+
+def check_format(header: Mapping[str, str], path: str | os.PathLike[str], *, format: str, what: str) -> None:
+    """Refuse a safetensors file of another format than the one it should have.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Naming the file.
+    """
+    if header.get("format") != format:
+        raise AnomalyCLIPError(
+            f"{path}: a safetensors file, but not {what}: its header says format {header.get('format')!r}, "
+            f"expected {format!r}"
+        )
 
 
 def _info(header: Mapping[str, str], path: Path, what: str) -> dict[str, str]:

@@ -246,31 +246,35 @@ class PredictionWriter:
 
     def _take_up(self) -> None:
         """Remove an incomplete last line; read from the others which images are done and which names are in use."""
-        content = self._predictions.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = parse_json(line)
-                path, files = record["image_path"], record["files"]
-                if not isinstance(path, str):
-                    raise TypeError("image_path is no text")
-                self.value_range = require_range(record.get("value_range")) or self.value_range
-                self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
-            except (ValueError, KeyError, TypeError, AttributeError, AnomalyCLIPError) as error:
-                raise AnomalyCLIPError(
-                    f"{self._predictions}, line {number} is damaged ({error}); delete it, or start again."
-                ) from error
-            missing = [kind for kind in self.save if kind not in files]
-            if missing:
-                raise AnomalyCLIPError(
-                    f"{self._predictions} was written without {', '.join(missing)} files; "
-                    "resume with the same files to save, or start again."
-                )
-            self.done.add(path)
-        os.truncate(self._predictions, len(whole))
+        whole = 0
+        with self._predictions.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                self._take_up_line(line, f"{self._predictions}, line {number}")
+                whole += len(line)
+        os.truncate(self._predictions, whole)
         for folder, _ in _FOLDERS.values():  # incomplete files of a run that was killed
             for stray in (self.output_dir / folder).rglob(".*.tmp"):
                 stray.unlink()
+
+    def _take_up_line(self, line: bytes, where: str) -> None:
+        try:
+            record = parse_json(line)
+            path, files = record["image_path"], record["files"]
+            if not isinstance(path, str):
+                raise TypeError("image_path is no text")
+            self.value_range = require_range(record.get("value_range")) or self.value_range
+            self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
+        except (ValueError, KeyError, TypeError, AttributeError, AnomalyCLIPError) as error:
+            raise AnomalyCLIPError(f"{where} is damaged ({error}); delete it, or start again.") from error
+        missing = [kind for kind in self.save if kind not in files]
+        if missing:
+            raise AnomalyCLIPError(
+                f"{self._predictions} was written without {', '.join(missing)} files; "
+                "resume with the same files to save, or start again."
+            )
+        self.done.add(path)
 
     def _free_name(self, path: str) -> str:
         whole = safe_name(path)

@@ -61,6 +61,12 @@ COMMANDS = [
         growing=LINES,
         moving=("*state.pt",),
     ),
+    Command(
+        "compare",
+        "compare {data} --backbone {backbone} --prompts {prompts} --image-size 56 --layers 1 --layers 2 "
+        "--vary sigma=2,4 --draws 100 --output out --resume",
+        growing=LINES,
+    ),
     Command("calibrate", f"calibrate {{good}} {MODEL} --output out/threshold.json --overwrite"),
     Command("fit", f"fit {{good}} {MODEL} --output out/nut.memory --overwrite"),
     Command("prepare", "prepare {data} --output out/meta.json"),

@@ -391,6 +391,35 @@ def templates(folder: Path) -> None:
     (case(folder, "lines") / "templates.txt").write_text("a photo of a {}.\na close-up of a {}.\n")
 
 
+def own_words(folder: Path) -> None:
+    """The vocabulary of a backbone, in the file beside it."""
+    sides = {
+        "normal": ["flawless {}"],
+        "abnormal": ["damaged {}", "{} with a crack"],
+        "templates": ["{}", "a {}."],
+    }
+    (case(folder, "one") / "words.json").write_text(json.dumps(sides))
+    (case(folder, "each") / "words.json").write_text(json.dumps({"winclip": sides, "april-gan": sides}))
+
+
+DOWNLOAD = b"the weights" * 20
+
+
+def answers(folder: Path) -> None:
+    """What a server sends for a file of which 20 bytes are there already: head and body."""
+    size, rest = len(DOWNLOAD), DOWNLOAD[20:]
+    about = b'ETag: "1"\r\nContent-Type: application/octet-stream\r\n'
+    for name, head, body in (
+        ("whole", b"200 OK\r\nContent-Length: %d\r\n" % size, DOWNLOAD),
+        ("unknown", b"200 OK\r\n", DOWNLOAD),
+        ("rest", b"206 Partial Content\r\nContent-Range: bytes 20-%d/%d\r\n" % (size - 1, size), rest),
+        ("chunks", b"200 OK\r\nTransfer-Encoding: chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (size, DOWNLOAD)),
+        ("elsewhere", b"302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n", b""),
+        ("busy", b"503 Busy\r\nRetry-After: 1\r\nContent-Length: 4\r\n", b"busy"),
+    ):
+        (case(folder, name) / "answer.http").write_bytes(b"HTTP/1.1 " + head + about + b"\r\n" + body)
+
+
 def tokenizers(folder: Path) -> None:
     from anomalyclip.clip.registry import ASSETS
 

@@ -96,6 +96,7 @@ def ways_for(name: str, content: bytes) -> list[Way]:
         b"\x89PNG": [damaged_png],
         b"II*\0": [damaged_tiff],
         b"\x93NUMPY": [damaged_npy],
+        b"HTTP/": [damaged_head],
     }
     text: list[Way] = [damaged_text] if suffix in (".csv", ".txt", ".json", ".yaml", ".xml", ".jsonl") else []
     started = next((ways for start, ways in by_start.items() if content.startswith(start)), [])
@@ -161,6 +162,32 @@ def damaged_text(content: bytes, chance: Random) -> bytes:
     else:
         return text.encode(chance.choice(("utf-16", "utf-8-sig", "utf-32")))
     return text.encode("utf-8", "surrogatepass")
+
+
+# --- HTTP
+
+
+def damaged_head(content: bytes, chance: Random) -> bytes:
+    """Change, remove or double a header, or the status."""
+    head, _, body = content.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    at = chance.randrange(len(lines))
+    kind = chance.choice(("value", "value", "status", "remove", "double"))
+    if kind == "remove":
+        del lines[at]
+    elif kind == "double":
+        lines.insert(at, lines[at])
+    elif kind == "status":
+        lines[0] = b"HTTP/1.1 " + chance.choice(
+            (b"204", b"301", b"307", b"416", b"401", b"600", b"-1", b"x", b"")
+        )
+    else:
+        number = str(chance.choice((*NUMBERS, -2)))
+        new = chance.choice(
+            (number, number, chance.choice(TEXTS), "bytes 0-9/10", "http://[::1", "//", "gzip")
+        )
+        lines[at] = lines[at].partition(b":")[0] + b": " + new.encode("utf-8", "surrogatepass")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
 # --- JSON

@@ -1,13 +1,19 @@
 """Who reads foreign files. A reader that is not listed here is not tested: add one line to `TARGETS`."""
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import torch
 
 from anomalyclip import Detector, DetectorSpec, Threshold
+from anomalyclip.clip.download import DownloadError, RemoteFile, fetch
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.clip.weights import fingerprint, read_weights
@@ -24,7 +30,7 @@ from anomalyclip.references import Memory
 from anomalyclip.runs import RunFolder
 from anomalyclip.scorer import Description
 from anomalyclip.visualize import overlay
-from anomalyclip.words import templates_named
+from anomalyclip.words import templates_named, words_of
 from anomalyclip.writers import PredictionWriter
 from tests.fuzz import corpus
 from tests.fuzz.target import Target
@@ -165,6 +171,44 @@ def read_templates(path: Path) -> None:
     assert all("{}" in sentence for sentence in templates_named(str(path)))
 
 
+def use_own_words(path: Path) -> None:
+    spec = DetectorSpec("micro", method="words")
+    words = words_of(spec, path.parent, words="winclip", templates="winclip")
+    assert all(isinstance(text, str) for side in words.phrases("nut") for text in side)
+    assert words.digest()
+
+
+def download(path: Path) -> None:
+    """Go on with a download from a server that sends the bytes of a file, whatever it is asked."""
+    with answering(path.read_bytes()) as url:
+        wanted = RemoteFile(f"{url}/weights.pt", f"sha256:{hashlib.sha256(corpus.DOWNLOAD).hexdigest()}")
+        (path.parent / f"{wanted.name}.part").write_bytes(corpus.DOWNLOAD[:20])
+        try:
+            whole = fetch(wanted, path.parent, attempts=2, pause=0)
+        except DownloadError as error:
+            raise AnomalyCLIPError(f"{path}: {error}" if url in str(error) else str(error)) from None
+        assert whole.read_bytes() == corpus.DOWNLOAD
+
+
+@contextmanager
+def answering(content: bytes) -> Iterator[str]:
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():  # what is asked
+                pass
+            with suppress(OSError):  # whoever has heard enough hangs up
+                self.wfile.write(content)
+
+    with TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def use_tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(path, context_length=16)
     tokenizer(["a flawless object"])
@@ -199,4 +243,6 @@ TARGETS = [
     Target("memory", 200, corpus.memories, use_memory),
     Target("templates", 100, corpus.templates, read_templates),
     Target("tokenizer", 100, corpus.tokenizers, use_tokenizer),
+    Target("words", 100, corpus.own_words, use_own_words),
+    Target("answer", 200, corpus.answers, download),
 ]

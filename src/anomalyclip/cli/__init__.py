@@ -4,14 +4,13 @@ Nothing heavy is imported before a command runs, so that ``anomalyclip --help`` 
 """
 
 import inspect
-import io
 import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from anomalyclip.cli import unforeseen
+from anomalyclip.cli import pipes, unforeseen
 from anomalyclip.cli.benchmark import benchmark
 from anomalyclip.cli.calibrate import calibrate
 from anomalyclip.cli.compare import compare
@@ -87,9 +86,7 @@ for verb in (
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one message and exit code 2, any other is exit code 70."""
-    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show must not end the run
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    pipes.prepare()
     try:
         with warnings_shown():
             app()

@@ -26,13 +26,16 @@ def demo(
 ) -> None:
     """Score bundled pictures with the embedded micro backbone: no download, a few seconds.
 
-    Leaves the pictures, the threshold, predictions.jsonl, heat maps and a contact sheet, demo.png.
+    Leaves the pictures, the threshold, predictions.jsonl, heat maps, a page to look at (index.html), and a contact
+    sheet (demo.png).
     """
     from anomalyclip.demo import COPIES, SHEET, run
+    from anomalyclip.overview import PAGE
 
     predictions = run(output)
     _show(predictions)
     places = f"Pictures: {output / COPIES}; heat maps: {output / 'heatmaps'}; one sheet: {output / SHEET}"
+    places += f"\nTo look at them, open {output / PAGE}"
     out().print(f"\n{places}\n\n{_ABOUT}", markup=False)
 
 

@@ -3,14 +3,15 @@
 import json
 import os
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 from anomalyclip.data.tree import Tree
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import parse_json, replacing
 
 FILE_NAME = "meta.json"
@@ -245,7 +246,8 @@ def read_meta(
     """Read a ``meta.json`` that was written by this project or by one of the published scripts.
 
     Absolute paths below the root become relative. Entries whose image does not exist are skipped, and masks that do not
-    exist are ignored; both are reported as findings and in `Meta.missing`.
+    exist are ignored; both are reported as findings and in `Meta.missing`. Of several entries for the same image in a
+    phase the first counts, with a warning.
 
     Parameters
     ----------
@@ -278,11 +280,14 @@ def read_meta(
     phases, missing = {}, {}
     for phase, classes in _object(table, str(file)).items():
         gone: list[Missing] = []
-        phases[phase] = tuple(
-            sample
-            for name, entries in _object(classes, f"{file}: {phase}").items()
-            for number, entry in enumerate(_list(entries, f"{file}: {phase} / {name}"))
-            if (sample := _read_entry(entry, tree, f"{file}: {phase} / {name} / entry {number}", gone))
+        phases[phase] = _once(
+            (
+                sample
+                for name, entries in _object(classes, f"{file}: {phase}").items()
+                for number, entry in enumerate(_list(entries, f"{file}: {phase} / {name}"))
+                if (sample := _read_entry(entry, tree, f"{file}: {phase} / {name} / entry {number}", gone))
+            ),
+            f"{file}: {phase}",
         )
         missing[phase] = tuple(gone)
     findings = [_finding(gone) for several in missing.values() for gone in several]
@@ -300,6 +305,23 @@ def read_meta(
             if not sample.has_mask and sample.image not in known
         ]
     return Meta(tree.root, phases, source=str(file), findings=tuple(findings), missing=missing)
+
+
+def _once(samples: Iterable[Sample], where: str) -> tuple[Sample, ...]:
+    """Return the first sample of each image, and warn if there are others."""
+    first: dict[str, Sample] = {}
+    repeated: list[str] = []
+    for sample in samples:
+        if first.setdefault(sample.image, sample) is not sample:
+            repeated.append(sample.image)
+    if repeated:
+        warnings.warn(
+            f"{where}: {len(repeated)} entries are for images that are listed before (such as {repeated[0]}); only the "
+            "first entry of an image counts",
+            AnomalyCLIPWarning,
+            stacklevel=3,
+        )
+    return tuple(first.values())
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

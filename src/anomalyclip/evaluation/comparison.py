@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 
 from anomalyclip.clip.backbone import shared_backbones
 from anomalyclip.data.meta import SampleList
-from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.contenders import Lineup, line_up, named, variants
 from anomalyclip.evaluation.cost import costs
 from anomalyclip.evaluation.differences import differences
 from anomalyclip.evaluation.disagreements import Disagreement
 from anomalyclip.evaluation.leaks import trained_on_this
+from anomalyclip.evaluation.plots import warn_unavailable
 from anomalyclip.evaluation.results import DatasetResult
 from anomalyclip.evaluation.run import Data, load_sets
 from anomalyclip.evaluation.settings import ComparisonSettings
@@ -214,8 +214,4 @@ def _write(found: Comparison, folder: Path, formats: Sequence[str]) -> None:
         from anomalyclip.evaluation.comparison_report import write_comparison
 
         if not write_comparison(found, folder):
-            warnings.warn(
-                "the report has no chart because matplotlib is not installed: pip install 'anomalyclip[report]'",
-                AnomalyCLIPWarning,
-                stacklevel=3,
-            )
+            warn_unavailable("the report has no chart")

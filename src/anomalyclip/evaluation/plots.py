@@ -2,12 +2,14 @@
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anomalyclip.errors import AnomalyCLIPWarning
 from anomalyclip.evaluation.differences import COMPARED
 from anomalyclip.evaluation.results import METRICS, ClassResult
 from anomalyclip.metrics.paired import Difference
@@ -54,6 +56,12 @@ _LIMIT = 0.3  # of the false-positive rate under the PRO curve
 def available() -> bool:
     """Return whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
+
+
+def warn_unavailable(what: str) -> None:
+    """Warn that something was not drawn because matplotlib is not installed, and say how to install it."""
+    message = f"{what} because matplotlib is not installed: pip install 'anomalyclip[report]'"
+    warnings.warn(message, AnomalyCLIPWarning, stacklevel=3)
 
 
 def draw_curves(classes: Sequence[ClassResult]) -> str | None:

@@ -1,7 +1,6 @@
 """`evaluate`: the paper's evaluation on one or several data sets, from a detector to tables and a report."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
 from anomalyclip.detector import Detector
-from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
 from anomalyclip.evaluation.evaluator import Options, evaluate_set
 from anomalyclip.evaluation.leaks import trained_on_this
 from anomalyclip.evaluation.maps import DetectorSource, FolderSource, Source, side_of_maps
+from anomalyclip.evaluation.plots import warn_unavailable
 from anomalyclip.evaluation.results import DatasetResult
 from anomalyclip.evaluation.settings import EvaluationSettings
 from anomalyclip.evaluation.summary import (
@@ -289,8 +289,4 @@ def _write(found: Evaluation, folder: Path, formats: Sequence[str]) -> None:
         from anomalyclip.evaluation.report import write_report
 
         if not write_report(found, folder):
-            warnings.warn(
-                "the report has no curves because matplotlib is not installed: pip install 'anomalyclip[report]'",
-                AnomalyCLIPWarning,
-                stacklevel=3,
-            )
+            warn_unavailable("the report has no curves")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
+from anomalyclip.evaluation.plots import warn_unavailable
 from anomalyclip.progress import Track, silent
 from anomalyclip.runs import SETTINGS, RunFolder
 from anomalyclip.settings import chosen
@@ -197,8 +198,7 @@ def learn(
         on_start(trainer)
         finished = trainer.run(stop=stop)
         if draw_losses(place) is None:
-            message = "no loss.png: it needs matplotlib (pip install 'anomalyclip[report]')"
-            warnings.warn(message, AnomalyCLIPWarning, stacklevel=2)
+            warn_unavailable("there is no loss.png")
         _, epochs = read_journal(place)
     steps = trainer.steps_per_epoch
     best = best_epoch(epochs)

@@ -12,6 +12,7 @@ from anomalyclip.images import as_image
 from anomalyclip.prediction import Prediction
 from anomalyclip.visualize.captions import scale_bar
 from anomalyclip.visualize.colors import Color, Colors, Scale
+from anomalyclip.visualize.fonts import Font, lettering
 from anomalyclip.visualize.overlays import fitted, overlay
 
 _PAPER: Color = (255, 255, 255)
@@ -158,8 +159,7 @@ class _Page:
         height = self.top + rows * (self.cell_height + self.gap) + 2 * self.text
         page = Image.new("RGB", (width, height), _PAPER)
         if self.title:
-            font = ImageFont.load_default(size=1.5 * self.text)
-            heading = _shortened(self.title, font, width - 2 * self.gap)
+            heading, font = _shortened(self.title, 1.5 * self.text, width - 2 * self.gap)
             ImageDraw.Draw(page).text((self.gap, self.gap), heading, _INK, font)
         for index, cell in enumerate(self.cells):
             row, column = divmod(index, self.columns)
@@ -178,14 +178,14 @@ class _Page:
                 picture, (left + (slot_width - picture.width) // 2, y + (slot_height - picture.height) // 2)
             )
         draw = ImageDraw.Draw(page)
-        large, small = ImageFont.load_default(size=1.15 * self.text), ImageFont.load_default(size=self.text)
+        large = ImageFont.load_default(size=1.15 * self.text)
         baseline = y + slot_height + round(1.55 * self.text)
         score = f"{cell.score:.3f}"
         draw.text((x, baseline), score, _INK, large, anchor="ls")
         if cell.label is not None:
             verdict, color = ("anomalous", _ANOMALOUS) if cell.label else ("normal", _NORMAL)
             draw.text((x + large.getlength(score + "  "), baseline), verdict, color, large, anchor="ls")
-        name = _shortened(_short_path(cell.name), small, self.cell_width)
+        name, small = _shortened(_short_path(cell.name), self.text, self.cell_width)
         draw.text((x, baseline + round(1.4 * self.text)), name, _FAINT, small, anchor="ls")
 
     def _draw_scale(self, page: Image.Image, colors: Colors) -> None:
@@ -206,10 +206,11 @@ def _short_path(path: str) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """Return the text, with as much of its middle left out as needed to fit `width` pixels."""
+def _shortened(text: str, size: float, width: float) -> tuple[str, Font]:
+    """Return the text, with as much of its middle left out as needed to fit `width` pixels, and its font."""
+    text, font = lettering(text, size)
     kept, shown = len(text), text
     while kept > 2 and font.getlength(shown) > width:
         kept -= 1
         shown = text[: kept // 2] + "..." + text[len(text) - (kept - kept // 2) :]
-    return shown
+    return shown, font
