@@ -40,7 +40,7 @@ def prepare() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:
-            options = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
-            setattr(sys, name, _Stream(stream.detach(), errors="backslashreplace", **options))
+            encoding, lines = stream.encoding, stream.line_buffering
+            setattr(sys, name, _Stream(stream.detach(), encoding, "backslashreplace", line_buffering=lines))
         elif isinstance(stream, io.TextIOWrapper):  # somebody's own, who captures what is printed
             stream.reconfigure(errors="backslashreplace")
