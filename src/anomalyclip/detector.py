@@ -300,15 +300,17 @@ class Detector:
         )
         yield from self._score(prepared, batch_size, on_error)
 
-    def scale(self, *, assumed: Range | None = None) -> Scale:
+    def scale(self, *, assumed: Range | None = None, strict: bool = False) -> Scale:
         """Return the scale for the images of a run, for several calls of `stream`.
 
         Parameters
         ----------
         assumed : (float, float), optional
             What an earlier part of the run assumed (`Prediction.value_range`).
+        strict : bool
+            Refuse images whose range would have to be assumed.
         """
-        return Scale(self.value_range, assumed=assumed)
+        return Scale(self.value_range, assumed=assumed, strict=strict)
 
     def _prepare(self, shown: Shown) -> _Prepared:
         image, value_range = shown.image, shown.value_range

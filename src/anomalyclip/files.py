@@ -227,6 +227,29 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def linked(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy of it where the file system has no hard links.
+
+    Files that are only ever replaced as a whole (`replacing`) may share their content.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("content")
+    ...     linked(Path(folder, "a.txt"), Path(folder, "b.txt"))
+    ...     Path(folder, "b.txt").read_text()
+    'content'
+    """
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Check early that a result file can be written later, and create its folder.
 

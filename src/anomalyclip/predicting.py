@@ -5,12 +5,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from anomalyclip.data.masks import GroundTruth
+from anomalyclip.depth import Scale
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, find_images
@@ -20,12 +22,16 @@ from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Selection, Source, holder, locate
 from anomalyclip.runs import RunFolder
+from anomalyclip.sharding import Listing, Shard
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.visualize import captioned, overlay
 from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter
 
 SAVED = (*SAVEABLE, "csv", "sheet")
 """What can be saved besides the lines and the page: files for each image, and files for the whole run."""
+
+SHARD = "shard"
+"""Name in the settings of a run that scored one shard."""
 
 _KEPT = 20
 
@@ -85,6 +91,7 @@ def predict(
     save: Collection[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
     batch_size: int = 1,
     draw: Callable[[Image.Image, Prediction], Image.Image] = captioned,
     draw_small: Callable[[Image.Image, Prediction], Image.Image] = overlay,
@@ -112,6 +119,9 @@ def predict(
         (predictions.csv), and a contact sheet of the most anomalous images (sheet.jpg).
     resume, overwrite : bool
         Resume the run in `output` and skip the images already scored, or start again there.
+    shard : Shard, optional
+        Score only this part of the images, into a folder of its own in `output`; `anomalyclip.merging.merge` puts the
+        parts together. Images of more than 8 bits that do not say their range need that of the detector.
     batch_size : int
         Images per batch.
     draw : callable
@@ -142,9 +152,13 @@ def predict(
     (12, 0, 12)
     """
     folder = (
-        output if isinstance(output, RunFolder) else run_folder(output, resume=resume, overwrite=overwrite)
+        output
+        if isinstance(output, RunFolder)
+        else run_folder(output, resume=resume, overwrite=overwrite, shard=shard)
     )
-    listed = _listed(images)
+    listed = _listed(images, at_once=shard is None)
+    if shard is not None:
+        listed = _begun(listed)
     detector = as_detector(detector)
     threshold = detector.threshold
     if "mask" in save and (threshold is None or threshold.pixel is None):
@@ -154,8 +168,11 @@ def predict(
         raise AnomalyCLIPError(f"cannot save {', '.join(unknown)}; choose from {', '.join(SAVED)}")
     _tell_origin(detector)
     _tell_what_it_knows(detector)
-    with folder.begin({**detector.identity(), "threshold": limits}, about=_about(detector)) as place:
+    settings = {**detector.identity(), "threshold": limits, **({} if shard is None else {SHARD: str(shard)})}
+    with folder.begin(settings, about=_about(detector)) as place:
         check_page(place, overwrite=bool(folder.overwrite))
+        listing = None if shard is None else Listing.write(place, shard, listed)
+        total = listing.count if listing else len(listed) if isinstance(listed, Sequence) else None
         with (
             PredictionWriter(
                 place,
@@ -164,18 +181,22 @@ def predict(
                 overwrite=bool(folder.overwrite),
                 draw=draw,
             ) as writer,
-            track("Scoring", len(listed) if isinstance(listed, Sequence) else None) as advance,
+            track("Scoring", total) as advance,
         ):
             thumbnails = Thumbnails(place, draw=draw_small)
             work = _Work(detector, writer, thumbnails, PredictionRun(place), advance, on_error)
+            scale = detector.scale(assumed=writer.value_range, strict=shard is not None)
             try:
-                work.score(listed, batch_size)
+                work.score(listed if listing is None else listing.images(), batch_size, scale)
             except KeyboardInterrupt:
-                _finish(place, save)
+                finish(place, save)
                 raise
-        if not work.run.scored + work.run.skipped + work.run.failed:
+        if not work.run.scored + work.run.skipped + work.run.failed and listing is None:
             raise AnomalyCLIPError("there was no image to score")
-        _finish(place, save)
+        finish(place, save)
+        if listing is not None:
+            work.run.repeated = listing.repeated
+            listing.finish()
     work.run.trim()
     for remark in detector.observations():
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
@@ -211,7 +232,7 @@ def _tell_what_it_knows(detector: Detector) -> None:
         warnings.warn(known, AnomalyCLIPNote, stacklevel=3)
 
 
-def _finish(folder: Path, save: Collection[str]) -> None:
+def finish(folder: Path, save: Collection[str]) -> None:
     """Write what is made of the whole run, earlier parts included."""
     summary = summarize(folder)
     write_page(folder, summary)
@@ -224,9 +245,27 @@ def _finish(folder: Path, save: Collection[str]) -> None:
 
 
 def run_folder(
-    output: str | os.PathLike[str] | None, *, resume: bool = False, overwrite: bool = False
+    output: str | os.PathLike[str] | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    shard: Shard | None = None,
 ) -> RunFolder:
-    """Return the folder for a run's results; None is a new folder, ``runs/predict-1``, ``-2``, ..."""
+    """Return the folder for a run's results; None is a new folder, ``runs/predict-1``, ``-2``, ...
+
+    The results of a shard are in a folder of their own in `output`, such as ``shard-03-of-16``.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The folder cannot be used; see `RunFolder`. Or there is a shard and no `output`.
+    """
+    if shard is not None:
+        if output is None:
+            raise AnomalyCLIPError(
+                "a shard needs a folder that all shards share: give --output FOLDER; each gets its own folder in it"
+            )
+        output = Path(output) / shard.folder
     folder = RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
     if folder.output is not None:
         check_page(folder.output)
@@ -236,16 +275,23 @@ def run_folder(
 def images_in(
     paths: Sequence[str], *, skipped: Counter[str] | None = None, selection: Selection | None = None
 ) -> list[ImageFile]:
-    """Return the images to score in files, folders and patterns: all but the ground-truth masks of data sets.
+    """Return the images to score, as `stream_images` yields them."""
+    return list(stream_images(paths, skipped=skipped, selection=selection))
+
+
+def stream_images(
+    paths: Sequence[str], *, skipped: Counter[str] | None = None, selection: Selection | None = None
+) -> Iterator[ImageFile]:
+    """Yield the images to score in files, folders and patterns: all but the ground-truth masks of data sets.
 
     Parameters
     ----------
     paths, skipped, selection
         As for `anomalyclip.inputs.find_images`.
 
-    Returns
-    -------
-    list of ImageFile
+    Yields
+    ------
+    ImageFile
 
     Raises
     ------
@@ -253,7 +299,7 @@ def images_in(
         As `anomalyclip.inputs.find_images`.
     """
     masks = GroundTruth()
-    found = list(find_images(paths, skipped=skipped, leave_out=masks, selection=selection))
+    yield from find_images(paths, skipped=skipped, leave_out=masks, selection=selection)
     if masks.count:
         warnings.warn(
             f"{masks.count} ground-truth masks of a data set are not scored (such as {masks.example}); give their own "
@@ -261,17 +307,24 @@ def images_in(
             AnomalyCLIPNote,
             stacklevel=2,
         )
-    return found
 
 
 def _listed(
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile], *, at_once: bool
 ) -> Iterable[ImageFile]:
     if isinstance(images, str | os.PathLike):
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
-        return images_in([os.fspath(image) for image in images])
+        found = stream_images([os.fspath(image) for image in images])
+        return list(found) if at_once else found
     return images  # type: ignore[return-value]
+
+
+def _begun(images: Iterable[ImageFile]) -> Iterable[ImageFile]:
+    """Take the first image of a listing, so that a path that does not exist is an error before anything is written."""
+    rest = iter(images)
+    first = list(islice(rest, 1))
+    return chain(first, rest)
 
 
 @dataclass
@@ -286,7 +339,7 @@ class _Work:
     told: Callable[[str, InputError], None] | None
     names: dict[str, str] = field(default_factory=dict)
 
-    def score(self, images: Iterable[ImageFile], batch_size: int) -> None:
+    def score(self, images: Iterable[ImageFile], batch_size: int, scale: Scale) -> None:
         done_before = {os.path.abspath(path) for path in self.writer.done}
 
         def is_done(id: str) -> bool:
@@ -302,7 +355,7 @@ class _Work:
             batch_size=batch_size,
             on_error=self.failed,
             skip=is_skipped,
-            scale=self.detector.scale(assumed=self.writer.value_range),
+            scale=scale,
         )
         for prediction in predictions:
             assert prediction.image_path is not None

@@ -232,6 +232,20 @@ def begin(
     return there
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder, its command and what it tells beside them.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There are none, or they are damaged.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise AnomalyCLIPError(f"{folder}: there is no run in this folder ({SETTINGS} is missing)")
+    return _read(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(parse_json(path.read_text()))

@@ -28,7 +28,7 @@ from PIL import Image
 from anomalyclip.decoders import unsaid
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError, concerning
-from anomalyclip.files import open_output, parse_json, replacing, writing
+from anomalyclip.files import linked, open_output, parse_json, replacing, writing
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image, suffixes
 from anomalyclip.visualize import captioned
@@ -194,7 +194,47 @@ class PredictionWriter:
         with writing(self._predictions):
             _write_line(self._file, record)
         self.done.add(prediction.image_path)
-        self._names.add(_key(name))
+        if files:
+            self._names.add(_key(name))
+        return record
+
+    def adopt(self, record: dict[str, Any], folder: Path, *, name: str) -> dict[str, Any]:
+        """Write a line of another folder of predictions, and link or copy its files, under names that are free here.
+
+        Parameters
+        ----------
+        record : dict
+            The content of the line.
+        folder : Path
+            The other folder.
+        name : str
+            As for `write`.
+
+        Returns
+        -------
+        dict
+            The content of the line here.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            A file is missing or cannot be written.
+        """
+        name = self._free_name(name)
+        files: dict[str, str] = {}
+        for kind, file in record["files"].items():
+            if _result(folder, kind, file) is None:
+                raise AnomalyCLIPError(f"{folder / PREDICTIONS}: names {file!r}, which is no result of a run")
+            into, extension = _FOLDERS[kind]
+            files[kind] = f"{into}/{name}{extension}"
+            path = self.output_dir / files[kind]
+            with writing(path), replacing(path) as temporary:
+                linked(folder / file, temporary)
+        record = {**record, "files": files}
+        with writing(self._predictions):
+            _write_line(self._file, record)
+        if files:
+            self._names.add(_key(name))
         return record
 
     def write_error(self, image_path: str | os.PathLike[str], error: BaseException | str) -> None:
@@ -219,30 +259,9 @@ class PredictionWriter:
                     files = dict(parse_json(line)["files"])
                 except (ValueError, KeyError, TypeError):
                     continue  # a damaged line names no files
-                paths += [self._result(kind, file) for kind, file in files.items()]
+                paths += [_result(self.output_dir, kind, file) for kind, file in files.items()]
         for path in filter(None, paths):
             path.unlink(missing_ok=True)
-
-    def _result(self, kind: str, file: object) -> Path | None:
-        """Return the path of a result that a line names; None if no run writes such a file: a line may be anybody's.
-
-        Raises
-        ------
-        AnomalyCLIPError
-            It would be deleted through a link, somewhere else.
-        """
-        if kind not in _FOLDERS or not isinstance(file, str) or "\0" in file or safe_name(file) != file:
-            return None
-        folder, extension = _FOLDERS[kind]
-        if not file.startswith(f"{folder}/") or not file.endswith(PurePath(f"x{extension}").suffix):
-            return None
-        path, inside = self.output_dir / file, os.path.realpath(self.output_dir)
-        if os.path.realpath(path.parent) != os.path.normpath(os.path.join(inside, os.path.dirname(file))):
-            raise AnomalyCLIPError(
-                f"{path.parent} leads through a link to {os.path.realpath(path.parent)}, where nothing is deleted: "
-                "remove the link, or choose another folder"
-            )
-        return path
 
     def _take_up(self) -> None:
         """Remove an incomplete last line; read from the others which images are done and which names are in use."""
@@ -299,6 +318,28 @@ class PredictionWriter:
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(file, "png")
         elif image is not None:
             self.draw(image, prediction).save(file, "png")
+
+
+def _result(output: Path, kind: str, file: object) -> Path | None:
+    """Return the path of a result that a line names; None if no run writes such a file: a line may be anybody's.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It would be deleted through a link, somewhere else.
+    """
+    if kind not in _FOLDERS or not isinstance(file, str) or "\0" in file or safe_name(file) != file:
+        return None
+    folder, extension = _FOLDERS[kind]
+    if not file.startswith(f"{folder}/") or not file.endswith(PurePath(f"x{extension}").suffix):
+        return None
+    path, inside = output / file, os.path.realpath(output)
+    if os.path.realpath(path.parent) != os.path.normpath(os.path.join(inside, os.path.dirname(file))):
+        raise AnomalyCLIPError(
+            f"{path.parent} leads through a link to {os.path.realpath(path.parent)}, where nothing is deleted: "
+            "remove the link, or choose another folder"
+        )
+    return path
 
 
 def safe_name(path: str | os.PathLike[str]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from anomalyclip import predict
+from anomalyclip.sharding import Shard
 from tests.fuzz.corpus import small_spec
 from tests.generated_sets import make_set
 
@@ -40,7 +42,7 @@ class Command:
 
 
 MODEL = "--backbone {backbone} --prompts {prompts} --image-size 56 --layers 1 --layers 2"
-LINES = ("*predictions.jsonl", "*errors.jsonl", "*metrics.jsonl")
+LINES = ("*predictions.jsonl", "*errors.jsonl", "*metrics.jsonl", "*shard.jsonl")
 
 COMMANDS = [
     Command(
@@ -49,10 +51,11 @@ COMMANDS = [
         growing=LINES,
     ),
     Command(
-        "predict-overwrite",
-        f"predict {{images}} {MODEL} --threshold 0.5 --save map --output out --overwrite",
+        "predict-overwrite-shard",
+        f"predict {{images}} {MODEL} --threshold 0.5 --save map --shard 1/1 --output out --overwrite",
         growing=LINES,
     ),
+    Command("merge", "merge {shards} --output out --save csv --overwrite", growing=LINES),
     Command("test", f"test {{data}} {MODEL} --controls --output out --resume", growing=LINES),
     Command(
         "train",
@@ -88,7 +91,10 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     data = make_set(folder / "parts", classes=("nut",), normal=3, anomalous=3, side=56)
     images = make_set(folder / "images", classes=("nut", "tile"), normal=4, anomalous=0, side=56)
     (images / "nut" / "test" / "good" / "damaged.png").write_bytes(b"no image")
+    for index in (1, 2):
+        predict(spec, images, folder / "shards", save=["map"], shard=Shard(index, 2))
     return {
+        "shards": folder / "shards",
         "backbone": Path(spec.backbone),
         "prompts": Path(str(spec.prompts)),
         "data": data,

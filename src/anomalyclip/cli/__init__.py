@@ -19,6 +19,7 @@ from anomalyclip.cli.datasets import datasets
 from anomalyclip.cli.demo import demo
 from anomalyclip.cli.export import export
 from anomalyclip.cli.fit import fit
+from anomalyclip.cli.merge import merge
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
 from anomalyclip.cli.synth import synth
@@ -69,6 +70,7 @@ def _paragraphs(command: Callable[..., None]) -> str:
 for verb in (
     demo,
     predict,
+    merge,
     fit,
     calibrate,
     test,

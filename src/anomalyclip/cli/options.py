@@ -16,6 +16,7 @@ from anomalyclip.spec import EXPORTED, FIXED_BY_MODEL, OPTIONS, DetectorSpec
 
 if TYPE_CHECKING:
     from anomalyclip.readers import Selection
+    from anomalyclip.sharding import Shard
 
 
 def with_options(command: Command) -> Command:
@@ -81,6 +82,19 @@ def spelled(name: str) -> str:
     return str(flag or f"--{name.replace('_', '-')}")
 
 
+def one_shard(text: str | None) -> "Shard | None":
+    """Return the shard that ``--shard`` names, and say which one ``auto`` is."""
+    from anomalyclip.cli.console import note
+    from anomalyclip.sharding import Shard
+
+    if text is None:
+        return None
+    shard = Shard.parse(text)
+    if text == "auto":
+        note(f"this process does shard {shard}")
+    return shard
+
+
 def part(text: str | None) -> tuple[int, int] | None:
     """Return which part of the work a process does: ``I/N`` as numbers; None is all of it."""
     if text is None:
@@ -91,6 +105,8 @@ def part(text: str | None) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
+LARGE_RUNS = "Large runs"
+
 ALL = tuple(OPTIONS)
 """Every option of a model."""
 
@@ -98,6 +114,16 @@ OF_EXPORTED = tuple(name for name in OPTIONS if OPTIONS[name].metadata["group"] 
 """Options for exported files."""
 
 BatchSize = Annotated[int, typer.Option(help="Images per batch.", min=1)]
+OneShard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        help="I/N: score the I-th of N parts of the images, into a folder of its own in --output; auto: the part that "
+        "SLURM or torchrun give this process. `anomalyclip merge` puts the parts together.",
+        show_default=False,
+        rich_help_panel=LARGE_RUNS,
+    ),
+]
 Threshold = Annotated[
     str | None,
     typer.Option(

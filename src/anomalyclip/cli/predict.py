@@ -79,6 +79,7 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start again in --output and replace its results.")
     ] = False,
+    shard: options.OneShard = None,
     batch_size: options.BatchSize = 1,
     colormap: Annotated[
         ColorMap, typer.Option(help="Colours of the heat maps.", rich_help_panel=_DRAWING)
@@ -118,7 +119,8 @@ def predict(
     from anomalyclip.visualize import captioned, overlay
 
     skipped: Counter[str] = Counter()
-    images = _images(paths or [], from_file, skipped, options.selection(every, axis))
+    part = options.one_shard(shard)
+    images = _images(paths or [], from_file, skipped, options.selection(every, axis), at_once=part is None)
     if scale is not None and not 0 <= scale[0] < scale[1] <= 1:
         raise AnomalyCLIPError(
             f"--scale {scale[0]} {scale[1]}: expected two map values, 0 <= first < second <= 1"
@@ -127,12 +129,12 @@ def predict(
     if "mask" in kinds and threshold is None and spec.model is None:
         raise AnomalyCLIPError("--save mask needs a threshold: give --threshold 0.5 or a threshold file")
     drawing: dict[str, Any] = {"colormap": colormap.value, "alpha": alpha, "scale": scale}
-    folder = predicting.run_folder(output, resume=resume, overwrite=overwrite)
+    folder = predicting.run_folder(output, resume=resume, overwrite=overwrite, shard=part)
     detector = spec.load(threshold=threshold)
     with stoppable(
         lambda: (
-            f"stopped; results already written are kept, and the same command with --output {folder.output} --resume "
-            "continues"
+            "stopped; results already written are kept, and the same command with --output "
+            f"{folder.output if part is None else output} --resume continues"
         )
     ):
         run = predicting.predict(
@@ -140,6 +142,7 @@ def predict(
             images,
             folder,
             save=kinds,
+            shard=part,
             batch_size=batch_size,
             draw=partial(overlay if no_caption else captioned, **drawing),
             draw_small=partial(overlay, **drawing),
@@ -152,11 +155,18 @@ def predict(
 
 
 def _images(
-    paths: list[str], from_file: Path | None, skipped: Counter[str], selection: "Selection | None"
+    paths: list[str],
+    from_file: Path | None,
+    skipped: Counter[str],
+    selection: "Selection | None",
+    *,
+    at_once: bool,
 ) -> "Iterable[ImageFile]":
-    """Return the images: a list where all can be known beforehand, or a stream from standard input."""
+    """Return the images: a list where all can be known beforehand, or a stream."""
+    from itertools import chain
+
     from anomalyclip.inputs import read_list, read_list_file
-    from anomalyclip.predicting import images_in
+    from anomalyclip.predicting import stream_images
 
     if "-" in paths or (from_file is not None and str(from_file) == "-"):
         if len(paths) + (from_file is not None) > 1:
@@ -164,11 +174,12 @@ def _images(
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")  # names need not be valid text
         return read_list(sys.stdin)
-    images = images_in(paths, skipped=skipped, selection=selection)
-    if from_file is not None:
-        images += read_list_file(from_file)
-    if not images:
+    if not paths and from_file is None:
         raise AnomalyCLIPError(
             "no images given: name files, folders or patterns, --from-file LIST, or - for stdin"
         )
-    return images
+    images = chain(
+        stream_images(paths, skipped=skipped, selection=selection),
+        [] if from_file is None else read_list_file(from_file),
+    )
+    return list(images) if at_once else images
