@@ -176,7 +176,8 @@ class Listing:
     repeated : int
         How often an image of this shard came again.
     digest : str
-        SHA-256 over all names in their order, and what is selected of them: shards can be put together if it is the same.
+        SHA-256 over all names in their order, and what is selected of them. Shards that can be put together have the
+        same.
     finished : bool
         Whether every image of the shard was scored or has an error.
     """
