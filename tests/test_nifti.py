@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalyclip import Detector, DetectorSpec, predicting
+from anomalyclip import Detector, DetectorSpec, Threshold, predicting
 from anomalyclip.depth import Scale
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import find_images
@@ -133,6 +133,7 @@ def volume(path, values, **fields):
     image = nibabel.Nifti1Image(values, np.diag([*fields.pop("spacing", (1, 1, 1)), 1]))
     for name, value in fields.items():
         image.header[name] = value
+    path.parent.mkdir(exist_ok=True)
     nibabel.save(image, path)
     return path
 
@@ -303,11 +304,76 @@ def test_what_a_header_says_of_a_patient_is_in_no_result(tmp_path):
         aux_file=b"SECRET-FILE",
         intent_name=b"SECRET",
     )
-    run = predicting.predict(toy(threshold=None), path, tmp_path / "out", save=["map", "heatmap", "csv"])
+    run = predicting.predict(toy(threshold=None), path, tmp_path / "out", save=["nifti", "heatmap", "csv"])
     assert run.scored == 2
+    assert b"SECRET" not in gzip.decompress((run.folder / "volumes" / "a_map.nii.gz").read_bytes())
     for file in run.folder.rglob("*"):
         assert "SECRET" not in file.name
         assert not file.is_file() or b"SECRET" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("order", ["RAS", "LPS", "PIL", "SLA"])
+@pytest.mark.parametrize("axis", nifti.AXES)
+def test_the_maps_of_a_volume_are_one_that_lies_on_it(order, axis, tmp_path):
+    path = tmp_path / "in" / "corner.nii.gz"
+    path.parent.mkdir()
+    rng = np.random.default_rng(3)
+    image = corner(order)
+    values = (rng.random((8, 8, 8)) * 200).astype(
+        np.uint8
+    )  # Bright's map of 8 x 8 pixels is the slice itself
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    run = predicting.predict(toy(), f"{path}#axis={axis}", tmp_path / "out", save=["nifti"])
+    (line,) = map(json.loads, (run.folder / "volumes.jsonl").read_text().splitlines())
+    found = nibabel.load(run.folder / line["files"]["nifti"])
+    assert np.allclose(found.get_fdata(), values / 255, atol=1e-6)
+    assert np.array_equal(found.affine, image.affine)
+    assert found.get_data_dtype() == np.float32
+
+
+def test_a_volume_is_as_anomalous_as_its_most_anomalous_slice(tmp_path):
+    values = np.zeros((8, 8, 5), np.uint8)
+    values[..., 1], values[..., 3] = 100, 200
+    path = volume(tmp_path / "in" / "a.nii.gz", values, spacing=(1, 2, 4))
+    volume(tmp_path / "in" / "b.nii", values[..., :2])
+    run = predicting.predict(
+        toy(threshold=Threshold(score=0.5)), path.parent, tmp_path / "out", save=["nifti"]
+    )
+    first, second = map(json.loads, (run.folder / "volumes.jsonl").read_text().splitlines())
+    assert first == {
+        "image_path": str(path),
+        "pred_score": pytest.approx(200 / 255),
+        "pred_label": True,
+        "threshold": 0.5,
+        "slices": 5,
+        "most_anomalous": f"{path}#4",
+        "files": {"nifti": "volumes/a_map.nii.gz"},
+    }
+    assert (second["pred_label"], second["slices"], second["most_anomalous"][-2:]) == (False, 2, "#2")
+    found = nibabel.load(run.folder / "volumes" / "a_map.nii.gz")
+    assert (found.shape, found.header.get_zooms()) == ((8, 8, 5), (1, 2, 4))
+    assert np.allclose(found.get_fdata(), values / 255, atol=1e-6)
+
+
+def test_volumes_that_are_gone_or_scored_again_leave_no_stale_maps(tmp_path):
+    path = volume(tmp_path / "in" / "a.nii", np.full((8, 8, 3), 50, np.uint8))
+    volume(tmp_path / "in" / "b.nii", np.full((8, 8, 3), 60, np.uint8))
+    predicting.predict(toy(), path.parent, tmp_path / "out", save=["nifti"])
+    assert {file.name for file in (tmp_path / "out/volumes").iterdir()} == {"a_map.nii.gz", "b_map.nii.gz"}
+    (tmp_path / "in" / "b.nii").unlink()
+    predicting.predict(toy(), f"{path}#every=2", tmp_path / "out", save=["nifti"], overwrite=True)
+    assert {file.name for file in (tmp_path / "out/volumes").iterdir()} == {"a_map.nii.gz"}
+    found = nibabel.load(tmp_path / "out/volumes/a_map.nii.gz").get_fdata()
+    assert [float(found[..., k].max() * 255) for k in range(3)] == pytest.approx([50, 0, 50])
+
+
+def test_a_resumed_run_ends_with_the_whole_volume(tmp_path):
+    path = volume(tmp_path / "in" / "a.nii", np.full((8, 8, 3), 50, np.uint8))
+    predicting.predict(toy(), f"{path}#2", tmp_path / "out", save=["nifti"])
+    predicting.predict(toy(), path, tmp_path / "out", save=["nifti"], resume=True)
+    (line,) = map(json.loads, (tmp_path / "out/volumes.jsonl").read_text().splitlines())
+    assert line["slices"] == 3
+    assert nibabel.load(tmp_path / "out" / line["files"]["nifti"]).get_fdata().min() > 0.19
 
 
 def test_a_selection_checks_its_values():

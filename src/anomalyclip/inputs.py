@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.readers import Selection, exists, reader_for, recognised, suffixes
+from anomalyclip.readers import Selection, exists, holder, locate, reader_for, recognised, suffixes
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_images(
             if path not in seen and not (is_folder and leave_out is not None and leave_out(root, path)):
                 seen.add(path)
                 wanted = path if selection is None else reader_for(path).select(path, selection)
-                yield ImageFile(wanted, _relative(path, base))
+                yield ImageFile(wanted, _relative(holder(wanted), base))
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
@@ -126,7 +126,7 @@ def _is_image(path: str) -> bool:
 
 
 def _matches(path: str) -> list[str]:
-    if os.path.exists(path) or exists(path):
+    if os.path.exists(path) or exists(locate(path)[0]):  # also one image of a file, an archive, a selection
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     if not matches:

@@ -17,7 +17,15 @@ from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, find_images
 from anomalyclip.loading import as_detector
-from anomalyclip.overview import Thumbnails, check_page, summarize, write_page, write_sheet, write_table
+from anomalyclip.overview import (
+    Thumbnails,
+    check_page,
+    summarize,
+    write_page,
+    write_sheet,
+    write_table,
+    write_volumes,
+)
 from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Selection, Source, holder, locate
@@ -27,7 +35,7 @@ from anomalyclip.spec import DetectorSpec
 from anomalyclip.visualize import captioned, overlay
 from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter
 
-SAVED = (*SAVEABLE, "csv", "sheet")
+SAVED = (*SAVEABLE, "csv", "sheet", "nifti")
 """What can be saved besides the lines and the page: files for each image, and files for the whole run."""
 
 SHARD = "shard"
@@ -114,9 +122,10 @@ def predict(
         endless.
     output : path or RunFolder, optional
         The folder. None: a new one, ``runs/predict-1``, ``-2``, ...
-    save : collection of {"map", "heatmap", "mask", "csv", "sheet"}
+    save : collection of {"map", "heatmap", "mask", "csv", "sheet", "nifti"}
         What to save in addition: files for each image ("mask" needs a pixel threshold), all lines as a table
-        (predictions.csv), and a contact sheet of the most anomalous images (sheet.jpg).
+        (predictions.csv), a contact sheet of the most anomalous images (sheet.jpg), and the maps of each NIfTI volume
+        as one (which saves the maps too).
     resume, overwrite : bool
         Resume the run in `output` and skip the images already scored, or start again there.
     shard : Shard, optional
@@ -176,7 +185,7 @@ def predict(
         with (
             PredictionWriter(
                 place,
-                save=[kind for kind in save if kind in SAVEABLE],
+                save=_for_each_image(save),
                 resume=folder.resume,
                 overwrite=bool(folder.overwrite),
                 draw=draw,
@@ -232,10 +241,16 @@ def _tell_what_it_knows(detector: Detector) -> None:
         warnings.warn(known, AnomalyCLIPNote, stacklevel=3)
 
 
+def _for_each_image(save: Collection[str]) -> list[str]:
+    """Return the files that are written for each image; volumes are put together from maps."""
+    return [kind for kind in SAVEABLE if kind in save or (kind == "map" and "nifti" in save)]
+
+
 def finish(folder: Path, save: Collection[str]) -> None:
     """Write what is made of the whole run, earlier parts included."""
     summary = summarize(folder)
     write_page(folder, summary)
+    write_volumes(folder, maps="nifti" in save)
     if "csv" in save:
         write_table(folder)
     if "sheet" in save:

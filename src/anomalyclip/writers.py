@@ -356,14 +356,14 @@ def safe_name(path: str | os.PathLike[str]) -> str:
 
 
 def without_ending(name: str) -> str:
-    """Return an image's name without its file extension; the number of an image in a file is kept.
+    """Return an image's name without its file extension; which image of a file it is, is kept.
 
     Examples
     --------
     >>> without_ending("line 1/a.png"), without_ending("v1.2"), without_ending("pages.tif#3")
     ('line 1/a', 'v1.2', 'pages#3')
     """
-    path, number = re.fullmatch(r"(.*?)(#\d+)?", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    path, number = re.fullmatch(r"(.*?)((?:#axis=[a-z]+)?(?:#\d+)?)", name, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     endings = [ending for ending in suffixes() if path.lower().endswith(ending)]
     stem = path[: len(path) - len(max(endings, key=len, default=""))]
     return stem + number if stem.rpartition("/")[2] else name  # of ".png" nothing would be left

@@ -31,6 +31,7 @@ class Saved(str, Enum):
     mask = "mask"
     csv = "csv"
     sheet = "sheet"
+    nifti = "nifti"
 
 
 class ColorMap(str, Enum):
@@ -68,7 +69,8 @@ def predict(
         list[Saved] | None,
         typer.Option(
             help="Also save, for each image: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, "
-            "needs --threshold); for the run: csv (a table), sheet (a contact sheet, .jpg). Repeat for several.",
+            "needs --threshold); for the run: csv (a table), sheet (a contact sheet, .jpg); for each NIfTI volume: "
+            "nifti (its maps as one, and map). Repeat for several.",
             show_default=False,
         ),
     ] = None,

@@ -8,11 +8,13 @@ from anomalyclip.overview.page import PAGE, check_page, write_page
 from anomalyclip.overview.summary import Summary, summarize
 from anomalyclip.overview.table import SHEET, TABLE, write_sheet, write_table
 from anomalyclip.overview.thumbnails import Thumbnails
+from anomalyclip.overview.volumes import VOLUMES, write_volumes
 
 __all__ = [
     "PAGE",
     "SHEET",
     "TABLE",
+    "VOLUMES",
     "Summary",
     "Thumbnails",
     "check_page",
@@ -20,4 +22,5 @@ __all__ = [
     "write_page",
     "write_sheet",
     "write_table",
+    "write_volumes",
 ]

@@ -4,6 +4,7 @@ The axes are first put into the nearest anatomical order (nibabel's "closest can
 Patient data cannot get out: of the header only numbers are read.
 """
 
+import gzip
 import math
 import os
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class NiftiReader(Reader):
         """Return whether a path selects slices of a volume, or a file begins as a volume does."""
         file, selection = parted(path)
         if selection != Selection():
-            return os.path.isfile(file) and self._is_named(file)
+            return os.path.isfile(file) and is_volume(file)
         try:
             with open(file, "rb") as content:
                 return content.read(348)[344:] in (b"n+1\0", b"n+2\0")
@@ -80,9 +81,6 @@ class NiftiReader(Reader):
         found = volume(file)
         _require(number, found, selection.axis, path)
         return square_size(found.grid(selection.axis), found.aspect(selection.axis))
-
-    def _is_named(self, file: str) -> bool:
-        return file.lower().endswith(tuple(self.suffixes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +137,58 @@ class Volume:
     def _in_plane(self, axis: str | None) -> tuple[int, int]:
         across, up = (number for number in range(3) if number != _ACROSS[axis or AXES[0]])
         return across, up
+
+
+class MapVolume:
+    """The maps of a volume's slices, put together again.
+
+    Parameters
+    ----------
+    path : str
+        The volume, with ``#axis=...`` if it was not cut in the usual way.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file, selection = parted(path)
+        self._axis = _ACROSS[selection.axis or AXES[0]]
+        self._width, self._height = volume(self._file).grid(selection.axis)
+        self._values = np.zeros(volume(self._file).values.shape[:4], np.float32)
+
+    def put(self, number: int, anomaly_map: NDArray[np.float32]) -> None:
+        """Put the map of a slice, counted from 1, in its place: at the size of the slice, turned as it is stored."""
+        time, place = divmod(number - 1, self._values.shape[self._axis])
+        resized = Image.fromarray(anomaly_map).resize((self._width, self._height), Image.Resampling.BILINEAR)
+        planes = np.moveaxis(self._values[:, :, :, time], self._axis, 0)  # a view
+        planes[place] = shown(np.asarray(resized).swapaxes(0, 1)).swapaxes(0, 1)
+
+    def encoded(self) -> bytes:
+        """Return a compressed NIfTI file with shape, affine and units of the volume, and nothing else of it."""
+        nibabel, image = library(self._file), header_of(self._file)
+        ways = nibabel.orientations
+        back = ways.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(image.affine))
+        values = ways.apply_orientation(self._values, back).reshape(image.shape)
+        whole = type(image)(values, image.affine)
+        whole.header.set_xyzt_units(*image.header.get_xyzt_units())
+        whole.set_sform(image.affine, code=int(image.header["sform_code"]) or 1)
+        whole.set_qform(image.affine, code=int(image.header["qform_code"]))
+        whole.header["cal_max"] = 1  # viewers show it in this range
+        return gzip.compress(whole.to_bytes(), mtime=0)
+
+
+def is_volume(path: str) -> bool:
+    """Return whether a path is named like a volume, or selects slices of one.
+
+    Examples
+    --------
+    >>> is_volume("scan.nii.gz#axis=coronal"), is_volume("scan.tif")
+    (True, False)
+    """
+    return parted(path)[0].lower().endswith(tuple(NiftiReader.suffixes))
 
 
 def shown(plane: NDArray[Any]) -> NDArray[Any]:
