@@ -71,7 +71,7 @@ def write_volumes(folder: Path, *, maps: bool = False) -> int:
     target = folder / VOLUMES
     with writing(target), replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as lines:
         for path, volume in volumes.items():
-            file = _written(folder, path, volume) if maps else None
+            file = _written(folder, path, volume) if maps and volume.maps else None
             lines.write(json.dumps(_line(path, volume, file)) + "\n")
     return len(volumes)
 
