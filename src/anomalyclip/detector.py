@@ -35,7 +35,7 @@ _USUAL = {"local_attention": "v"}
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """The model's input for an image (or the image itself, if it will be cut), and the original's source and size."""
 
     source: Source
@@ -243,8 +243,8 @@ class Detector:
         """
         many = isinstance(images, list | tuple)
         sources: Sequence[Source] = images if many else [images]  # type: ignore[assignment,list-item]
-        prepared = decode_in_scale(sources, self._prepare, self.scale())
-        predictions = list(self._score(prepared, batch_size))
+        prepared = decode_in_scale(sources, self.prepare, self.scale())
+        predictions = list(self.score(prepared, batch_size=batch_size))
         if many:
             return predictions
         if len(predictions) != 1:
@@ -291,14 +291,14 @@ class Detector:
         """
         prepared = decode_in_scale(
             images,
-            self._prepare,
+            self.prepare,
             scale or self.scale(),
             depth=2 * max(batch_size, 1) if self.tiling is None else None,
             workers=workers,
             on_error=on_error,
             skip=skip,
         )
-        yield from self._score(prepared, batch_size, on_error)
+        yield from self.score(prepared, batch_size=batch_size, on_error=on_error)
 
     def scale(self, *, assumed: Range | None = None, strict: bool = False) -> Scale:
         """Return the scale for the images of a run, for several calls of `stream`.
@@ -312,31 +312,41 @@ class Detector:
         """
         return Scale(self.value_range, assumed=assumed, strict=strict)
 
-    def _prepare(self, shown: Shown) -> _Prepared:
+    def prepare(self, shown: Shown) -> Prepared:
+        """Return an image as `score` takes it: squashed, or whole if it will be cut. Any thread may call this."""
         image, value_range = shown.image, shown.value_range
         if self.tiling is not None and self.tiling.cuts(image.size):
-            return _Prepared(shown.source, shown.id, image.size, uncut=image, value_range=value_range)
+            return Prepared(shown.source, shown.id, image.size, uncut=image, value_range=value_range)
         pixels = squash(image, self.scorer.image_size)
-        return _Prepared(shown.source, shown.id, image.size, pixels, value_range=value_range)
+        return Prepared(shown.source, shown.id, image.size, pixels, value_range=value_range)
 
-    def _score(
-        self, prepared: Iterator[_Prepared], batch_size: int, on_error: OnError | None = None
+    def score(
+        self, prepared: Iterable[Prepared], *, batch_size: int, on_error: OnError | None = None
     ) -> Iterator[Prediction]:
-        score: Callable[[list[_Prepared]], list[Prediction]] = self._score_batch
+        """Yield the predictions of prepared images in order; `stream` also reads and decodes them.
+
+        Parameters
+        ----------
+        prepared : iterable of Prepared
+            From `prepare`.
+        batch_size, on_error
+            As for `stream`.
+        """
+        score: Callable[[list[Prepared]], list[Prediction]] = self._score_batch
         at_once = batch_size
         if self.tiling is not None and batch_size >= 1:  # a batch is of tiles
             score = partial(self._score_tiled, tiling=self.tiling, batch_size=batch_size)
             at_once = 1
-        yield from Batches(score, self._score_gray, at_once, on_error).of(prepared)
+        yield from Batches(score, self._score_gray, at_once, on_error).of(iter(prepared))
 
-    def _score_batch(self, batch: list[_Prepared]) -> list[Prediction]:
+    def _score_batch(self, batch: list[Prepared]) -> list[Prediction]:
         scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
         return [
             self._prediction(item, float(score), anomaly_map)
             for item, score, anomaly_map in zip(batch, scores, maps, strict=True)
         ]
 
-    def _score_tiled(self, batch: list[_Prepared], *, tiling: Tiling, batch_size: int) -> list[Prediction]:
+    def _score_tiled(self, batch: list[Prepared], *, tiling: Tiling, batch_size: int) -> list[Prediction]:
         (item,) = batch
         if item.uncut is None:
             return self._score_batch(batch)
@@ -349,9 +359,9 @@ class Detector:
         """Score a plain gray image, which nothing is wrong with."""
         side = self.scorer.image_size
         gray = np.full((side, side, 3), 128, np.uint8)
-        self._score_batch([_Prepared(gray, None, (side, side), gray)])
+        self._score_batch([Prepared(gray, None, (side, side), gray)])
 
-    def _prediction(self, item: _Prepared, score: float, anomaly_map: NDArray[np.float32]) -> Prediction:
+    def _prediction(self, item: Prepared, score: float, anomaly_map: NDArray[np.float32]) -> Prediction:
         return Prediction(
             image_path=item.id,
             pred_score=score,

@@ -26,6 +26,14 @@ class InputError(AnomalyCLIPError):
     """One input (an image, a mask, a sample) cannot be used; the others are not affected."""
 
 
+class TooLargeError(InputError):
+    """One input is larger than is allowed; it was not decoded."""
+
+
+class UnknownKindError(InputError):
+    """One input is not a file of a known kind."""
+
+
 class AnomalyCLIPWarning(UserWarning):
     """Something that the user should know but that does not stop the work; the command line prints it."""
 

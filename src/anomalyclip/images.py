@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anomalyclip.decoders import attributed, unsaid
 from anomalyclip.depth import Deep, color
-from anomalyclip.errors import AnomalyCLIPError, InputError, reason
+from anomalyclip.errors import AnomalyCLIPError, InputError, TooLargeError, UnknownKindError, reason
 from anomalyclip.files import require_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -270,9 +270,9 @@ def decoding(name: object) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except UnidentifiedImageError:
-        raise InputError(f"{name}: not an image of a known format ({_READ})") from None
+        raise UnknownKindError(f"{name}: not an image of a known format ({_READ})") from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: image too large: {error}; scale it down or cut it into parts") from None
+        raise TooLargeError(f"{name}: image too large: {error}; scale it down or cut it into parts") from None
     except Exception as error:  # on damaged files, decoders raise nearly any type of exception
         if isinstance(error, OSError) and error.errno:  # a system error: name too long, failing disk
             raise InputError(f"{name}: cannot be read ({error.strerror})") from None

@@ -22,6 +22,7 @@ from anomalyclip.cli.fit import fit
 from anomalyclip.cli.merge import merge
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
+from anomalyclip.cli.serve import serve
 from anomalyclip.cli.synth import synth
 from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
@@ -71,6 +72,7 @@ for verb in (
     demo,
     predict,
     merge,
+    serve,
     fit,
     calibrate,
     test,

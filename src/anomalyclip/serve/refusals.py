@@ -1,0 +1,75 @@
+"""What a caller is told when a request cannot be answered: one shape, and the right status."""
+
+from typing import Any
+
+from anomalyclip.errors import AnomalyCLIPError
+
+CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    409: "conflict",
+    413: "too_large",
+    415: "unsupported",
+    421: "wrong_host",
+    422: "unusable",
+    429: "busy",
+    500: "internal",
+    503: "unavailable",
+}
+"""The code of each status that this service answers with."""
+
+
+class Refusal(AnomalyCLIPError):
+    """A request that is not answered as it was asked.
+
+    Parameters
+    ----------
+    status : int
+        An HTTP status in `CODES`.
+    message : str
+        What is wrong and what to do, for a person.
+    retry_after : int, optional
+        Seconds after which another attempt makes sense.
+    more : dict, optional
+        Further members of the answer, such as the predictions of a request in which every image failed.
+
+    Examples
+    --------
+    >>> Refusal(429, "the queue is full", retry_after=2).headers()
+    {'retry-after': '2'}
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.retry_after, self.more = status, retry_after, more or {}
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the answer."""
+        found = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+    def content(self, request_id: str) -> dict[str, Any]:
+        """Return the answer, JSON-ready."""
+        return {**error_content(self.status, str(self), request_id), **self.more}
+
+
+def error_content(status: int, message: str, request_id: str) -> dict[str, Any]:
+    """Return the JSON of an error.
+
+    Examples
+    --------
+    >>> error_content(404, "no such model", "7f")
+    {'error': {'code': 'not_found', 'message': 'no such model', 'request_id': '7f'}}
+    """
+    return {"error": {"code": CODES.get(status, "error"), "message": message, "request_id": request_id}}

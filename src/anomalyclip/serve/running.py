@@ -1,0 +1,152 @@
+"""Running the service: a socket, uvicorn, and logs as JSON lines."""
+
+import contextlib
+import json
+import logging
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.serve.app import build
+from anomalyclip.serve.settings import ServeSettings
+
+_HEAD_LIMIT = 20.0
+"""Seconds that a connection may take until the head of its first request is here."""
+
+_BACKLOG = 2048
+
+
+def bound(settings: ServeSettings) -> socket.socket:
+    """Return the socket that the service will listen on.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    found = socket.socket(family)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((settings.host, settings.port))
+    except OSError as error:
+        found.close()
+        raise AnomalyCLIPError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror}); choose another with --port"
+        ) from None
+    found.set_inheritable(True)
+    return found
+
+
+def address(listening: socket.socket, settings: ServeSettings) -> str:
+    """Return the address that callers use."""
+    port = listening.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{'http' if settings.tls_key is None else 'https'}://{host}:{port}/"
+
+
+def run(
+    detector: Detector, settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Answer requests until SIGTERM or Ctrl-C: then those that are here are finished, and no others are taken.
+
+    Parameters
+    ----------
+    detector : Detector
+    settings : ServeSettings
+    listening : socket
+        See `bound`.
+    ready : callable
+        Called when the service listens and its model is warm.
+    """
+    _more_connections()
+    _log_as_json()
+    server = _Server(
+        uvicorn.Config(
+            build(detector, settings),
+            http=_Protocol,
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=int(settings.time_limit) + 1,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        ),
+        ready,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that send no request."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_LIMIT, self._require_request)
+
+    def _require_request(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        said: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            said["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
+
+def _log_as_json() -> None:
+    """Write all logs as JSON lines to standard error, without the contents of requests."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("anomalyclip.serve").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes what callers send
+    warnings.simplefilter("ignore", AnomalyCLIPWarning)  # they name callers' files
+
+
+def _more_connections() -> None:
+    """Raise the number of files that may be open to what the system allows: each connection is one."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,167 @@
+"""From uploads to entries of an answer: what a request or a job puts into the queue, and what comes out."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from anomalyclip.detector import Detector
+from anomalyclip.errors import InputError, TooLargeError, UnknownKindError, concerning
+from anomalyclip.prediction import Prediction
+from anomalyclip.scaling import Shown
+from anomalyclip.serve.answers import encoded_map, entry, preview_of
+from anomalyclip.serve.measures import Measures
+from anomalyclip.serve.settings import ServeSettings
+from anomalyclip.serve.uploads import Upload, Uploaded, images_of
+from anomalyclip.serve.wanted import Wanted
+from anomalyclip.serve.worker import Decoded, Ticket
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Entries:
+    """Entries of an answer, as they come.
+
+    Attributes
+    ----------
+    found : dict of int to dict
+        By the position of the image among all of the request.
+    failures : list of InputError
+        Of images that could not be used.
+    """
+
+    found: dict[int, dict[str, Any]] = field(default_factory=dict)
+    failures: list[InputError] = field(default_factory=list)
+
+    def add(self, position: int, said: dict[str, Any]) -> None:
+        """Take the entry of an image."""
+        self.found[position] = said
+
+    def fail(self, position: int, name: str, index: int, error: InputError) -> None:
+        """Take the error of an image."""
+        self.failures.append(error)
+        self.found[position] = entry(name, index, error=str(error))
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """Return all entries in the order of the images."""
+        return [said for _, said in sorted(self.found.items())]
+
+    def status(self) -> int:
+        """Return the status of the answer: an error only if no image could be used."""
+        if len(self.failures) < len(self.found) or not self.failures:
+            return 200
+        first = self.failures[0]
+        return (
+            413 if isinstance(first, TooLargeError) else 415 if isinstance(first, UnknownKindError) else 422
+        )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Makes tickets of uploads.
+
+    Parameters
+    ----------
+    settings : ServeSettings
+        The limits of a request.
+    measures : Measures
+        Told of scores and failures.
+    """
+
+    settings: ServeSettings
+    measures: Measures
+
+    def ticket(
+        self,
+        detector: Detector,
+        uploads: Iterable[Upload],
+        wanted: Wanted,
+        entries: Entries,
+        *,
+        most: int | None = None,
+        is_job: bool = False,
+        keep: Callable[[Prediction], None] | None = None,
+    ) -> Ticket:
+        """Return the ticket that fills `entries`.
+
+        Parameters
+        ----------
+        detector : Detector
+        uploads : iterable of Upload
+            Taken one by one.
+        wanted : Wanted
+            What the entries tell.
+        entries : Entries
+        most : int, optional
+            Images at most. None: those of a request.
+        is_job : bool
+            Whether it waits while requests do.
+        keep : callable, optional
+            Called with each prediction too.
+        """
+        steps = _Steps(self, detector, wanted, entries, most or self.settings.max_images, keep)
+        return Ticket(detector, steps.of(uploads), is_job=is_job)
+
+
+@dataclass
+class _Steps:
+    """Decodes the images of a ticket one by one."""
+
+    scoring: Scoring
+    detector: Detector
+    wanted: Wanted
+    entries: Entries
+    most: int
+    keep: Callable[[Prediction], None] | None
+    position: int = 0
+
+    def of(self, uploads: Iterable[Upload]) -> Iterator[Decoded | None]:
+        scale = self.detector.scale()
+        for upload in uploads:
+            index, name = 1, upload.name
+            try:
+                for found in images_of(upload, unpacked=self.scoring.settings.unpacked_bytes):
+                    index, name = found.index, found.name
+                    if self.position >= self.most:
+                        raise TooLargeError(
+                            f"{name}: more than {self.most} images; send them in several requests"
+                        )
+                    with concerning(name, "cannot be made ready for the model"):
+                        image, value_range = scale(found.image, name=name)
+                        decoded = self._decoded(found, image, value_range)
+                    self.position += 1
+                    index += 1  # if the next one fails, it is that one
+                    yield decoded
+                    del found, image, decoded
+            except InputError as error:
+                self.scoring.measures.failed()
+                self.entries.fail(self.position, name, index, error)
+                self.position += 1
+                yield None
+
+    def _decoded(
+        self, found: Uploaded, image: Image.Image, value_range: tuple[float, float] | None
+    ) -> Decoded:
+        position, id = self.position, f"image {next(_numbers)}"
+        preview = preview_of(image) if self.wanted.preview else None
+
+        def finish(prediction: Prediction) -> None:
+            if self.wanted.threshold is not None:
+                prediction = prediction.with_threshold(self.wanted.threshold)
+            self.scoring.measures.scored(prediction.pred_score)
+            if self.keep is not None:
+                self.keep(prediction)
+            map = encoded_map(prediction, self.wanted.map, self.wanted.map_size)
+            self.entries.add(
+                position, entry(found.name, found.index, prediction=prediction, map=map, preview=preview)
+            )
+
+        def fail(error: InputError) -> None:
+            self.scoring.measures.failed()
+            said = InputError(str(error).replace(id, found.name))
+            self.entries.fail(position, found.name, found.index, said)
+
+        return Decoded(self.detector.prepare(Shown(b"", id, image, value_range)), finish, fail)

@@ -1,0 +1,252 @@
+"""One model, many callers: their images are gathered into batches at the model's own pace.
+
+Threads decode images, one step of one request at a time in turn, so that no request holds up the others. One thread
+owns the models: whenever it is free it takes what is waiting, at most a batch. Requests go before jobs.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from anomalyclip.detector import Detector, Prepared
+from anomalyclip.errors import InputError
+from anomalyclip.prediction import Prediction
+from anomalyclip.serve.measures import Measures
+
+T = TypeVar("T")
+
+_AHEAD = 4
+"""Batches of decoded images that may wait for the model."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image that is ready for the model, and what to do with its prediction."""
+
+    prepared: Prepared
+    finish: Callable[[Prediction], None]
+    fail: Callable[[InputError], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """Images of one request or job.
+
+    Parameters
+    ----------
+    detector : Detector
+        What scores them.
+    steps : iterator of Decoded or None
+        Decodes one image after the other; None is a step that gave no image.
+    is_job : bool
+        Whether it waits while requests do.
+    """
+
+    detector: Detector
+    steps: Iterator[Decoded | None]
+    is_job: bool = False
+    done: "Future[None]" = field(default_factory=Future)
+    cancelled: bool = False
+    waiting: int = 0
+    """Images that are decoded and not finished."""
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.done.set_running_or_notify_cancel()  # whoever waits for it may stop waiting, but not cancel it
+
+    def cancel(self) -> None:
+        """Leave the queue; what is being scored is thrown away."""
+        self.cancelled = True
+
+
+class Worker:
+    """The queue of images, the threads that decode them, and the thread that owns the models.
+
+    Parameters
+    ----------
+    batch_size : int
+        Images per batch at most.
+    decoders : int
+        Threads that decode images and encode answers.
+    measures : Measures
+        Told what happens.
+    """
+
+    def __init__(self, batch_size: int, decoders: int, measures: Measures) -> None:
+        self.batch_size, self._measures = batch_size, measures
+        self._lock = threading.Condition()
+        self._runnable: tuple[deque[Ticket], deque[Ticket]] = (deque(), deque())  # requests, jobs
+        self._ready: tuple[deque[tuple[Ticket, Decoded]], ...] = (deque(), deque())
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._decoding, self._decoders = 0, decoders
+        self._stopped = False
+        self.pace = 0.0
+        """Seconds per image, as of late."""
+        self.pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, ticket: Ticket) -> None:
+        """Put the images of a ticket into the queue; its `done` ends when all are finished."""
+        with self._lock:
+            self._runnable[ticket.is_job].append(ticket)
+            self._pump()
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Call a function in the thread that owns the models, between two batches."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._calls.append((future, function))
+            self._lock.notify_all()
+        return future
+
+    def waiting(self) -> int:
+        """Return how many decoded images wait for the model."""
+        return sum(map(len, self._ready))
+
+    def patience(self, requests: int) -> int:
+        """Return in how many seconds so many requests will be done, about."""
+        return min(60, max(1, math.ceil(requests * self.pace)))
+
+    def stop(self) -> None:
+        """End all threads; what is in the queue is given up."""
+        with self._lock:
+            self._stopped = True
+            self._lock.notify_all()
+        self._thread.join()
+        self.pool.shutdown(cancel_futures=True)
+
+    def _pump(self) -> None:
+        """Start steps of decoding while there is room. Called with the lock."""
+        while self._decoding < self._decoders and self._decoding + self.waiting() < _AHEAD * self.batch_size:
+            queue = self._runnable[0] or self._runnable[1]
+            if not queue or self._stopped:
+                return
+            self._decoding += 1
+            self.pool.submit(self._step, queue.popleft())
+
+    def _step(self, ticket: Ticket) -> None:
+        """Decode one image of a ticket."""
+        decoded, error = None, None
+        started = time.perf_counter()
+        try:
+            if ticket.cancelled:
+                ticket.ended = True
+            else:
+                decoded = next(ticket.steps)
+        except StopIteration:
+            ticket.ended = True
+        except Exception as unforeseen:
+            ticket.ended, error = True, unforeseen
+        if not ticket.ended:
+            self._measures.took("decode", time.perf_counter() - started)
+        with self._lock:
+            self._decoding -= 1
+            if decoded is not None:
+                ticket.waiting += 1
+                self._ready[ticket.is_job].append((ticket, decoded))
+                self._lock.notify_all()
+            if not ticket.ended:
+                self._runnable[ticket.is_job].append(ticket)
+            self._pump()
+        self._settle(ticket, error)
+
+    def _settle(self, ticket: Ticket, error: Exception | None = None) -> None:
+        """End a ticket if nothing of it is left."""
+        with self._lock:
+            if not ticket.done.done() and (error or (ticket.ended and not ticket.waiting)):
+                if error is None:
+                    ticket.done.set_result(None)
+                else:
+                    ticket.cancelled = True
+                    ticket.done.set_exception(error)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._stopped or self._calls or any(self._ready)):
+                    self._lock.wait()
+                if self._stopped:
+                    return
+                call = self._calls.popleft() if self._calls else None
+                batch = [] if call else self._take()
+            if call is not None:
+                _answer(*call)
+            elif batch:
+                self._score(batch)
+
+    def _take(self) -> list[tuple[Ticket, Decoded]]:
+        """Take a batch for one model; called with the lock. Images of cancelled tickets are dropped."""
+        batch: list[tuple[Ticket, Decoded]] = []
+        for queue in self._ready:
+            kept: list[tuple[Ticket, Decoded]] = []
+            while queue and len(batch) < self.batch_size:
+                ticket, decoded = queue.popleft()
+                if ticket.cancelled:
+                    ticket.waiting -= 1
+                    self.pool.submit(self._settle, ticket)
+                elif batch and batch[0][0].detector is not ticket.detector:
+                    kept.append((ticket, decoded))
+                else:
+                    batch.append((ticket, decoded))
+            queue.extendleft(reversed(kept))
+        self._pump()
+        return batch
+
+    def _score(self, batch: list[tuple[Ticket, Decoded]]) -> None:
+        """Score a batch, and give each image its prediction or its error."""
+        started = time.perf_counter()
+        owners = {decoded.prepared.id: (ticket, decoded) for ticket, decoded in batch}
+        detector = batch[0][0].detector
+        outcomes: dict[str | None, Prediction | InputError] = {}
+        try:
+            for prediction in detector.score(
+                [decoded.prepared for _, decoded in batch],
+                batch_size=self.batch_size,
+                on_error=lambda id, error: outcomes.update({str(id): error}),
+            ):
+                outcomes[prediction.image_path] = prediction
+        except (
+            Exception
+        ) as error:  # the model does not work: every request says so, and the next may do better
+            for ticket, _ in batch:
+                with self._lock:
+                    ticket.waiting = 0
+                self.pool.submit(self._settle, ticket, error)
+            return
+        took = time.perf_counter() - started
+        self.pace = 0.8 * self.pace + 0.2 * took / len(batch) if self.pace else took / len(batch)
+        self._measures.batch(len(batch), took)
+        for id, outcome in outcomes.items():
+            ticket, decoded = owners[id]
+            self.pool.submit(self._finish, ticket, decoded, outcome)
+
+    def _finish(self, ticket: Ticket, decoded: Decoded, outcome: Prediction | InputError) -> None:
+        """Hand over an outcome; what that raises is the request's own."""
+        error = None
+        try:
+            if ticket.cancelled:
+                pass
+            elif isinstance(outcome, InputError):
+                decoded.fail(outcome)
+            else:
+                decoded.finish(outcome)
+        except Exception as unforeseen:
+            error = unforeseen
+        with self._lock:
+            ticket.waiting -= 1
+        self._settle(ticket, error)
+
+
+def _answer(future: "Future[Any]", function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)

@@ -1,0 +1,273 @@
+"""The service over REST: real processes on loopback, real requests."""
+
+import base64
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalyclip import DetectorSpec
+from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part, service
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with service(tmp_path_factory.mktemp("serve"), "--threshold", "0.5") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return DetectorSpec("micro").load(threshold=0.5)
+
+
+def png(array) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_it_says_address_model_and_threshold_in_one_look(running):
+    assert running.said[0].split() == ["address", f"{running.url}/"]
+    assert running.said[1].startswith("model      micro")
+    assert running.said[2] == "threshold  score 0.5, pixel 0.5"
+
+
+def test_predictions_are_those_of_the_detector_under_the_names_of_the_jsonl(running, detector):
+    answer = running.predict(CRACK, GOOD)
+    assert answer.status == 200
+    assert answer.json["model"] == "default"
+    for file, said in zip((CRACK, GOOD), answer.json["predictions"], strict=True):
+        expected = detector.predict(file).to_dict()
+        del expected["image_path"]
+        assert said.pop("pred_score") == pytest.approx(expected.pop("pred_score"), abs=1e-5)
+        assert said == {
+            "name": file.name,
+            "index": 1,
+            **expected,
+            "map": None,
+            "preview": None,
+            "error": None,
+        }
+
+
+def test_json_with_base64_gives_the_same_as_a_form(running):
+    content = base64.b64encode(CRACK.read_bytes()).decode()
+    images = [{"name": CRACK.name, "data": content}]
+    answer = running.post("/v1/predict", {"images": images, "map": "png", "map_size": 32})
+    assert answer.json == running.predict(CRACK, map="png", map_size="32").json
+
+
+def test_maps_come_as_png_npy_or_runs_of_the_mask(running, detector):
+    prediction = detector.predict(CRACK)
+    limit = float(np.quantile(prediction.anomaly_map, 0.9))
+    prediction = prediction.with_threshold(limit)
+    maps = {
+        kind: running.predict(CRACK, map=kind, threshold=str(limit)).json["predictions"][0]["map"]
+        for kind in ("png", "npy", "rle")
+    }
+    assert {(said["width"], said["height"]) for said in maps.values()} == {prediction.image_size}
+    values = np.load(io.BytesIO(base64.b64decode(maps["npy"]["data"])))
+    assert values.dtype == np.float32
+    assert np.abs(values - prediction.map_at()).max() < 1e-5
+    gray = np.asarray(Image.open(io.BytesIO(base64.b64decode(maps["png"]["data"]))))
+    assert np.abs(gray / 255 - values).max() <= 0.5 / 255 + 1e-5
+    runs = maps["rle"]["data"]
+    drawn = np.repeat(np.arange(len(runs)) % 2, runs).reshape(prediction.image_size).T
+    mask = prediction.mask_at()
+    assert mask is not None
+    assert 0 < mask.sum() < mask.size
+    assert (drawn == mask).mean() > 0.99  # a value may be at the threshold
+
+
+def test_the_longest_side_of_a_map_is_what_was_asked_for(running):
+    wide = png(np.full((40, 120, 3), 99, np.uint8))
+    said = running.send("/v1/predict", [("wide.png", wide)], map="png", map_size="60")
+    assert said.json["predictions"][0]["map"]["width"] == 60
+    assert said.json["predictions"][0]["map"]["height"] == 20
+
+
+def test_one_broken_file_is_an_entry_with_an_error_and_the_others_are_scored(running):
+    files = [("a.jpg", CRACK.read_bytes()), ("b.jpg", CRACK.read_bytes()[:2000]), ("c.txt", b"hello")]
+    answer = running.send("/v1/predict", files)
+    assert answer.status == 200
+    first, second, third = answer.json["predictions"]
+    assert first["error"] is None
+    assert first["pred_score"] > 0.5
+    assert second["error"].startswith("b.jpg: damaged image")
+    assert second["pred_score"] is None
+    assert third["error"].startswith("c.txt: not an image of a known format")
+
+
+def test_if_no_image_can_be_used_the_status_says_why(running):
+    answer = running.send("/v1/predict", [("c.txt", b"hello")])
+    assert answer.status == 415
+    assert answer.error["code"] == "unsupported"
+    assert answer.error["message"].startswith("c.txt: not an image")
+    assert answer.json["predictions"][0]["error"] == answer.error["message"]
+
+
+def test_pages_and_members_of_archives_are_entries_of_their_own(running):
+    shades = [Image.new("L", (30, 20), shade) for shade in (40, 200)]
+    pages, packed = io.BytesIO(), io.BytesIO()
+    shades[0].save(pages, "TIFF", save_all=True, append_images=shades[1:])
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("line 1/../../a.jpg", GOOD.read_bytes())
+        archive.writestr("notes.txt", b"left out")
+        archive.writestr("b.jpg", CRACK.read_bytes())
+    files = [("scan.tif", pages.getvalue()), ("parts.zip", packed.getvalue())]
+    said = running.send("/v1/predict", files, preview="1").json["predictions"]
+    assert [(entry["name"], entry["index"], entry["error"]) for entry in said] == [
+        ("scan.tif", 1, None),
+        ("scan.tif", 2, None),
+        ("parts.zip/a.jpg", 1, None),
+        ("parts.zip/b.jpg", 1, None),
+    ]
+    assert said[0]["pred_score"] != said[1]["pred_score"]
+    preview = Image.open(io.BytesIO(base64.b64decode(said[1]["preview"]["data"])))
+    assert preview.format == "JPEG"
+    assert preview.size == (30, 20)
+    assert abs(int(np.asarray(preview).mean()) - 200) <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"map": "tiff"}, 422, "map: expected one of none, png, npy, rle"),
+        ({"threshold": "1.5"}, 422, "threshold: expected a number from 0 to 1"),
+        ({"map_size": "0"}, 422, "map_size: expected a whole number from 1 to 65536"),
+        ({"model": "m-1"}, 404, "model 'm-1' is not here (any more); GET /v1/models lists those that are"),
+        ({"colour": "red"}, 422, "colour: unknown field"),
+        ({"class_name": "slate"}, 422, "class_name: this model's method does not name what images show"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_named(running, fields, status, message):
+    answer = running.predict(GOOD, **fields)
+    assert answer.status == status
+    assert answer.error["message"].startswith(message)
+    assert answer.error["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_model_of_ones_own_words_is_made_used_and_forgotten(running):
+    words = {"method": "words", "normal": ["flawless object"], "abnormal": ["object with a crack"]}
+    made = running.post("/v1/models", {**words, "threshold": 0.25})
+    assert made.status == 201
+    assert made.json["normal"] == words["normal"]
+    assert made.json["threshold"]["score"] == 0.25
+    id = made.json["id"]
+    assert id in [model["id"] for model in running.get("/v1/models").json["models"]]
+    said = running.predict(CRACK, model=id).json
+    expected = DetectorSpec("micro", **words).load().predict(CRACK)
+    assert said["model"] == id
+    assert said["predictions"][0]["pred_score"] == pytest.approx(expected.pred_score, abs=1e-5)
+    assert running.ask("DELETE", f"/v1/models/{id}").status == 204
+    assert running.predict(CRACK, model=id).status == 404
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"backbone": "/etc/passwd"},
+        {"backbone": "https://example.com/weights"},
+        {"prompts": "../prompts.pth"},
+        {"method": "words", "templates": "/etc/hosts", "normal": ["a"], "abnormal": ["b"]},
+        {"references": ["/etc"]},
+        {"model": "model.onnx"},
+        {"image_size": 100_000},
+    ],
+)
+def test_paths_and_addresses_of_callers_are_never_opened(running, content):
+    assert running.post("/v1/models", content).status == 422
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({"content-type": "text/plain"}, b"hello", 415),
+        ({"content-type": "application/json"}, b"{", 400),
+        ({"content-type": "application/json"}, b"[" * 100_000, 400),
+        ({"content-type": "application/json"}, b'{"images": [{"data": "http://example.com/a.png"}]}', 422),
+        ({"content-type": "multipart/form-data"}, b"", 400),
+        (FORM, b"no form at all", 400),
+        (FORM, form([("a.png", b"x")])[:-8], 400),
+        (FORM, part("nothing", b""), 400),
+        (FORM, form([]), 422),
+        (FORM | {"content-encoding": "gzip"}, form([]), 415),
+    ],
+)
+def test_a_damaged_request_is_refused_with_the_right_status(running, headers, body, status):
+    answer = running.ask("POST", "/v1/predict", body, headers)
+    assert answer.status == status
+    assert set(answer.error) == {"code", "message", "request_id"}
+
+
+def test_what_is_not_there_is_said_in_json_too(running):
+    assert running.get("/v1/nothing").error["code"] == "not_found"
+    assert running.get("/v1/predict").error["code"] == "method_not_allowed"
+    assert running.get("/v1/predict").status == 405
+
+
+def test_every_answer_forbids_what_a_page_does_not_need(running):
+    for answer in (running.get("/v1/models"), running.get("/nothing"), running.predict(GOOD)):
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_of_other_sites_are_refused(running):
+    assert running.get("/v1/models", host="evil.example").status == 421
+    assert running.get("/v1/models", host="localhost:80").status == 200
+    assert running.get("/v1/models", origin="http://evil.example").status == 403
+    assert running.get("/v1/models", origin=running.url).status == 200
+    assert running.get("/v1/models", **{"sec-fetch-site": "cross-site"}).status == 403
+
+
+def test_the_log_has_requests_and_not_their_contents(running):
+    answer = running.send("/v1/predict", [("secret-name.png", b"x")], class_name="")
+    running.get("/v1/models")  # when it is answered, the first one is logged
+    lines = [line for line in running.logged() if line.get("id") == answer.headers["x-request-id"]]
+    assert [(line["event"], line["route"], line["status"]) for line in lines] == [
+        ("request", "/v1/predict", 415)
+    ]
+    assert lines[0]["bytes_in"] == len(form([("secret-name.png", b"x")], class_name=""))
+    assert "secret-name" not in running.log.read_text()
+
+
+def test_a_request_keeps_the_id_it_came_with(running):
+    assert running.get("/v1/models", **{"x-request-id": "line-4.7"}).headers["x-request-id"] == "line-4.7"
+    assert running.get("/v1/models", **{"x-request-id": '"><b>'}).headers["x-request-id"] != '"><b>'
+
+
+def test_measures_are_there_for_prometheus(running):
+    running.predict(CRACK, GOOD)
+    text = running.get("/metrics").body.decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values["anomalyclip_images_total"]) >= 2
+    assert float(values['anomalyclip_requests_total{route="/v1/predict",status="200"}']) >= 1
+    assert {f'anomalyclip_stage_seconds_count{{stage="{stage}"}}' for stage in ("decode", "model")} <= set(
+        values
+    )
+    assert float(values["anomalyclip_score_count"]) >= 2
+    assert float(values["anomalyclip_held_bytes"]) == 0
+
+
+def test_boundaries_may_come_in_pieces():
+    from anomalyclip.serve.bodies import FormParser
+
+    body = form([("a.png", b"\r\n--" + BOUNDARY.encode()[:-1] + b"\r\n")], map="png")
+    parser = FormParser(BOUNDARY.encode(), 5)
+    for byte in body:
+        parser.feed(bytes([byte]))
+    found = parser.finish()
+    assert found.fields == {"map": "png"}
+    assert [(file.name, file.content) for file in found.files] == [
+        ("a.png", b"\r\n--" + BOUNDARY.encode()[:-1] + b"\r\n")
+    ]
+
+
+def test_openapi_describes_the_routes(running):
+    paths = json.loads(running.get("/openapi.json").body)["paths"]
+    assert {"/v1/predict", "/v1/models", "/v1/models/{id}"} <= set(paths)
