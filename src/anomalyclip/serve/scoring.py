@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image
 
+from anomalyclip.depth.in_scale import Shown
 from anomalyclip.detector import Detector
 from anomalyclip.errors import InputError, TooLargeError, UnknownKindError, concerning
 from anomalyclip.prediction import Prediction
-from anomalyclip.depth.in_scale import Shown
 from anomalyclip.serve.answers import encoded_map, entry, preview_of
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.settings import ServeSettings
