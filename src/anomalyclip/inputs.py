@@ -57,7 +57,7 @@ def find_images(
             if path not in seen and not (is_folder and leave_out is not None and leave_out(root, path)):
                 seen.add(path)
                 wanted = path if selection is None else reader_for(path).select(path, selection)
-                yield ImageFile(wanted, _relative(holder(wanted), base))
+                yield ImageFile(wanted, relative(holder(wanted), base))
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
@@ -82,7 +82,7 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
                 "not separated by NUL, and not an image)"
             )
         if path := line.rstrip("\r\n"):
-            yield ImageFile(path, _relative(path, os.getcwd()))
+            yield ImageFile(path, relative(path, os.getcwd()))
 
 
 def read_list_file(path: str | os.PathLike[str]) -> list[ImageFile]:
@@ -114,6 +114,11 @@ def _members(path: str) -> list[str]:
         raise
     except Exception as error:  # of a damaged index
         raise AnomalyCLIPError(f"{path}: cannot read which files it lists ({error})") from None
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file in a folder counts as an image: by its extension, or without one by its content."""
+    return path.lower().endswith(tuple(suffixes())) or _is_image(path)
 
 
 def _is_image(path: str) -> bool:
@@ -158,7 +163,8 @@ def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
     return True
 
 
-def _relative(path: str, base: str) -> str:
+def relative(path: str, base: str) -> str:
+    """Return the name of a file's results: its path relative to a folder, with forward slashes."""
     try:
         return Path(os.path.relpath(os.path.abspath(path), base)).as_posix()
     except ValueError:  # on another drive
@@ -171,25 +177,31 @@ def _unreadable(error: OSError) -> None:
     )
 
 
-def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
-    """Yield the image files below a folder in a stable order.
+def files_below(root: str | os.PathLike[str], on_error: Callable[[OSError], None]) -> Iterator[str]:
+    """Yield the files below a folder in a stable order.
 
-    Hidden files, the results of earlier runs, and folders that a link has already led to are skipped.
+    Hidden files, the results of earlier runs, and folders that a link has already led to are skipped. `on_error` is
+    called with the error of each folder that cannot be read.
     """
-    found = False
-    endings = tuple(suffixes())
     visited = {_identity(root)}
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_unreadable):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=on_error):
         subfolders[:] = [name for name in sorted(subfolders) if _is_new(os.path.join(folder, name), visited)]
         for name in sorted(files):
-            if name.startswith("."):
-                continue
-            path = os.path.join(folder, name)
-            if name.lower().endswith(endings) or _is_image(path):
-                found = True
-                yield path
-            elif skipped is not None:
-                skipped[os.path.splitext(name)[1].lower() or name] += 1
+            if not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
+    """Yield the image files below a folder in a stable order."""
+    found = False
+    endings = tuple(suffixes())
+    for path in files_below(root, _unreadable):
+        if path.lower().endswith(endings) or _is_image(path):
+            found = True
+            yield path
+        elif skipped is not None:
+            name = os.path.basename(path)
+            skipped[os.path.splitext(name)[1].lower() or name] += 1
     if not found:
         raise AnomalyCLIPError(
             f"{root}: no images in this folder or its subfolders (looked for {' '.join(sorted(endings))})"

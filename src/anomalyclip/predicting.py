@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -168,48 +169,101 @@ def predict(
     listed = _listed(images, at_once=shard is None)
     if shard is not None:
         listed = _begun(listed)
-    detector = as_detector(detector)
+    results = Results(tuple(save), batch_size, draw, draw_small)
+    listing: Listing | None = None
+
+    def write_listing(place: Path) -> None:
+        nonlocal listing
+        listing = None if shard is None else Listing.write(place, shard, listed)
+
+    with scoring(
+        as_detector(detector), folder, results, shard=shard, prepare=write_listing, on_error=on_error
+    ) as work:
+        wanted = listed if listing is None else listing.images()
+        total = listing.count if listing else len(listed) if isinstance(listed, Sequence) else None
+        with track("Scoring", total) as advance:
+            try:
+                work.score(wanted, advance)
+            except KeyboardInterrupt:
+                work.finish()
+                raise
+        if not work.run.scored + work.run.skipped + work.run.failed and listing is None:
+            raise AnomalyCLIPError("there was no image to score")
+        work.finish()
+        if listing is not None:
+            work.run.repeated = listing.repeated
+            listing.finish()
+    return work.run
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run makes of its images; the fields are the arguments of `predict`."""
+
+    save: Collection[str] = ()
+    batch_size: int = 1
+    draw: Callable[[Image.Image, Prediction], Image.Image] = captioned
+    draw_small: Callable[[Image.Image, Prediction], Image.Image] = overlay
+
+
+@contextmanager
+def scoring(
+    detector: Detector,
+    folder: RunFolder,
+    results: Results,
+    *,
+    shard: Shard | None = None,
+    prepare: Callable[[Path], None] | None = None,
+    on_error: Callable[[str, InputError], None] | None = None,
+    on_scored: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator["Scoring"]:
+    """Yield a run in progress, in its folder, which is locked until the block ends.
+
+    Parameters
+    ----------
+    detector : Detector
+    folder : RunFolder
+    results : Results
+    shard : Shard, optional
+        The part of the images that is scored.
+    prepare : callable, optional
+        Called with the folder once it is locked, before any result is written.
+    on_error : callable, optional
+        Called with each image that cannot be used, and the error.
+    on_scored : callable, optional
+        Called with the record of each image, once its line is written.
+
+    Yields
+    ------
+    Scoring
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As `predict`.
+    """
     threshold = detector.threshold
-    if "mask" in save and (threshold is None or threshold.pixel is None):
+    if "mask" in results.save and (threshold is None or threshold.pixel is None):
         raise AnomalyCLIPError("--save mask needs a pixel threshold: set one, for example --threshold 0.5")
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
-    if unknown := sorted(set(save) - set(SAVED)):
+    if unknown := sorted(set(results.save) - set(SAVED)):
         raise AnomalyCLIPError(f"cannot save {', '.join(unknown)}; choose from {', '.join(SAVED)}")
     _tell_origin(detector)
     _tell_what_it_knows(detector)
     settings = {**detector.identity(), "threshold": limits, **({} if shard is None else {SHARD: str(shard)})}
     with folder.begin(settings, about=_about(detector)) as place:
         check_page(place, overwrite=bool(folder.overwrite))
-        listing = None if shard is None else Listing.write(place, shard, listed)
-        total = listing.count if listing else len(listed) if isinstance(listed, Sequence) else None
-        with (
-            PredictionWriter(
-                place,
-                save=_for_each_image(save),
-                resume=folder.resume,
-                overwrite=bool(folder.overwrite),
-                draw=draw,
-            ) as writer,
-            track("Scoring", total) as advance,
-        ):
-            thumbnails = Thumbnails(place, draw=draw_small)
-            work = _Work(detector, writer, thumbnails, PredictionRun(place), advance, on_error)
+        if prepare is not None:
+            prepare(place)
+        with PredictionWriter(
+            place,
+            save=_for_each_image(results.save),
+            resume=folder.resume,
+            overwrite=bool(folder.overwrite),
+            draw=results.draw,
+        ) as writer:
             scale = detector.scale(assumed=writer.value_range, strict=shard is not None)
-            try:
-                work.score(listed if listing is None else listing.images(), batch_size, scale)
-            except KeyboardInterrupt:
-                finish(place, save)
-                raise
-        if not work.run.scored + work.run.skipped + work.run.failed and listing is None:
-            raise AnomalyCLIPError("there was no image to score")
-        finish(place, save)
-        if listing is not None:
-            work.run.repeated = listing.repeated
-            listing.finish()
-    work.run.trim()
-    for remark in detector.observations():
-        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
-    return work.run
+            yield Scoring(detector, writer, results, scale, on_error, on_scored)
 
 
 def _about(detector: Detector) -> dict[str, Any]:
@@ -233,12 +287,12 @@ def _tell_origin(detector: Detector) -> None:
         if threshold.origin
         else "made of unknown images"
     )
-    warnings.warn(f"{whose}: {values} ({made})", AnomalyCLIPNote, stacklevel=3)
+    warnings.warn(f"{whose}: {values} ({made})", AnomalyCLIPNote, stacklevel=5)
 
 
 def _tell_what_it_knows(detector: Detector) -> None:
     if known := _KNOWN.get(str(detector.describe().facts.get("backbone"))):
-        warnings.warn(known, AnomalyCLIPNote, stacklevel=3)
+        warnings.warn(known, AnomalyCLIPNote, stacklevel=5)
 
 
 def _for_each_image(save: Collection[str]) -> list[str]:
@@ -247,7 +301,13 @@ def _for_each_image(save: Collection[str]) -> list[str]:
 
 
 def finish(folder: Path, save: Collection[str]) -> None:
-    """Write what is made of the whole run, earlier parts included."""
+    """Write what is made of the whole run, earlier parts included, and warn of what speaks against the model."""
+    for remark in refresh(folder, save):
+        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
+
+
+def refresh(folder: Path, save: Collection[str]) -> list[str]:
+    """Write what is made of the whole run so far, and return the page's remarks."""
     summary = summarize(folder)
     write_page(folder, summary)
     write_volumes(folder, maps="nifti" in save)
@@ -255,8 +315,7 @@ def finish(folder: Path, save: Collection[str]) -> None:
         write_table(folder)
     if "sheet" in save:
         write_sheet(folder, summary)
-    for remark in summary.remarks():
-        warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
+    return summary.remarks()
 
 
 def run_folder(
@@ -342,81 +401,118 @@ def _begun(images: Iterable[ImageFile]) -> Iterable[ImageFile]:
     return chain(first, rest)
 
 
-@dataclass
-class _Work:
-    """A run in progress."""
+class Scoring:
+    """A run in progress; `scoring` makes one.
 
-    detector: Detector
-    writer: PredictionWriter
-    thumbnails: Thumbnails
-    run: PredictionRun
-    advance: Callable[[], None]
-    told: Callable[[str, InputError], None] | None
-    names: dict[str, str] = field(default_factory=dict)
+    Attributes
+    ----------
+    run : PredictionRun
+        What it did so far.
+    done : set of str
+        Absolute paths of the images that an earlier part of the run has scored.
+    """
 
-    def score(self, images: Iterable[ImageFile], batch_size: int, scale: Scale) -> None:
-        done_before = {os.path.abspath(path) for path in self.writer.done}
+    def __init__(
+        self,
+        detector: Detector,
+        writer: PredictionWriter,
+        results: Results,
+        scale: Scale,
+        on_error: Callable[[str, InputError], None] | None,
+        on_scored: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.run = PredictionRun(writer.output_dir)
+        self.done = {os.path.abspath(path) for path in writer.done}
+        self._detector, self._writer, self._results = detector, writer, results
+        self._thumbnails = Thumbnails(writer.output_dir, draw=results.draw_small)
+        self._scale = scale
+        self._on_error, self._on_scored = on_error, on_scored
+        self._names: dict[str, str] = {}
+        self._advance: Callable[[], None] = _nothing
 
-        def is_done(id: str) -> bool:
-            return os.path.abspath(id) in done_before
+    def score(self, images: Iterable[ImageFile], advance: Callable[[], None] | None = None) -> None:
+        """Score images, those with a line excepted; `advance` is called for each."""
+        self._advance = advance or _nothing
 
         def is_skipped(id: str) -> bool:
-            done = is_done(id)
+            done = id in self._writer.done or os.path.abspath(id) in self.done
             self.run.skipped += done
             return done
 
-        predictions = self.detector.stream(
-            self._wanted(images, is_done),
-            batch_size=batch_size,
-            on_error=self.failed,
+        predictions = self._detector.stream(
+            self._wanted(images),
+            batch_size=self._results.batch_size,
+            on_error=self._failed,
             skip=is_skipped,
-            scale=scale,
+            scale=self._scale,
         )
         for prediction in predictions:
             assert prediction.image_path is not None
             try:
                 record = self._write(prediction, self._name(prediction.image_path))
             except InputError as error:  # the image file disappeared while it was scored
-                self.failed(prediction.image_path, error)
+                self._failed(prediction.image_path, error)
             else:
                 self.run.add(record)
-                self.advance()
+                self._advance()
+                if self._on_scored is not None:
+                    self._on_scored(record)
+
+    def finish(self) -> None:
+        """Write what is made of the whole run, earlier parts included, and warn of what speaks against the model."""
+        finish(self.run.folder, self._results.save)
+        self.run.trim()
+        for remark in self._detector.observations():
+            warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
+
+    def refresh(self) -> None:
+        """Write what is made of the whole run so far."""
+        refresh(self.run.folder, self._results.save)
+
+    def withdraw_error(self, path: str) -> None:
+        """Forget that an image could not be used: it is there in full by now."""
+        self._writer.withdraw_error(path)
+        self.run.failed -= 1
 
     def _write(self, prediction: Prediction, name: str | None) -> dict[str, Any]:
-        image = self.thumbnails.draw(prediction) if self.thumbnails.wants(prediction) else None
-        record = self.writer.write(prediction, name=name, image=image)
-        self.thumbnails.settle(prediction)
+        image = self._thumbnails.draw(prediction) if self._thumbnails.wants(prediction) else None
+        record = self._writer.write(prediction, name=name, image=image)
+        self._thumbnails.settle(prediction)
         return record
 
-    def _wanted(self, images: Iterable[ImageFile], is_done: Callable[[str], bool]) -> Iterator[str]:
+    def _wanted(self, images: Iterable[ImageFile]) -> Iterator[str]:
         seen: set[str] = set()
         for image in images:
             path = os.path.abspath(image.path)
             if path in seen:
                 self.run.repeated += 1
-                self.advance()
+                self._advance()
                 continue
             seen.add(path)
-            if is_done(image.path):
+            if path in self.done:
                 self.run.skipped += 1
-                self.advance()
+                self._advance()
                 continue
-            self.names[holder(image.path)] = image.name
+            self._names[holder(image.path)] = image.name
             yield image.path
 
     def _name(self, id: str) -> str | None:
         """Return the name for an image's results; if a file holds several images, each name has its number."""
-        if id in self.names:
-            return self.names.pop(id)
+        if id in self._names:
+            return self._names.pop(id)
         path, number = locate(id)
-        name = self.names.get(path)
+        name = self._names.get(path)
         return None if name is None else f"{name}#{number}"
 
-    def failed(self, image: Source, error: InputError) -> None:
+    def _failed(self, image: Source, error: InputError) -> None:
         """Record an image that could not be used; the run continues with the others."""
         path = str(image)
-        self.writer.write_error(path, error)
+        self._writer.write_error(path, error)
         self.run.failed += 1
-        if self.told is not None:
-            self.told(path, error)
-        self.advance()
+        if self._on_error is not None:
+            self._on_error(path, error)
+        self._advance()
+
+
+def _nothing() -> None:
+    """Take no note of progress."""

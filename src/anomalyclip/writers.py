@@ -248,6 +248,25 @@ class PredictionWriter:
         with writing(self._errors), io.FileIO(self._errors, "a") as file:
             _write_line(file, {"image_path": os.fspath(image_path), "error": str(error)})
 
+    def withdraw_error(self, image_path: str | os.PathLike[str]) -> None:
+        """Remove what `write_error` recorded of an image.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The file cannot be written.
+        """
+        with writing(self._errors):
+            if not self._errors.exists():
+                return
+            lines = self._errors.read_bytes().splitlines(keepends=True)
+            others = [line for line in lines if json.loads(line)["image_path"] != os.fspath(image_path)]
+            if not others:
+                self._errors.unlink()
+                return
+            with replacing(self._errors) as temporary:
+                temporary.write_bytes(b"".join(others))
+
     def _clear(self) -> None:
         """Delete the files of the earlier run, so that none can be mistaken for one of this run."""
         if not self._predictions.is_file():

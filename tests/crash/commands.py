@@ -56,6 +56,12 @@ COMMANDS = [
         growing=LINES,
     ),
     Command("merge", "merge {shards} --output out --save csv --overwrite", growing=LINES),
+    Command(
+        "watch",
+        f"watch {{images}} {MODEL} --threshold 0 --save map --output out --interval 0.01 --until-idle 0 --run true",
+        growing=(*LINES, "*alerts.jsonl"),
+        moving=("*index.html",),
+    ),
     Command("test", f"test {{data}} {MODEL} --controls --output out --resume", growing=LINES),
     Command(
         "train",

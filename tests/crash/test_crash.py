@@ -110,6 +110,8 @@ def is_whole(path: Path) -> bool:
         return bool(np.load(path).size)
     if path.suffix in (".png", ".jpg"):
         return Image.open(path).load() is not None
+    if path.suffix == ".html":
+        return path.read_bytes().endswith(b"</html>\n")
     if path.suffix == ".pt":
         return zipfile.ZipFile(path).testzip() is None
     return bool(json.loads(path.read_bytes()))

@@ -26,6 +26,7 @@ from anomalyclip.cli.serve import serve
 from anomalyclip.cli.synth import synth
 from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
+from anomalyclip.cli.watch import watch
 from anomalyclip.cli.words import words
 from anomalyclip.errors import AnomalyCLIPError
 
@@ -71,6 +72,7 @@ def _paragraphs(command: Callable[..., None]) -> str:
 for verb in (
     demo,
     predict,
+    watch,
     merge,
     serve,
     fit,
@@ -103,7 +105,7 @@ def main() -> None:
         package = _LEFT_OUT.get((error.name or "").partition(".")[0])
         if package is None:
             unforeseen.end(error)
-        exported = {"predict", "calibrate", "test"}.intersection(sys.argv[1:2])
+        exported = {"predict", "watch", "calibrate", "test"}.intersection(sys.argv[1:2])
         fail(
             f"this needs {package}: pip install {package}{', or give --model FILE, an export' * bool(exported)}"
         )

@@ -4,13 +4,12 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomalyclip.cli import options
+from anomalyclip.cli import options, saving
 from anomalyclip.cli.console import stoppable, track
 from anomalyclip.cli.prediction_view import name_failures, show
 from anomalyclip.errors import AnomalyCLIPError
@@ -19,27 +18,6 @@ from anomalyclip.spec import DetectorSpec
 if TYPE_CHECKING:
     from anomalyclip.inputs import ImageFile
     from anomalyclip.readers import Selection
-
-_DRAWING = "Drawing"
-
-
-class Saved(str, Enum):
-    """What is kept besides the lines in predictions.jsonl and the page."""
-
-    map = "map"
-    heatmap = "heatmap"
-    mask = "mask"
-    csv = "csv"
-    sheet = "sheet"
-    nifti = "nifti"
-
-
-class ColorMap(str, Enum):
-    """Colours of the heat maps."""
-
-    inferno = "inferno"
-    turbo = "turbo"
-    gray = "gray"
 
 
 @options.with_options
@@ -65,15 +43,7 @@ def predict(
     every: options.Every = None,
     axis: options.Axis = None,
     output: options.Output = None,
-    save: Annotated[
-        list[Saved] | None,
-        typer.Option(
-            help="Also save, for each image: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, "
-            "needs --threshold); for the run: csv (a table), sheet (a contact sheet, .jpg); for each NIfTI volume: "
-            "nifti (its maps as one, and map). Repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
+    save: saving.Save = None,
     threshold: options.Threshold = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --output; skip finished images.")
@@ -83,31 +53,10 @@ def predict(
     ] = False,
     shard: options.OneShard = None,
     batch_size: options.BatchSize = 1,
-    colormap: Annotated[
-        ColorMap, typer.Option(help="Colours of the heat maps.", rich_help_panel=_DRAWING)
-    ] = ColorMap.inferno,
-    alpha: Annotated[
-        float,
-        typer.Option(help="Opacity of the strongest colour, 0 to 1.", min=0, max=1, rich_help_panel=_DRAWING),
-    ] = 0.7,
-    scale: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            help="Map values of the first and the last colour, for example --scale 0.1 0.6. Default: from the pixel "
-            "threshold, or 0 without one, to 1.",
-            metavar="LOW HIGH",
-            show_default=False,
-            rich_help_panel=_DRAWING,
-        ),
-    ] = None,
-    no_caption: Annotated[
-        bool,
-        typer.Option(
-            "--no-caption",
-            help="Heat maps without the line that says score, verdict and threshold: of the photograph's size.",
-            rich_help_panel=_DRAWING,
-        ),
-    ] = False,
+    colormap: saving.Colors = saving.ColorMap.inferno,
+    alpha: saving.Alpha = 0.7,
+    scale: saving.Scale = None,
+    no_caption: saving.NoCaption = False,
 ) -> None:
     """Score images and draw where they are anomalous.
 
@@ -115,22 +64,14 @@ def predict(
     OUTPUT/index.html shows the most anomalous ones; --save also writes maps, heat maps and masks. Images that cannot be
     read are reported, and the others are scored.
     """
-    from functools import partial
-
     from anomalyclip import predicting
-    from anomalyclip.visualize import captioned, overlay
 
     skipped: Counter[str] = Counter()
     part = options.one_shard(shard)
     images = _images(paths or [], from_file, skipped, options.selection(every, axis), at_once=part is None)
-    if scale is not None and not 0 <= scale[0] < scale[1] <= 1:
-        raise AnomalyCLIPError(
-            f"--scale {scale[0]} {scale[1]}: expected two map values, 0 <= first < second <= 1"
-        )
-    kinds = [kind.value for kind in save or []]
-    if "mask" in kinds and threshold is None and spec.model is None:
-        raise AnomalyCLIPError("--save mask needs a threshold: give --threshold 0.5 or a threshold file")
-    drawing: dict[str, Any] = {"colormap": colormap.value, "alpha": alpha, "scale": scale}
+    results = saving.results(
+        save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
+    )
     folder = predicting.run_folder(output, resume=resume, overwrite=overwrite, shard=part)
     detector = spec.load(threshold=threshold)
     with stoppable(
@@ -143,11 +84,11 @@ def predict(
             detector,
             images,
             folder,
-            save=kinds,
+            save=results.save,
             shard=part,
             batch_size=batch_size,
-            draw=partial(overlay if no_caption else captioned, **drawing),
-            draw_small=partial(overlay, **drawing),
+            draw=results.draw,
+            draw_small=results.draw_small,
             on_error=name_failures(),
             track=track,
         )
