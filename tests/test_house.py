@@ -11,7 +11,7 @@ import anomalyclip
 PACKAGE = Path(anomalyclip.__file__).parent
 TABLE = PACKAGE.parents[1] / "CONTRIBUTING.md"
 
-BACK = {("spec.py", "loading.py"), ("spec.py", "clip/")}
+BACK = {("spec.py", "loading.py"), ("spec.py", "clip/"), ("spec.py", "backbones/")}
 """The arrows that go down, both inside functions: a spec loads its detector, and asks which names are known."""
 
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anomalyclip import AnomalyCLIPError, AnomalyCLIPWarning, Detector, DetectorSpec, evaluate, export, train
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.clip.backbone import load_backbone, load_clip
-from anomalyclip.clip.registry import ASSETS
 from anomalyclip.clip.weights import fingerprint
 from anomalyclip.linear_layers import LinearLayers, load_linear_layers
 from anomalyclip.methods.april_gan import block_map, default_blocks

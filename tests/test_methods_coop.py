@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, evaluate, train
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.clip.backbone import load_clip
-from anomalyclip.clip.registry import ASSETS
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.contexts import Context, load_context
 from anomalyclip.training.batches import Batch

@@ -221,7 +221,7 @@ def test_what_cannot_be_is_one_clear_error(options, says):
 
 
 def test_a_backbone_with_its_own_vocabulary_and_no_tokenizer_is_one_error(tmp_path):
-    from anomalyclip.clip.registry import ASSETS
+    from anomalyclip.backbones.table import ASSETS
 
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((ASSETS / "micro" / name).read_bytes())

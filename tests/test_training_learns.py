@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.clip.backbone import load_clip
-from anomalyclip.clip.registry import ASSETS
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.synthetic import HELD_OUT_SURFACES, TRAINING_SURFACES
 from anomalyclip.data.synthetic.writer import write_dataset

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from anomalyclip import AnomalyCLIPError, DetectorSpec
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.clip.backbone import load_backbone
-from anomalyclip.clip.registry import ASSETS
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.spec import TEMPLATES
 from anomalyclip.texts import phrase_features

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from anomalyclip.backbones.table import KNOWN
 from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
+from anomalyclip.clip.registry import BACKBONES
 from anomalyclip.clip.taps import Taps, gflop
 from anomalyclip.clip_core import TextCore
 from anomalyclip.engines.torch import TorchScorer
@@ -28,12 +30,7 @@ from anomalyclip.prompts import Prompts
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
 
-ARCHITECTURES = {
-    "ViT-L-14-336": CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408),
-    "ViT-L-14": CLIPConfig(768, 224, 14, 1024, 24, 16, 768, 12, 12, 77, 49408),
-    "ViT-B-16": CLIPConfig(512, 224, 16, 768, 12, 12, 512, 12, 8, 77, 49408),
-    "ViT-B-32": CLIPConfig(512, 224, 32, 768, 12, 12, 512, 12, 8, 77, 49408),
-}
+ARCHITECTURES = {name: config for name in BACKBONES if isinstance(config := KNOWN[name].config, CLIPConfig)}
 """Architectures that can be timed with random weights: speed does not depend on the weights' values."""
 
 MATRIX = 4096
@@ -123,12 +120,13 @@ def run(
     """
     if architecture not in ARCHITECTURES:
         raise AnomalyCLIPError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
-    core = _random_core(ARCHITECTURES[architecture], spec or DetectorSpec(), seed)
+    config = ARCHITECTURES[architecture]
+    core = _random_core(config, spec or DetectorSpec(), seed)
     scorer = _scorer(core, spec or DetectorSpec())
     before = matrix_rate(scorer.device)
     stages = _time_stages(scorer, batch_size=batch_size, repeats=repeats)
     rate = max(before, matrix_rate(scorer.device))
-    gflop = encoder_gflop(core.config, image_size=core.image_size, dpam_layers=core.dpam_layers)
+    gflop = encoder_gflop(config, image_size=core.image_size, dpam_layers=core.dpam_layers)
     return Timing(
         architecture=architecture,
         image_size=scorer.image_size,

@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalyclip.anomaly import patch_probabilities, probabilities
+from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.clip import taps as tower
 from anomalyclip.clip.model import PLAIN, CLIPConfig, ImageFeatures, LocalPath, VisionTransformer
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.core import Core
 from anomalyclip.errors import AnomalyCLIPError
+
+_VISION_ONLY = 448
+"""Pixels of the side of an image, as AnomalyDINO was published."""
 
 
 class ClipCore(Core):
@@ -25,7 +29,7 @@ class ClipCore(Core):
     ----------
     visual : VisionTransformer
         The image tower; it is used as it is.
-    config : CLIPConfig
+    config : CLIPConfig or ViTConfig
         Of the model.
     taps : Taps
         What `compare` needs from a pass.
@@ -52,7 +56,7 @@ class ClipCore(Core):
     def __init__(
         self,
         visual: VisionTransformer,
-        config: CLIPConfig,
+        config: CLIPConfig | ViTConfig,
         taps: Taps,
         *,
         image_size: int | None,
@@ -65,7 +69,12 @@ class ClipCore(Core):
         check_blocks(config, (*taps.plain, *taps.local), taps.path.blocks)
         side = size // config.patch_size
         super().__init__(
-            image_size=size, grid=size if full_size else side, sigma=sigma, score_rule=score_rule
+            image_size=size,
+            grid=size if full_size else side,
+            sigma=sigma,
+            score_rule=score_rule,
+            mean=config.mean,
+            std=config.std,
         )
         self.config, self.taps, self.patch_grid = config, taps, side
         self.layers: tuple[int, ...] = taps.plain
@@ -152,7 +161,7 @@ class TextCore(ClipCore):
     def __init__(
         self,
         visual: VisionTransformer,
-        config: CLIPConfig,
+        config: CLIPConfig | ViTConfig,
         text_features: Callable[[], Tensor],
         *,
         image_size: int | None = None,
@@ -231,7 +240,7 @@ def finite(text_features: Tensor) -> Tensor:
     return texts
 
 
-def check_size(config: CLIPConfig, size: int) -> None:
+def check_size(config: CLIPConfig | ViTConfig, size: int) -> None:
     """Refuse an image size that is not a multiple of the patch size."""
     if size <= 0 or size % config.patch_size:
         near = max(round(size / config.patch_size), 1) * config.patch_size
@@ -240,7 +249,7 @@ def check_size(config: CLIPConfig, size: int) -> None:
         )
 
 
-def check_blocks(config: CLIPConfig, layers: Sequence[int], dpam_layers: int) -> None:
+def check_blocks(config: CLIPConfig | ViTConfig, layers: Sequence[int], dpam_layers: int) -> None:
     """Refuse blocks that the backbone does not have."""
     depth = config.vision_layers
     for layer in layers:
@@ -250,14 +259,18 @@ def check_blocks(config: CLIPConfig, layers: Sequence[int], dpam_layers: int) ->
         raise AnomalyCLIPError(f"{dpam_layers} DPAM layers: expected 0 to {depth}, the backbone's blocks")
 
 
-def default_image_size(config: CLIPConfig) -> int:
+def default_image_size(config: CLIPConfig | ViTConfig) -> int:
     """Return the side that a backbone is used at: its native patch grid times 37/24, which is 518 for ViT-L/14@336.
+
+    Vision-only backbones are used at 448, as AnomalyDINO is, or the nearest multiple of their patch size.
 
     Examples
     --------
     >>> default_image_size(CLIPConfig(768, 336, 14, 1024, 24, 16, 768, 12, 12, 77, 49408))
     518
     """
+    if isinstance(config, ViTConfig):
+        return max(round(_VISION_ONLY / config.patch_size), 1) * config.patch_size
     grid = round(config.image_size // config.patch_size * 37 / 24)
     return grid * config.patch_size
 

@@ -4,6 +4,7 @@ A method implements `encode` and `compare`; the steps before and after them are 
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from anomalyclip.anomaly import enlarging_matrix, image_score
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.images import MEAN, STD
+from anomalyclip.images import OPENAI_MEAN, OPENAI_STD
 
 
 class Core(nn.Module):
@@ -27,6 +28,8 @@ class Core(nn.Module):
         Gaussian smoothing of the maps in pixels; 0 disables it.
     score_rule : str
         How the image score is computed: a key of `anomalyclip.spec.IMAGE_SCORES`.
+    mean, std : sequence of float
+        What pixels within [0, 1] are normalised with, by channel; by default as for OpenAI's CLIPs.
 
     Raises
     ------
@@ -38,13 +41,22 @@ class Core(nn.Module):
     std: Tensor
     enlarging: Tensor
 
-    def __init__(self, *, image_size: int, grid: int, sigma: float, score_rule: str) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        grid: int,
+        sigma: float,
+        score_rule: str,
+        mean: Sequence[float] = OPENAI_MEAN,
+        std: Sequence[float] = OPENAI_STD,
+    ) -> None:
         super().__init__()
         if not 0 <= sigma <= image_size:
             raise AnomalyCLIPError(f"sigma {sigma}: expected 0 to {image_size} pixels, the image size")
         self.image_size, self.sigma, self.score_rule = image_size, sigma, score_rule
-        self.register_buffer("mean", torch.from_numpy(MEAN), persistent=False)
-        self.register_buffer("std", torch.from_numpy(STD), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
         self.register_buffer("enlarging", enlarging_matrix(grid, image_size, float(sigma)), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,10 @@ class UnknownKindError(InputError):
     """One input is not a file of a known kind."""
 
 
+class NoTextsError(AnomalyCLIPError):
+    """A vision-only backbone was given to something that compares images with texts."""
+
+
 class AnomalyCLIPWarning(UserWarning):
     """Something that the user should know but that does not stop the work; the command line prints it."""
 

@@ -29,10 +29,13 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
 _READ = "PNG, JPEG, BMP, TIFF, WebP, GIF, PPM, PGM"
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Per-channel mean of CLIP's training images, RGB, for values in [0, 1] (openai/CLIP, ``clip.py``)."""
-STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 """Per-channel standard deviation, from the same source."""
+
+MEAN = np.array(OPENAI_MEAN, dtype=np.float32)
+STD = np.array(OPENAI_STD, dtype=np.float32)
 
 # Pillow warns above its limit and refuses images above twice that limit (179 megapixels). The refusal is enough.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from anomalyclip.anomaly import image_score
+from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore
@@ -24,7 +25,7 @@ from anomalyclip.memory import (
 from anomalyclip.references import Memory
 
 
-def default_blocks(config: CLIPConfig) -> tuple[int, ...]:
+def default_blocks(config: CLIPConfig | ViTConfig) -> tuple[int, ...]:
     """Return the blocks whose patches are remembered: at two thirds and at five sixths of the depth.
 
     Examples

@@ -471,10 +471,11 @@ class DetectorSpec(Settings):
 
         Known names are kept, even if a file or folder has the same name. Paths that do not exist are kept too.
         """
-        from anomalyclip.clip.registry import BACKBONES, PROMPTS
+        from anomalyclip.backbones.table import KNOWN
+        from anomalyclip.clip.registry import PROMPTS
 
         names: dict[str, Collection[str]] = {
-            "backbone": BACKBONES,
+            "backbone": KNOWN,
             "prompts": PROMPTS,
             "templates": TEMPLATES,
             "trained": (),

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from anomalyclip.clip.registry import ASSETS
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json

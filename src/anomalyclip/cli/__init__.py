@@ -20,6 +20,7 @@ from anomalyclip.cli.demo import demo
 from anomalyclip.cli.export import export
 from anomalyclip.cli.fit import fit
 from anomalyclip.cli.merge import merge
+from anomalyclip.cli.models import models
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
 from anomalyclip.cli.serve import serve
@@ -80,6 +81,7 @@ for verb in (
     test,
     compare,
     train,
+    models,
     datasets,
     prepare,
     synth,

@@ -4,13 +4,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from anomalyclip.clip.download import cache_folder
-from anomalyclip.clip.weights import fingerprint, read_weights, weight_files
+from anomalyclip.clip.weights import Architecture, fingerprint, read_weights, weight_files
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing
 
@@ -21,7 +23,21 @@ _SETTLED = 2.0
 """A file must be unchanged for this many seconds: within one tick of the clock it could change but keep its time."""
 
 
-def of_file(source: Path) -> Callable[[], str]:
+class Contents(Protocol):
+    """Weights that were read: an architecture, and tensors by name."""
+
+    @property
+    def config(self) -> Architecture:
+        """The architecture."""
+        ...
+
+    @property
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The tensors."""
+        ...
+
+
+def of_file(source: Path, read: Callable[[Path], Contents] | None = None) -> Callable[[], str]:
     """Return a function that computes the fingerprint of a weight file's present content.
 
     The content is hashed on the first call. The result is cached in the cache folder under the path, size, inode and
@@ -30,7 +46,9 @@ def of_file(source: Path) -> Callable[[], str]:
     Parameters
     ----------
     source : Path
-        File or folder, as `anomalyclip.clip.weights.read_weights` takes it.
+        File or folder, as `read` takes it.
+    read : callable, optional
+        Reads the weights. None: `anomalyclip.clip.weights.read_weights`.
 
     Returns
     -------
@@ -47,7 +65,7 @@ def of_file(source: Path) -> Callable[[], str]:
         lasting = _is_lasting(
             seen
         )  # checked before reading, since reading takes long enough to pass the check
-        weights = read_weights(source)
+        weights: Contents = (read or read_weights)(source)
         found = fingerprint(weights.config, weights.state_dict)
         _refuse_other(source, seen)  # changed while it was hashed
         if lasting:

@@ -13,45 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalyclip.clip.config import CLIPConfig as CLIPConfig
 from anomalyclip.errors import AnomalyCLIPError
-
-
-@dataclass(frozen=True)
-class CLIPConfig:
-    """Architecture of a CLIP model.
-
-    Parameters
-    ----------
-    embed_dim : int
-        Width of the space that images and texts share.
-    image_size : int
-        Side in pixels of the images that the positional table is for.
-    patch_size : int
-        Side of a patch in pixels.
-    vision_width, vision_layers, vision_heads : int
-        Vision transformer.
-    text_width, text_layers, text_heads : int
-        Text transformer.
-    context_length : int
-        Longest text, in tokens.
-    vocab_size : int
-        Number of tokens.
-    quick_gelu : bool
-        ``x * sigmoid(1.702 x)`` (OpenAI's models) rather than the exact GELU (most others).
-    """
-
-    embed_dim: int
-    image_size: int
-    patch_size: int
-    vision_width: int
-    vision_layers: int
-    vision_heads: int
-    text_width: int
-    text_layers: int
-    text_heads: int
-    context_length: int
-    vocab_size: int
-    quick_gelu: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,11 +160,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block, run as one path (CLIP) or two (DPAM)."""
 
-    def __init__(self, width: int, heads: int, *, quick_gelu: bool) -> None:
+    def __init__(self, width: int, heads: int, *, quick_gelu: bool, eps: float = 1e-5) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, quick_gelu=quick_gelu)
 
     def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
@@ -236,9 +199,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, quick_gelu: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, *, quick_gelu: bool, eps: float = 1e-5) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, heads, quick_gelu=quick_gelu) for _ in range(layers))
+        self.resblocks = nn.ModuleList(
+            Block(width, heads, quick_gelu=quick_gelu, eps=eps) for _ in range(layers)
+        )
 
 
 class VisionTransformer(nn.Module):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 
+from anomalyclip.backbones.table import ASSETS, KNOWN, TABLE, KnownBackbone
 from anomalyclip.clip.download import (
     DownloadError,
     RemoteFile,
@@ -17,11 +18,7 @@ from anomalyclip.errors import AnomalyCLIPError, reason
 from anomalyclip.files import file_digest
 from anomalyclip.spec import DEFAULT_BACKBONE
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-"""Folder of the files that are included in the package."""
-
 _HUB_FILE = "open_clip_model.safetensors"
-_OPENAI = "https://openaipublic.azureedge.net/clip/models"
 _ANOMALYCLIP = "https://raw.githubusercontent.com/zqhang/AnomalyCLIP/45ed4dd35c05797d854294b5e8d585c545920089/checkpoints"
 
 
@@ -60,35 +57,16 @@ class LearnedPrompts:
     trained_on: str | None = None
 
 
-def _openai(hub: str, sha256: str, name: str) -> Backbone:
-    return Backbone(hub, RemoteFile(f"{_OPENAI}/{sha256}/{name}.pt", f"sha256:{sha256}"))
+def _obtained(one: KnownBackbone) -> Backbone | Path | None:
+    if one.folder is not None:
+        return one.folder
+    return None if one.archive is None else Backbone(one.hub, one.archive)
 
 
-# OpenAI's addresses contain the digests (openai/CLIP, clip/clip.py).
 BACKBONES: dict[str, Backbone | Path] = {
-    DEFAULT_BACKBONE: _openai(
-        "timm/vit_large_patch14_clip_336.openai",
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-        "ViT-L-14-336px",
-    ),
-    "ViT-L-14": _openai(
-        "timm/vit_large_patch14_clip_224.openai",
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-        "ViT-L-14",
-    ),
-    "ViT-B-16": _openai(
-        "timm/vit_base_patch16_clip_224.openai",
-        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-        "ViT-B-16",
-    ),
-    "ViT-B-32": _openai(
-        "timm/vit_base_patch32_clip_224.openai",
-        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-        "ViT-B-32",
-    ),
-    "micro": ASSETS / "micro",
+    one.name: found for one in TABLE if (found := _obtained(one)) is not None
 }
-"""Known backbones; a `Path` is included in the package."""
+"""Backbones that a name alone is enough for: those with a known hash are downloaded; a `Path` is in the package."""
 
 # Named after what they were trained on; the names of the published folders suggest the opposite.
 PROMPTS: dict[str, LearnedPrompts] = {
@@ -118,7 +96,8 @@ def resolve_backbone(name_or_path: str | PathLike[str]) -> Path:
     Parameters
     ----------
     name_or_path : str or path
-        A name in `BACKBONES`, or a file or folder of weights. A name takes precedence over a path spelled the same.
+        A name in `anomalyclip.backbones.table.KNOWN`, or a file or folder of weights. A name takes precedence over a
+        path spelled the same.
 
     Returns
     -------
@@ -136,14 +115,48 @@ def resolve_backbone(name_or_path: str | PathLike[str]) -> Path:
     Traceback (most recent call last):
     ...
     anomalyclip.errors.AnomalyCLIPError: backbone 'ViT-L-41' is neither a known name
-    (ViT-L-14-336, ViT-L-14, ViT-B-16, ViT-B-32, micro) nor an existing file or folder
+    (ViT-L-14-336, ViT-L-14, ViT-B-16, ViT-B-32, micro) nor an existing file or folder;
+    `anomalyclip models` lists more
     """
-    entry = BACKBONES.get(fspath(name_or_path))
+    name = fspath(name_or_path)
+    entry = BACKBONES.get(name)
+    if entry is None and name in KNOWN:
+        return _by_file(KNOWN[name])
     if entry is None:
-        return _existing("backbone", name_or_path, BACKBONES)
+        return _existing("backbone", name_or_path, BACKBONES, "; `anomalyclip models` lists more")
     if isinstance(entry, Path):
         return _embedded(entry)
-    return fetch_backbone(fspath(name_or_path), entry, cache_folder())
+    return fetch_backbone(name, entry, cache_folder())
+
+
+def cached_file(one: KnownBackbone) -> Path | None:
+    """Return where a known backbone already is on this machine; None: it is not."""
+    if one.folder is not None:
+        return one.folder
+    if (hit := _in_hub_cache(one.hub, one.file)) is not None:
+        return hit
+    if one.archive is None:
+        return None
+    converted = _converted_path(one.archive, cache_folder())
+    return converted if converted.is_file() else cached(one.archive, cache_folder())
+
+
+def _in_hub_cache(repository: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    hit = try_to_load_from_cache(repository, file)
+    return Path(hit) if isinstance(hit, str) else None
+
+
+def _by_file(one: KnownBackbone) -> Path:
+    """Return a backbone without a known hash: from the hub's own cache, which is never filled from here."""
+    if (found := _in_hub_cache(one.hub, one.file)) is not None:
+        return found
+    raise AnomalyCLIPError(
+        f"backbone {one.name!r} is not downloaded by name: no hash of its file is known here. Download it yourself "
+        f"({one.source}; licence: {one.licence}), and give --backbone FILE; or put it into the hub's cache: "
+        f"hf download {one.hub}"
+    )
 
 
 def resolve_prompts(
@@ -180,7 +193,7 @@ def resolve_prompts(
     entry = PROMPTS.get(fspath(name_or_path))
     if entry is None:
         return _existing("prompts", name_or_path, PROMPTS)
-    if backbone is not None and fspath(backbone) in BACKBONES and fspath(backbone) != entry.backbone:
+    if backbone is not None and fspath(backbone) in KNOWN and fspath(backbone) != entry.backbone:
         raise AnomalyCLIPError(
             f"prompts {fspath(name_or_path)!r} were learned for the backbone {entry.backbone} and do not work "
             f"with {fspath(backbone)}; use --backbone {entry.backbone}, or learn prompts for {fspath(backbone)} with "
@@ -215,11 +228,10 @@ def fetch_backbone(name: str, entry: Backbone, folder: Path) -> Path:
     DownloadError
         If it is not cached and cannot be downloaded; the message says how to download it manually.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    hit = try_to_load_from_cache(entry.hub, _HUB_FILE)
-    if isinstance(hit, str):
-        return Path(hit)
+    if (hit := _in_hub_cache(entry.hub, _HUB_FILE)) is not None:
+        return hit
     if converted := _converted(entry.archive, folder):
         return converted
     if archive := cached(entry.archive, folder):
@@ -348,12 +360,13 @@ def _existing(
     kind: str,
     name_or_path: str | PathLike[str],
     known: "dict[str, Backbone | Path] | dict[str, LearnedPrompts]",
+    more: str = "",
 ) -> Path:
     path = Path(name_or_path).expanduser()
     if not path.exists():
         raise AnomalyCLIPError(
             f"{kind} {fspath(name_or_path)!r} is neither a known name ({', '.join(known)}) "
-            "nor an existing file or folder"
+            f"nor an existing file or folder{more}"
         )
     return path
 

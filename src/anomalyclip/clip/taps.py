@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.clip.model import PLAIN, CLIPConfig, LocalPath, VisionTransformer
 from anomalyclip.errors import AnomalyCLIPError
 
@@ -108,7 +109,7 @@ def passes(several: Iterable[Taps]) -> list[Taps]:
     return list(found.values())
 
 
-def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
+def gflop(config: CLIPConfig | ViTConfig, taps: Taps, side: int) -> float:
     """Return the 1e9 operations of the blocks' matrix products for one image (a product of sums counts two).
 
     Counted: projections, MLP and attention of every block, the local path where it runs, of the last block's original
@@ -116,7 +117,7 @@ def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
 
     Parameters
     ----------
-    config : CLIPConfig
+    config : CLIPConfig or ViTConfig
     taps : Taps
     side : int
         Side g of the grid of patches.
@@ -126,7 +127,7 @@ def gflop(config: CLIPConfig, taps: Taps, side: int) -> float:
     def block(tokens: int) -> int:
         return 24 * tokens * width**2 + 4 * tokens**2 * width
 
-    tokens = side**2 + 1
+    tokens = side**2 + 1 + getattr(config, "registers", 0)
     linear, attention = 2 * tokens * width**2, 4 * tokens**2 * width
     last = block(tokens) if depth in taps.plain else 2 * linear  # keys and values alone
     longest: dict[str, int] = {}  # of the paths in which the same attends

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalyclip.clip.registry import ASSETS
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.errors import AnomalyCLIPError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.errors import AnomalyCLIPError, NoTextsError
 from anomalyclip.scorer import Scorer
 from anomalyclip.spec import FIXED_BY_MODEL, DetectorSpec
 
@@ -60,7 +60,10 @@ class Method:
             the method needs one.
         """
         self.check(spec, by_class=by_class)
-        scorer = self._build(spec)
+        try:
+            scorer = self._build(spec)
+        except NoTextsError as error:
+            raise AnomalyCLIPError(f"method {self.name!r} needs texts: {error}") from None
         if spec.references is None:
             return scorer
         from anomalyclip.fitting import with_references

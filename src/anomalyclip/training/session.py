@@ -12,6 +12,7 @@ import torch
 
 import anomalyclip
 from anomalyclip.clip.backbone import load_backbone
+from anomalyclip.clip.config import CLIPConfig
 from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip_core import ClipCore, TextCore
 from anomalyclip.data.identity import TRAINED_ON, TRAINED_ON_CONTENT, content_fingerprint, same_data
@@ -229,7 +230,11 @@ class Session:
             facts["dpam_layers"] = str(core.dpam_layers)
             if core.path.blocks:
                 facts["local_attention"] = core.path.attends
-        if isinstance(core, ClipCore) and spec.method != "anomalyclip":
+        if (
+            isinstance(core, ClipCore)
+            and isinstance(core.config, CLIPConfig)
+            and spec.method != "anomalyclip"
+        ):
             facts["activation"] = activation_of(core.config)
         return facts
 

@@ -1,0 +1,145 @@
+"""A vision-only transformer, run like CLIP's image tower: patches, CLS, registers, blocks, one final norm.
+
+References: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; Caron et al., "Emerging Properties in
+Self-Supervised Vision Transformers" (DINO), ICCV 2021; Oquab et al., "DINOv2", TMLR 2024; Darcet et al., "Vision
+Transformers Need Registers", ICLR 2024.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalyclip.backbones.config import ViTConfig
+from anomalyclip.clip.model import PLAIN, LocalPath, Tokens, Transformer, VisionTransformer
+
+
+class PlainViT(VisionTransformer):
+    """A vision-only transformer.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        The architecture; weights are random until a state dict is loaded.
+
+    Examples
+    --------
+    >>> model = PlainViT(ViTConfig(56, 14, 64, 2, 1, registers=4))
+    >>> tokens = model.run(model.embed(torch.zeros(1, 3, 70, 98)), plain=[2])  # 5 x 7 patches
+    >>> model.ln_post(tokens.plain[2]).shape
+    torch.Size([1, 36, 64])
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        nn.Module.__init__(self)
+        width, side = config.vision_width, config.image_size // config.patch_size
+        self.config = config
+        self.patch_size, self.registers = config.patch_size, config.registers
+        self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(
+            torch.randn(side**2 + config.class_position, width) * width**-0.5
+        )
+        if self.registers:
+            self.register_embedding = nn.Parameter(torch.randn(self.registers, width) * width**-0.5)
+        self.transformer = Transformer(
+            width, config.vision_layers, config.vision_heads, quick_gelu=False, eps=config.eps
+        )
+        self.ln_post = nn.LayerNorm(width, eps=config.eps)
+
+    @classmethod
+    def frozen(cls, config: ViTConfig, state_dict: Mapping[str, Tensor]) -> "PlainViT":
+        """Return the model with these weights in float32, frozen and in evaluation mode.
+
+        Layer scale is multiplied into the linear layers before it, which saves a pass over memory.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(_scaled(config, state_dict), assign=True)
+        return model.requires_grad_(False).eval()
+
+    def embed(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the tokens that enter the first block: CLS, registers, then the patches row by row.
+
+        Parameters
+        ----------
+        pixels : Tensor
+            (B, 3, h * P, w * P) float, normalised; P is the patch size.
+        positions : Tensor, optional
+            (1 + h * w, D), the result of `positions` if the caller has it already. None computes it.
+
+        Returns
+        -------
+        Tensor
+            (B, 1 + R + h * w, D) float.
+        """
+        x = self.conv1(pixels)  # B D h w
+        if positions is None:
+            positions = self.positions(*x.shape[-2:])
+        x = x.flatten(2).transpose(1, 2) + positions[1:]  # B N D
+        first = [(self.class_embedding + positions[0])[None]]  # 1 D
+        if self.registers:
+            first.append(self.register_embedding)
+        before = torch.cat(first).expand(len(x), -1, -1)  # B 1+R D
+        return torch.cat([before, x], dim=1)
+
+    def run(
+        self,
+        tokens: Tensor,
+        *,
+        plain: Sequence[int] = (),
+        local: Sequence[int] = (),
+        path: LocalPath = PLAIN,
+        more: Mapping[LocalPath, Sequence[int]] = MappingProxyType({}),
+    ) -> Tokens:
+        """Run the blocks; the tokens that are returned are CLS and the patches, without registers."""
+        found = super().run(tokens, plain=plain, local=local, path=path, more=more)
+        if not self.registers:
+            return found
+        seconds = {one: self._without_registers(kept) for one, kept in found.more.items()}
+        return Tokens(
+            found.cls, self._without_registers(found.plain), self._without_registers(found.local), seconds
+        )
+
+    def _without_registers(self, kept: dict[int, Tensor]) -> dict[int, Tensor]:
+        return {
+            number: torch.cat([x[:, :1], x[:, 1 + self.registers :]], dim=1) for number, x in kept.items()
+        }
+
+    def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
+        """Return tokens (..., D), with or without the final norm: there is no projection."""
+        return self.ln_post(tokens) if norm else tokens
+
+    def positions(self, rows: int, columns: int, *, rule: str = "") -> Tensor:
+        """Return the table of positions (1 + h * w, D) for a grid of patches, by the rule of the published form.
+
+        The model has a rule of its own (`ViTConfig.positions`); `rule` is not used.
+        """
+        config = self.config
+        side, first = config.image_size // config.patch_size, int(config.class_position)
+        table = self.positional_embedding[first:]
+        cls = self.positional_embedding[:1] if first else torch.zeros_like(table[:1])
+        if (rows, columns) == (side, side):
+            return torch.cat([cls, table])
+        square = table.T.reshape(1, -1, side, side)  # 1 D s s
+        if config.positions == "bicubic-offset":
+            factors = ((rows + 0.1) / side, (columns + 0.1) / side)
+            resized = F.interpolate(square, scale_factor=factors, mode="bicubic")
+        else:
+            smooth = config.positions == "bicubic-antialias"
+            resized = F.interpolate(square, (rows, columns), mode="bicubic", antialias=smooth)
+        assert resized.shape[-2:] == (rows, columns)
+        return torch.cat([cls, resized[0].flatten(1).T])  # 1+N D
+
+
+def _scaled(config: ViTConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = {name: tensor.float() for name, tensor in state_dict.items()}
+    for layer in range(config.vision_layers if config.layer_scale else 0):
+        block = f"transformer.resblocks.{layer}"
+        for name, linear in (("ls_1", "attn.out_proj"), ("ls_2", "mlp.c_proj")):
+            scale = weights.pop(f"{block}.{name}")
+            weights[f"{block}.{linear}.weight"] = weights[f"{block}.{linear}.weight"] * scale[:, None]
+            weights[f"{block}.{linear}.bias"] = weights[f"{block}.{linear}.bias"] * scale
+    return weights

@@ -1,0 +1,126 @@
+"""Read the weights of any backbone: a CLIP, or a vision-only transformer whose architecture the tensors show."""
+
+import math
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from anomalyclip.backbones.config import ViTConfig, tensor_shapes
+from anomalyclip.backbones.forms import timm, transformers
+from anomalyclip.backbones.forms.common import Settings
+from anomalyclip.clip.forms import strangers
+from anomalyclip.clip.tensors import Unusable, check_shapes, opened
+from anomalyclip.clip.weights import Weights, weights_of
+
+EXPECTED = (
+    "expected the weights of DINOv2, DINO or a plain vision transformer: an original file (.pth), timm's "
+    "(.safetensors, .bin) or transformers' folder"
+)
+
+_HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class ViTWeights:
+    """Weights of a vision-only transformer.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        The architecture.
+    state_dict : dict of str to Tensor
+        Under the names of `anomalyclip.backbones.config.tensor_shapes`, in the file's floating-point type.
+    source : Path
+        The file or folder they were read from.
+    """
+
+    config: ViTConfig
+    state_dict: dict[str, Tensor]
+    source: Path
+
+
+def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
+    """Read the weights of a backbone in any published form.
+
+    Code in a file is never run: pickles are read with ``weights_only=True``.
+
+    Parameters
+    ----------
+    path : str or path
+        As for `anomalyclip.clip.weights.read_weights`; or an original file of DINO, DINOv2 or DeiT, a file of timm's
+        vision transformers (with its ``config.json``), or the folder of transformers' DINOv2 or ViT.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It is none of these, incomplete or damaged, or its configuration contradicts its tensors.
+    """
+    with opened(path) as (file, tensors, metadata):
+        if not strangers.is_vision_only(tensors.keys()):
+            return weights_of(file, tensors, metadata, source=Path(path))
+        try:
+            settings, renamed = _in_our_names(file, tensors)
+            config = _config_of(renamed, settings)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Unusable(f"its configuration is invalid ({type(error).__name__}: {error})") from error
+        check_shapes(renamed, tensor_shapes(config), EXPECTED)
+        return ViTWeights(config, renamed, Path(path))
+
+
+def _in_our_names(file: Path, tensors: dict[str, Tensor]) -> tuple[Settings, dict[str, Tensor]]:
+    if timm.is_timm(tensors.keys()):
+        renamed = timm.renamed_tensors(tensors)
+        return timm.settings_beside(file, tensors.keys()), renamed
+    settings = transformers.settings_beside(file)
+    return settings, transformers.renamed_tensors(tensors)
+
+
+def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in tensors:
+            raise Unusable(f"has no tensor {name}; {EXPECTED}")
+        if tensors[name].ndim != dimensions:
+            raise Unusable(f"{name} has {tensors[name].ndim} dimensions; expected {dimensions}")
+        return tuple(tensors[name].shape)
+
+    width, _, patch_size, _ = shape("conv1.weight", 4)
+    rows, _ = shape("positional_embedding", 2)
+    side = math.isqrt(rows)
+    if rows - side**2 not in (0, 1) or not rows:
+        raise Unusable(f"positional_embedding has {rows} rows; expected a square, or one more for CLS")
+    registers = shape("register_embedding", 2)[0] if "register_embedding" in tensors else 0
+    heads = width // _HEAD_WIDTH if settings.heads is None else settings.heads
+    if not isinstance(heads, int) or heads < 1 or width % heads or (settings.heads is None and width % 64):
+        raise Unusable(
+            f"its width {width} is not divisible into {heads} heads; expected a configuration that says how many"
+        )
+    mean, std = settings.normalisation
+    config = ViTConfig(
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        vision_width=width,
+        vision_layers=_depth(tensors),
+        vision_heads=heads,
+        registers=registers,
+        layer_scale="transformer.resblocks.0.ls_1" in tensors,
+        class_position=rows == side**2 + 1,
+        positions=settings.positions,
+        eps=settings.eps,
+        mean=mean,
+        std=std,
+    )
+    for name, value in settings.stated.items():
+        if value != getattr(config, name):
+            raise Unusable(
+                f"its configuration says {name} = {value}, its tensors say {getattr(config, name)}"
+            )
+    return config
+
+
+def _depth(tensors: Collection[str]) -> int:
+    pattern = re.compile(r"transformer\.resblocks\.(\d+)\.")
+    return 1 + max((int(match[1]) for name in tensors if (match := pattern.match(name))), default=-1)

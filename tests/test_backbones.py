@@ -1,0 +1,289 @@
+"""Backbones of every published form give what their own packages compute, or one message that says what is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, ViTConfig, tensor_shapes
+from anomalyclip.backbones.load import load_tower
+from anomalyclip.backbones.vit import PlainViT
+from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.weights import Weights, read_weights
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, NoTextsError
+from tests import vit_forms as forms
+from tests.conftest import GOLDEN
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, np.ndarray]:
+    """See tests/golden/make_backbones.py."""
+    return dict(np.load(GOLDEN / "backbones.npz"))
+
+
+def read(path: Path) -> ViTWeights:
+    weights = read_any(path)
+    assert isinstance(weights, ViTWeights)
+    return weights
+
+
+def last_tokens(path: Path, size: tuple[int, int]) -> torch.Tensor:
+    """CLS and patches after the final norm."""
+    tower = load_tower(path).visual
+    with torch.inference_mode():
+        return tower.ln_post(tower.run(tower.embed(forms.formula_pixels(size)), plain=[2]).plain[2])[0]
+
+
+def assert_near(found: torch.Tensor, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5, rtol=1e-5)
+
+
+# --- timm and the original files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", forms.SIZES, ids=str)
+@pytest.mark.parametrize("form", forms.TIMM)
+def test_tokens_equal_timms_at_sizes_other_than_the_weights_own(form, size, published, tmp_path):
+    folder = forms.timm_folder(form, tmp_path)
+    assert_near(last_tokens(folder, size), published[f"timm {form} {size[0]}x{size[1]}"])
+
+
+def test_an_original_file_gives_the_same_as_timms_at_its_own_size(published, tmp_path):
+    path = forms.original_dinov2(tmp_path)
+    assert_near(last_tokens(path, (56, 56)), published["timm dinov2 56x56"])
+
+
+def test_the_original_dinov2_scales_its_positions_by_a_side_that_is_a_tenth_larger(tmp_path):
+    config = read(forms.original_dinov2(tmp_path)).config
+    assert config.positions == "bicubic-offset"
+    tower = load_tower(tmp_path / "dinov2_vits14_pretrain.pth").visual
+    table = tower.positional_embedding
+    square = table[1:].T.reshape(1, -1, 4, 4)
+    factors = (5.1 / 4, 7.1 / 4)  # 5 x 7 patches of a table of 4 x 4
+    expected = torch.nn.functional.interpolate(square, scale_factor=factors, mode="bicubic")
+    torch.testing.assert_close(tower.positions(5, 7)[1:], expected[0].flatten(1).T)
+    plainly = torch.nn.functional.interpolate(square, (5, 7), mode="bicubic")[0].flatten(1).T
+    assert (tower.positions(5, 7)[1:] - plainly).abs().max() > 1e-3
+
+
+def test_with_registers_the_original_is_resized_with_antialiasing_as_timm_does(tmp_path):
+    config = read(forms.original_dinov2(tmp_path, registers=True)).config
+    assert (config.registers, config.positions, config.class_position) == (3, "bicubic-antialias", True)
+
+
+def test_a_whole_training_checkpoint_of_dino_is_read_for_its_teacher(tmp_path):
+    state = forms.timm_state("plain")
+    teacher = {f"module.backbone.{name}": one for name, one in state.items()}
+    teacher |= {"module.head.mlp.0.weight": torch.zeros(3, 3)}
+    torch.save({"teacher": teacher, "epoch": 100}, tmp_path / "checkpoint.pth")
+    config = read(tmp_path / "checkpoint.pth").config
+    assert (config.vision_layers, config.positions, config.mean) == (2, "bicubic-offset", IMAGENET_MEAN)
+
+
+def test_a_classifiers_head_is_left_out(published, tmp_path):
+    state = {**forms.timm_state("plain"), "head.weight": torch.zeros(7, 64), "head.bias": torch.zeros(7)}
+    torch.save({"model": state}, tmp_path / "deit_small.pth")
+    assert_near(last_tokens(tmp_path / "deit_small.pth", (56, 56)), published["timm plain 56x56"])
+
+
+def test_every_block_of_layer_scale_is_multiplied_in(tmp_path):
+    weights = read(forms.timm_folder("dinov2", tmp_path))
+    tower, block = PlainViT.frozen(weights.config, weights.state_dict), "transformer.resblocks.1"
+    scale, plain = weights.state_dict[f"{block}.ls_2"], weights.state_dict[f"{block}.mlp.c_proj.weight"]
+    torch.testing.assert_close(tower.state_dict()[f"{block}.mlp.c_proj.weight"], scale[:, None] * plain)
+
+
+# --- normalisation ------------------------------------------------------------------------------------------
+
+
+def test_mean_and_deviation_are_those_of_the_configuration(tmp_path):
+    config = read(forms.timm_folder("plain", tmp_path, mean=[0.5, 0.5, 0.5])).config
+    assert config.mean == HALF
+
+
+def test_without_a_configuration_published_names_say_how_pixels_are_normalised(tmp_path, recwarn):
+    for name, mean in (("vit_small_patch16_224.augreg", HALF), ("deit_small", IMAGENET_MEAN)):
+        save_file(forms.timm_state("plain"), tmp_path / f"{name}.safetensors")
+        assert read(tmp_path / f"{name}.safetensors").config.mean == mean
+    assert not recwarn.list
+    save_file(forms.timm_state("plain"), tmp_path / "mine.safetensors")
+    with pytest.warns(AnomalyCLIPNote, match=r"mine\.safetensors: no configuration.*ImageNet"):
+        assert read(tmp_path / "mine.safetensors").config.mean == IMAGENET_MEAN
+
+
+# --- open_clip ----------------------------------------------------------------------------------------------
+
+
+def open_clip_folder(
+    folder: Path, *, quick: bool, file: str = "open_clip_model.safetensors", **model
+) -> Path:
+    """Write a file and its configuration as on the hub; as a `.bin` it is the state dict that open_clip pickles."""
+    with torch.device("meta"):
+        names = CLIP(_clip_config()).state_dict()
+    state = {name: forms.formula(name, tuple(one.shape)) for name, one in names.items()}
+    if file.endswith(".safetensors"):
+        save_file(state, folder / file)
+    else:
+        torch.save(state, folder / file)
+    content = {"model_cfg": {**forms.CLIP_CONFIG, **({"quick_gelu": True} if quick else {}), **model}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    return folder
+
+
+def _clip_config():
+    from anomalyclip.clip.config import CLIPConfig
+
+    return CLIPConfig(32, 56, 14, 64, 2, 1, 64, 2, 1, 16, 100)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "b16.pt"])
+def test_image_patches_and_text_equal_open_clips(quick, file, published, tmp_path):
+    folder = open_clip_folder(tmp_path, quick=quick, file=file)
+    weights = read_weights(folder / file)
+    clip, name = CLIP.frozen(weights.config, weights.state_dict), f"open_clip {'quick ' * quick}gelu"
+    with torch.inference_mode():
+        tokens = clip.visual.run(clip.visual.embed(forms.formula_pixels((56, 56))), plain=[2])
+        assert_near(clip.visual.project(tokens.cls)[0], published[f"{name} image"])
+        assert_near(clip.visual.ln_post(tokens.plain[2])[0, 1:], published[f"{name} patches"])
+        ids = torch.tensor([[98, 3, 14, 15, 92, 99]])
+        text = clip.encode_text(clip.token_embedding(ids), torch.tensor([5]))
+        assert_near(text[0], published[f"{name} text"])
+
+
+def test_open_clips_own_normalisation_is_used_and_belongs_to_the_fingerprint(tmp_path):
+    from anomalyclip.clip.weights import fingerprint
+
+    folder = open_clip_folder(tmp_path, quick=False)
+    before = read_weights(folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3}  # as of LAION's L/14
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    after = read_weights(folder)
+    assert (after.config.mean, after.config.std) == (HALF, HALF)
+    assert fingerprint(before.config, before.state_dict) != fingerprint(after.config, after.state_dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "quick", "mean"),
+    [
+        ("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", True, None),
+        ("vit_b_16_plus_240-laion400m_e32-699c4b84.pt", False, None),
+        ("b16_400m.pt", True, None),
+        ("l14_fullcc2.5b.pt", True, None),
+        ("CLIP-ViT-B-16-DataComp.XL-s13B-b90K.bin", False, None),
+        ("CLIP-ViT-L-14-laion2B-s32B-b82K.bin", False, HALF),
+        ("DFN2B-CLIP-ViT-L-14.bin", True, None),
+        ("DFN2B-CLIP-ViT-L-14-39B.bin", False, None),
+        ("ViT-B-32.pt", True, None),
+    ],
+)
+def test_without_a_configuration_published_names_say_the_activation(name, quick, mean, tmp_path, recwarn):
+    open_clip_folder(tmp_path, quick=quick, file=name)
+    (tmp_path / "open_clip_config.json").unlink()
+    config = read_weights(tmp_path / name).config
+    assert config.quick_gelu is quick
+    assert config.mean == (mean or _clip_config().mean)
+    assert not recwarn.list
+
+
+def test_an_unknown_name_without_a_configuration_is_said(tmp_path):
+    open_clip_folder(tmp_path, quick=True, file="mine.pt")
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.warns(AnomalyCLIPNote, match=r"mine\.pt: no open_clip_config\.json.*QuickGELU"):
+        assert read_weights(tmp_path / "mine.pt").config.quick_gelu
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+def changed_state(**changes):
+    state = {**forms.timm_state("dinov2"), **{k.replace("__", "."): v for k, v in changes.items()}}
+    return {name: one for name, one in state.items() if one is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm__bias": None}, r"has no ln_post\.bias; expected .*DINOv2"),
+        ({"blocks__1__ls2__gamma": None}, r"has no transformer\.resblocks\.1\.ls_2"),
+        ({"blocks__1__extra": torch.zeros(2)}, r"unexpected tensors: transformer\.resblocks\.1\.extra"),
+        ({"blocks__0__mlp__w12__weight": torch.zeros(2)}, r"SwiGLU layers \(DINOv2 giant\).*use S, B or L"),
+        ({"dist_token": torch.zeros(1, 1, 64)}, r"distilled DeiT.*use the plain one"),
+        ({"storage_tokens": torch.zeros(1, 1, 64)}, r"rotary positions \(DINOv3\)"),
+        ({"pos_embed": torch.zeros(1, 19, 64)}, r"positional_embedding has 19 rows; expected a square"),
+        ({"norm__bias": torch.zeros(5)}, r"ln_post\.bias has the shape \(5,\); expected \(64,\)"),
+        ({"norm__bias": torch.zeros(64, dtype=torch.int64)}, r"is torch\.int64; expected floating-point"),
+    ],
+)
+def test_the_tensor_that_is_wrong_is_named(changes, message, tmp_path):
+    torch.save(changed_state(**changes), tmp_path / "dinov2.pth")
+    with pytest.raises(AnomalyCLIPError, match=rf"dinov2\.pth: .*{message}"):
+        read_any(tmp_path / "dinov2.pth")
+
+
+def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path):
+    forms.timm_folder("plain", tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("[3, 56, 56]", "[3, 224, 224]"))
+    with pytest.raises(AnomalyCLIPError, match="says image_size = 224, its tensors say 56"):
+        read_any(tmp_path)
+    open_clip_folder(tmp_path, quick=True, embed_dim=512)
+    with pytest.raises(AnomalyCLIPError, match="says embed_dim = 512, its tensors say 32"):
+        read_any(tmp_path / "open_clip_model.safetensors")
+
+
+def test_a_file_that_is_no_backbone_is_refused(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(AnomalyCLIPError, match=r"other\.safetensors: has no tensor visual\.conv1\.weight"):
+        read_any(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "vision_model.head.probe", "visual.trunk.attn_pool.q.weight"])
+def test_a_siglip_is_refused_by_name(name, tmp_path):
+    save_file({name: torch.zeros(1)}, tmp_path / "siglip.safetensors")
+    with pytest.raises(AnomalyCLIPError, match=r"is a SigLIP, which is not supported.*docs/models\.md"):
+        read_any(tmp_path / "siglip.safetensors")
+
+
+def test_where_texts_are_needed_a_vision_only_file_is_refused(tmp_path):
+    with pytest.raises(NoTextsError, match=r"model\.safetensors: a vision-only backbone, .*anomalydino"):
+        read_weights(forms.timm_folder("dinov2", tmp_path))
+
+
+def test_a_transformers_model_of_another_kind_is_refused(tmp_path):
+    save_file(
+        {"beit.embeddings.patch_embeddings.projection.weight": torch.zeros(1)}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "beit"}')
+    with pytest.raises(AnomalyCLIPError, match=r"model_type 'beit'; expected one of dinov2, .*vit"):
+        read_any(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(AnomalyCLIPError, match=r"no config\.json in the same folder"):
+        read_any(tmp_path)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    torch.save({"cls_token": re.compile("x")}, tmp_path / "dinov2_vits14_pretrain.pth")
+    with pytest.raises(
+        AnomalyCLIPError, match=r"dinov2_vits14_pretrain\.pth: .*not loaded because they can run"
+    ):
+        read_any(tmp_path / "dinov2_vits14_pretrain.pth")
+
+
+def test_a_clip_is_read_as_one(tmp_path):
+    weights = read_any(open_clip_folder(tmp_path, quick=True))
+    assert isinstance(weights, Weights)
+    assert load_tower(tmp_path).config.embed_dim == 32
+
+
+def test_shapes_are_those_of_the_model():
+    config = ViTConfig(56, 14, 64, 2, 1, registers=2, class_position=False)
+    assert {name: tuple(one.shape) for name, one in PlainViT(config).state_dict().items()} == tensor_shapes(
+        config
+    )

@@ -1,0 +1,71 @@
+"""Vision-only backbones give what `transformers` computes: independent implementations of the published models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomalyclip.backbones.vit import PlainViT
+from anomalyclip.backbones.weights import ViTWeights, read_any
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow  # importing it takes seconds
+
+SMALL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 56,
+    "patch_size": 14,
+    "intermediate_size": 192,  # ViT's; DINOv2 has a ratio
+}
+SIZES = [(56, 56), (70, 70), (98, 42), (28, 84)]
+
+
+def random(model):
+    """Large random values in every tensor: at their initial values norms, registers and scales would show nothing."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=draw) * 0.3)
+    return model.eval()
+
+
+def ours(folder: Path) -> PlainViT:
+    weights = read_any(folder)
+    assert isinstance(weights, ViTWeights)
+    return PlainViT.frozen(weights.config, weights.state_dict)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("Dinov2", {}),
+        ("Dinov2WithRegisters", {"num_register_tokens": 2}),
+        ("ViT", {}),
+        ("ViT", {"layer_norm_eps": 0.1}),
+    ],
+)
+def test_tokens_of_every_block_equal_those_of_transformers(name, more, size, tmp_path):
+    model = random(
+        getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**SMALL, **more))
+    )
+    model.save_pretrained(tmp_path)
+    pixels = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    flexible = {"interpolate_pos_encoding": True} if name == "ViT" else {}
+    with torch.inference_mode():
+        theirs = model(pixel_values=pixels, output_hidden_states=True, **flexible)
+        tower = ours(tmp_path)
+        tokens = tower.run(tower.embed(pixels), plain=[1, 2, 3])
+        registers = more.get("num_register_tokens", 0)
+        for block, found in tokens.plain.items():
+            expected = theirs.hidden_states[block]
+            expected = torch.cat([expected[:, :1], expected[:, 1 + registers :]], dim=1)
+            if block < 3:
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        last = tower.ln_post(tokens.plain[3])
+        expected = theirs.last_hidden_state
+        expected = torch.cat([expected[:, :1], expected[:, 1 + registers :]], dim=1)
+        torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tower.ln_post(tokens.cls), expected[:, 0], atol=1e-5, rtol=1e-5)
