@@ -264,7 +264,7 @@ def test_every_command_has_help(cli):
 
 
 def test_the_benchmark_prints_a_table_or_json(cli, monkeypatch):
-    monkeypatch.setattr("anomalyclip.benchmark.MATRIX", 128)
+    monkeypatch.setattr("anomalyclip.engines.floor.SIDE", 128)
     options = ["benchmark", "--architecture", "ViT-B-32", "--image-size", 64, "--repeats", 1]
     table = cli(*options).out
     assert "the encoder takes" in table

@@ -13,7 +13,7 @@ def test_each_runtime_is_timed_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setitem(
         benchmark.ARCHITECTURES, "small", CLIPConfig(32, 56, 14, 64, 2, 1, 64, 9, 1, 77, 49408)
     )
-    monkeypatch.setattr(benchmark, "MATRIX", 256)
+    monkeypatch.setattr("anomalyclip.engines.floor.SIDE", 256)
     rows = list(
         compare(
             "small",

@@ -111,7 +111,7 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(cli):
 
 
 def test_measuring_needs_no_weights_and_says_how_far_from_the_limit_it_is(cli, monkeypatch):
-    monkeypatch.setattr("anomalyclip.benchmark.MATRIX", 256)
+    monkeypatch.setattr("anomalyclip.engines.floor.SIDE", 256)
     (speed,) = measure([KNOWN["micro"]], repeats=1)
     assert speed.image_size == 180
     assert speed.gflop == gflop_of(KNOWN["micro"])

@@ -9,11 +9,11 @@ import torch
 from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.backbones.table import KnownBackbone
 from anomalyclip.backbones.vit import PlainViT
-from anomalyclip.benchmark import best_time, matrix_rate
-from anomalyclip.clip import taps
+from anomalyclip.clip import packed, taps
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip.taps import Taps
 from anomalyclip.clip_core import default_image_size
+from anomalyclip.engines.floor import best_time, limit
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Speed:
     seconds : float
         Best of the repetitions.
     floor : float
-        Seconds that these products take at the rate of a large float32 product on this machine.
+        Seconds that these products take at the rate of the best float32 product on this machine.
     """
 
     name: str
@@ -65,7 +65,7 @@ def measure(backbones: Iterable[KnownBackbone], *, repeats: int = 3) -> Iterator
     Speed
     """
     cpu = torch.device("cpu")
-    rate = matrix_rate(cpu)
+    rate = limit(cpu).rate
     known: dict[str, float] = {}
     for one in backbones:
         size, config = default_image_size(one.config), one.config
@@ -85,6 +85,7 @@ def _random_tower(one: KnownBackbone) -> VisionTransformer:
 
 def _seconds(tower: VisionTransformer, size: int, repeats: int) -> float:
     pixels, last = torch.randn(1, 3, size, size), len(tower.transformer.resblocks)
+    packed.pack_if_faster(tower, tokens=1 + (size // tower.patch_size) ** 2)
     with torch.inference_mode():
         positions = tower.positions(size // tower.patch_size, size // tower.patch_size)
         return best_time(lambda: tower.run(tower.embed(pixels, positions), plain=[last]), repeats=repeats)

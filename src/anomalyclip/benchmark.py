@@ -1,13 +1,12 @@
 """Measure how long each stage of a prediction takes, and compare the encoder with this machine's limit.
 
-The limit is the rate of a plain float32 matrix product, measured in the same process. Absolute times mean little on
-shared machines; the ratio to this limit is more reliable.
+The limit is the rate of the best matrix product of any installed library, measured in the same process. Absolute
+times mean little on shared machines; the ratio to this limit is more reliable.
 """
 
 import io
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
 from anomalyclip.clip.registry import BACKBONES
 from anomalyclip.clip.taps import Taps, gflop
 from anomalyclip.clip_core import TextCore
+from anomalyclip.engines.floor import best_time, limit
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import squash
@@ -33,9 +33,6 @@ from anomalyclip.spec import DetectorSpec
 ARCHITECTURES = {name: config for name in BACKBONES if isinstance(config := KNOWN[name].config, CLIPConfig)}
 """Architectures that can be timed with random weights: speed does not depend on the weights' values."""
 
-MATRIX = 4096
-"""Side of the float32 matrices whose product is timed to get the machine's rate."""
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -46,8 +43,10 @@ class Timing:
     gflop : float
         Multiplications and additions in the encoder's matrix products for one image, in 1e9.
     gflops : float
-        This machine's rate of a float32 product in 1e9 operations per second; the best of those measured before and
-        after.
+        This machine's rate in 1e9 operations per second: the best product of any installed library, in bf16 if the
+        encoder runs in bf16, otherwise in float32.
+    limit : dict
+        All of them, and the processor's peak: `anomalyclip.engines.floor.Limit`.
     floor : float
         ``gflop / gflops``: the shortest possible time for one image.
     stages : dict of str to float
@@ -63,6 +62,7 @@ class Timing:
     batch_size: int
     gflop: float
     gflops: float
+    limit: dict[str, Any]
     floor: float
     stages: dict[str, float]
     ratio: float
@@ -123,15 +123,16 @@ def run(
     config = ARCHITECTURES[architecture]
     core = _random_core(config, spec or DetectorSpec(), seed)
     scorer = _scorer(core, spec or DetectorSpec())
-    before = matrix_rate(scorer.device)
+    found = limit(scorer.device, "bf16" if scorer.precision == "bf16" else "fp32")
     stages = _time_stages(scorer, batch_size=batch_size, repeats=repeats)
-    rate = max(before, matrix_rate(scorer.device))
+    rate = found.rate
     gflop = encoder_gflop(config, image_size=core.image_size, dpam_layers=core.dpam_layers)
     return Timing(
         architecture=architecture,
         image_size=scorer.image_size,
         batch_size=batch_size,
         gflop=gflop,
+        limit=found.to_dict() | {"library": found.library},
         gflops=rate,
         floor=gflop / rate,
         stages=stages,
@@ -139,24 +140,6 @@ def run(
         peak_memory=peak_memory(),
         machine=machine(scorer),
     )
-
-
-def matrix_rate(device: torch.device, *, repeats: int = 4) -> float:
-    """Return this machine's best rate of a 4096 x 4096 x 4096 float32 product in 1e9 operations per second."""
-    a, b = torch.randn(2, MATRIX, MATRIX, device=device).unbind()
-    return 2e-9 * MATRIX**3 / best_time(lambda: a @ b, repeats=repeats, device=device)
-
-
-def best_time(work: Callable[[], object], *, repeats: int, device: torch.device | None = None) -> float:
-    """Return the shortest of several runs in seconds; waits for a GPU to finish."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if device is not None and device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def machine(scorer: TorchScorer) -> dict[str, Any]:

@@ -84,6 +84,17 @@ class Core(nn.Module):
         """Return what the images that were scored so far say about their fitness for this core."""
         return []
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether `pack` has changed the layout of weights; a deep copy is always plain."""
+        return False
+
+    def pack(self) -> None:
+        """Store float32 weights on the CPU in the layout in which this machine computes fastest, in place."""
+
+    def unpack(self) -> None:
+        """Store weights in the plain layout, in place, as other devices, compilers and exports need them."""
+
     def half_encoder(self) -> "Core":
         """Convert the weights that `encode` uses to half precision, in place, for an export; return the same core.
 

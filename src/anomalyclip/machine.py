@@ -1,7 +1,9 @@
 """The processor and the peak memory of this process, which are reported with measurements. No PyTorch."""
 
+import os
 import platform
 import sys
+from typing import NamedTuple
 
 
 def processor() -> str:
@@ -29,3 +31,51 @@ def peak_memory() -> float:
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+class Instructions(NamedTuple):
+    """What Linux says about the processor's instructions.
+
+    Attributes
+    ----------
+    vendor : str
+        ``GenuineIntel``, ``AuthenticAMD``, ...; empty if it is not known.
+    family : int
+        The vendor's number of the design; 0 if it is not known.
+    flags : frozenset of str
+        Names of instruction sets, such as ``avx512f``.
+    """
+
+    vendor: str
+    family: int
+    flags: frozenset[str]
+
+
+def instructions() -> Instructions:
+    """Return what is known about the processor's instructions; nothing outside of Linux on x86."""
+    found: dict[str, str] = {}
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                found.setdefault(name.strip(), value.strip())
+                if not line.strip():  # the first core
+                    break
+    except OSError:
+        pass
+    family = found.get("cpu family", "")
+    return Instructions(
+        found.get("vendor_id", ""),
+        int(family) if family.isdigit() else 0,
+        frozenset(found.get("flags", "").split()),
+    )
+
+
+def let_threads_rest() -> None:
+    """Let the threads of GNU's OpenMP sleep soon after their work, if PyTorch is not loaded yet.
+
+    By default they wait for the next work in a loop for milliseconds, on cores that other threads need: those that
+    compute attention (`anomalyclip.clip.packed`), decode images and write results. Variables that are set are kept.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")

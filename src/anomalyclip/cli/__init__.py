@@ -30,6 +30,7 @@ from anomalyclip.cli.train import train
 from anomalyclip.cli.watch import watch
 from anomalyclip.cli.words import words
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.machine import let_threads_rest
 
 app = typer.Typer(
     name="anomalyclip",
@@ -95,6 +96,7 @@ for verb in (
 def main() -> None:
     """Run the command line; an error that a user can mend is one message and exit code 2, any other is exit code 70."""
     pipes.prepare()
+    let_threads_rest()
     try:
         with warnings_shown():
             app()

@@ -119,20 +119,23 @@ class Attention(nn.Module):
         k, v = kv.view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # 2 x B H N D/H
         return q.view(q.shape[0], 1, self.heads, -1).transpose(1, 2), k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-        """Return the attended and projected tokens (B, N, D), without storing the N x N matrix."""
-        return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))  # B H N D/H -> B N D
+    def gather(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], v: Tensor, *, causal: bool = False
+    ) -> list[Tensor]:
+        """Return what each pair of queries (B, H, n, D / H) and keys gathers of the values, (B, H, n, D / H).
 
-    def attend_each(self, selves: Sequence[Tensor], v: Tensor) -> Tensor:
-        """Return the sum, over projections (B, H, N, D / H), of the values that each gathers by attending to itself."""
-        x = F.scaled_dot_product_attention(selves[0], selves[0], v)  # B H N D/H
-        for other in selves[1:]:
-            x = x + F.scaled_dot_product_attention(other, other, v)
-        return self._merge(x)
+        The n x N matrix is not stored.
+        """
+        return [F.scaled_dot_product_attention(q, k, v, is_causal=causal) for q, k in pairs]
 
-    def _merge(self, x: Tensor) -> Tensor:
-        projected: Tensor = self.out_proj(x.transpose(1, 2).flatten(2))  # B N D
+    def merge(self, gathered: Tensor) -> Tensor:
+        """Return the projected tokens (B, n, D) of what the heads gathered."""
+        projected: Tensor = self.out_proj(gathered.transpose(1, 2).flatten(2))
         return projected
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+        """Return the attended and projected tokens (B, n, D)."""
+        return self.merge(*self.gather([(q, k)], v, causal=causal))
 
 
 class MLP(nn.Module):
@@ -180,12 +183,15 @@ class Block(nn.Module):
         the other tokens are not computed unless a local path attends with them.
         """
         asked = set(attends)
-        project = self.attn.project_cls if cls_only and "q" not in "".join(asked) else self.attn.project
+        letters = sorted(set("".join(asked)))
+        project = self.attn.project_cls if cls_only and "q" not in letters else self.attn.project
         q, k, v = project(self.ln_1(x))
-        pairs = {"q": q, "k": k, "v": v}
-        gathered = {names: self.attn.attend_each([pairs[name] for name in names], v) for names in asked}
+        pairs = {"q": (q, q), "k": (k, k), "v": (v, v)}
         q = q[:, :, :1] if cls_only else q
-        x = x[:, : q.shape[2]] + self.attn.attend(q, k, v)
+        *each, original = self.attn.gather([*(pairs[letter] for letter in letters), (q, k)], v)
+        own = dict(zip(letters, each, strict=True))
+        gathered = {names: self.attn.merge(_sum([own[name] for name in names])) for names in asked}
+        x = x[:, : q.shape[2]] + self.attn.merge(original)
         x = x + self.mlp(self.ln_2(x))
         return x, gathered
 
@@ -194,6 +200,13 @@ class Block(nn.Module):
         x = x[:, :1] + self.attn.attend(*self.attn.project_cls(self.ln_1(x)))
         x = x + self.mlp(self.ln_2(x))
         return x
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0]
+    for other in tensors[1:]:
+        total = total + other
+    return total
 
 
 class Transformer(nn.Module):

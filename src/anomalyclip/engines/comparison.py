@@ -56,8 +56,8 @@ class RuntimeTiming:
         Largest difference of score and map from PyTorch in float32 on a few images; nan for PyTorch in float32 itself,
         compiled or not.
     floor : float
-        Seconds that the encoder's float32 matrix products need for one image at this machine's rate, which is measured
-        before and after each row.
+        Seconds that the encoder's float32 matrix products need for one image at the rate of the best library, which is
+        measured before and after each row.
     failure : str
         Why there are no figures; empty otherwise.
     """
@@ -98,7 +98,7 @@ def compare(
     AnomalyCLIPError
         An unknown architecture or runtime.
     """
-    from anomalyclip.benchmark import matrix_rate
+    from anomalyclip.engines.floor import limit
     from anomalyclip.engines.torch import choose_device
 
     if unknown := set(runtimes) - set(RUNTIMES):
@@ -121,9 +121,9 @@ def compare(
                 continue
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             for batch in batch_sizes:
-                before = matrix_rate(cpu)
+                before = limit(cpu).rate
                 measured = _in_a_process(runtime, files[0], size, batch, repeats)
-                floor = gflop / max(before, matrix_rate(cpu))
+                floor = gflop / max(before, limit(cpu).rate)
                 if "failure" not in measured:
                     measured |= {"ratio": measured["seconds"] / floor, "floor": floor}
                 yield RuntimeTiming(runtime, batch, megabytes=megabytes, difference=difference, **measured)

@@ -336,7 +336,7 @@ def exportable(core: Core, *, half: bool) -> Core:
     Similarities and maps stay in float32.
     """
     core = core.eval()
-    if half or next(core.buffers()).device.type != "cpu":
+    if half or core.is_packed or next(core.buffers()).device.type != "cpu":
         core = copy.deepcopy(core).to("cpu")
     return core.half_encoder() if half else core
 

@@ -66,7 +66,12 @@ class TorchScorer:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.image_size = core.image_size
+        packs = self.device.type == "cpu" and self.precision == "fp32" and not compiled
+        if not packs:
+            core.unpack()  # another scorer may have packed its weights
         self.core = core.to(self.device)
+        if packs:
+            self.core.pack()
         if self.device.type == "cuda":
             # The best layout for convolutions on CUDA, and that of decoded pixels.
             torch.nn.utils.convert_conv2d_weight_memory_format(self.core, torch.channels_last)
@@ -111,7 +116,7 @@ class TorchScorer:
             As for the class.
         """
         other = copy.copy(self)
-        other.core = core.to(self.device)
+        other.core = core.to(self.device)  # its tower is this one's, packed or not
         other._identity, other._description, other._known_identity = identity, description, None
         return other
 

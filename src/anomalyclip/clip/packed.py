@@ -1,0 +1,301 @@
+"""The image tower's blocks through oneDNN, with weights in its own layout: for processors on which it is the fastest.
+
+PyTorch's float32 products go through MKL, which uses half of the vector units of AMD's processors. oneDNN, which
+PyTorch contains too, uses them all. It wants the weights in blocks that fit its kernels, so each weight is stored in
+that layout *instead of* the plain one; `unpack` gives the plain one back, bit for bit. Results differ from the plain
+blocks by rounding only (1e-6).
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anomalyclip.clip.download import cache_folder
+from anomalyclip.clip.model import MLP, Attention, Block, VisionTransformer
+from anomalyclip.files import parse_json, replacing
+from anomalyclip.machine import processor
+
+SMALLEST_WIDTH = 256
+"""Narrower models stay plain: the time of their products is too short to matter."""
+
+_GAIN = 1.1
+"""How many times faster oneDNN's product must be than the plain one."""
+
+_AT_ONCE = 700_000
+"""Attention scores that are in memory at once for one thread: 2.8 MB, which stay in the cache."""
+
+_FEW = 256
+"""Fewer tokens than this are left to PyTorch's own attention."""
+
+
+class Packed:
+    """A linear layer: its weight (out, in) in oneDNN's layout, and its bias (out,)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+            self.bias = bias.detach().clone()
+
+    def __call__(self, x: Tensor, *, bias: Tensor | None = None, then: str = "none") -> Tensor:
+        """Return ``x @ weight.T + bias``, by default the layer's own, followed by an activation."""
+        return _product(x, self.weight, self.bias if bias is None else bias, then)
+
+    def plain(self) -> Tensor:
+        """Return the weight in the plain layout, (out, in)."""
+        with torch.inference_mode(False), torch.no_grad():
+            dense: Tensor = self.weight.to_dense()
+            return dense
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """Return ``x @ weight.T + bias`` by oneDNN, then an activation while the result is cached."""
+    exactly = "none" if then == "gelu" else ""  # not the approximation by tanh
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], exactly)
+    return result
+
+
+class _PackedModule(nn.Module):
+    """What packed modules share: what leaves them is plain."""
+
+    def plain(self) -> nn.Module:
+        """Return the module that was packed, with the same weights, bit for bit."""
+        raise NotImplementedError
+
+    def _filled(self, plain: nn.Module, weights: dict[str, Tensor]) -> Any:
+        plain.load_state_dict(weights, assign=True)
+        return plain.requires_grad_(False).train(self.training)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, tensor in self.plain().state_dict(keep_vars=keep_vars).items():
+            destination[prefix + name] = tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        memo[id(self)] = plain = self.plain()
+        return plain
+
+
+class PackedAttention(_PackedModule, Attention):
+    """`Attention` through oneDNN; see the module."""
+
+    def __init__(self, plain: Attention, rows: int) -> None:
+        nn.Module.__init__(self)
+        self.heads = plain.heads
+        weight, bias = plain.in_proj_weight, plain.in_proj_bias
+        width = len(bias) // 3
+        # Two parts, since the last block needs the query of its first token only.
+        self.query = Packed(weight[:width], bias[:width], rows)
+        self.key_value = Packed(weight[width:], bias[width:], rows)
+        self.out = Packed(plain.out_proj.weight, plain.out_proj.bias, rows)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each (B, H, N, D / H), for tokens (B, N, D)."""
+        return self._by_head(self.query(x))[0], *self._by_head(self.key_value(x))
+
+    def project_cls(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the query of the first token only, and the keys and values of all tokens."""
+        return self._by_head(self.query(x[:, :1]))[0], *self._by_head(self.key_value(x))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """Return (k, B, H, N, D / H), a view, of k projections (B, N, kD)."""
+        width = len(self.query.bias)
+        split = x.view(*x.shape[:2], -1, self.heads, width // self.heads)  # B N k H D/H
+        return split.permute(2, 0, 3, 1, 4)
+
+    def gather(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], v: Tensor, *, causal: bool = False
+    ) -> list[Tensor]:
+        """Return what each pair of queries (B, H, n, D / H) and keys gathers of the values, (B, H, n, D / H)."""
+        if causal or v.shape[2] < _FEW:
+            return super().gather(pairs, v, causal=causal)
+        gathered = [q.new_empty(len(q), q.shape[2], self.heads, q.shape[3]) for q, _ in pairs]  # B n H D/H
+
+        def of_head(number: int) -> None:
+            image, head = divmod(number, self.heads)
+            # n D/H to D/H n; of a copy it is four times faster.
+            value = v[image, head].contiguous().T.contiguous()
+            for (q, k), out in zip(pairs, gathered, strict=True):
+                _attend(q[image, head], k[image, head], value, out[image, :, head])
+
+        _each(of_head, len(v) * self.heads)
+        return [out.transpose(1, 2) for out in gathered]
+
+    def merge(self, gathered: Tensor) -> Tensor:
+        """Return the projected tokens (B, n, D) of what the heads gathered."""
+        return self.out(gathered.transpose(1, 2).flatten(2))
+
+    def plain(self) -> Attention:
+        """Return the module that was packed."""
+        width = len(self.query.bias)
+        with torch.device("meta"):
+            plain = Attention(width, self.heads)
+        weights = {
+            "in_proj_weight": torch.cat([self.query.plain(), self.key_value.plain()]),
+            "in_proj_bias": torch.cat([self.query.bias, self.key_value.bias]),
+            "out_proj.weight": self.out.plain(),
+            "out_proj.bias": self.out.bias,
+        }
+        filled: Attention = self._filled(plain, weights)
+        return filled
+
+
+def _attend(q: Tensor, k: Tensor, value: Tensor, out: Tensor) -> None:
+    """Write what queries (n, d) and keys (N, d) gather of the values, given as (d, N), to `out` (n, d)."""
+    q, k = q * q.shape[1] ** -0.5, k.contiguous()
+    parts = -(-len(q) * len(k) // _AT_ONCE)
+    step = -(-len(q) // parts)
+    for start in range(0, len(q), step):
+        scores = _product(q[start : start + step], k, None)
+        torch.softmax(scores, -1, out=scores)
+        out[start : start + step] = _product(scores, value, None)
+
+
+class PackedMLP(_PackedModule, MLP):
+    """`MLP` through oneDNN; see the module."""
+
+    def __init__(self, plain: MLP, rows: int) -> None:
+        nn.Module.__init__(self)
+        self.quick_gelu = plain.quick_gelu
+        self.first = Packed(plain.c_fc.weight, plain.c_fc.bias, rows)
+        self.second = Packed(plain.c_proj.weight, plain.c_proj.bias, rows)
+        # x sigmoid(1.702 x) = silu(1.702 x) / 1.702; see `MLP.forward`. The weights are not scaled, so that they can
+        # be unpacked exactly.
+        scale = 1.702 if plain.quick_gelu else 1.0
+        self.scale, self.biases = scale, (scale * self.first.bias, scale * self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to tokens (B, N, D)."""
+        if not self.quick_gelu:
+            return self.second(self.first(x, then="gelu"))
+        x = self.first(x * self.scale, bias=self.biases[0], then="swish")
+        return self.second(x, bias=self.biases[1]).mul_(1 / self.scale)
+
+    def plain(self) -> MLP:
+        """Return the module that was packed."""
+        with torch.device("meta"):
+            plain = MLP(len(self.second.bias), quick_gelu=self.quick_gelu)
+        weights = {
+            "c_fc.weight": self.first.plain(),
+            "c_fc.bias": self.first.bias,
+            "c_proj.weight": self.second.plain(),
+            "c_proj.bias": self.second.bias,
+        }
+        filled: MLP = self._filled(plain, weights)
+        return filled
+
+
+def pack(visual: VisionTransformer, *, tokens: int) -> None:
+    """Store the weights of all blocks in oneDNN's layout, in place.
+
+    Parameters
+    ----------
+    visual : VisionTransformer
+        A frozen image tower with float32 weights on the CPU; packed ones are left as they are.
+    tokens : int
+        Number of tokens of the images; the layout is chosen for it, others work too.
+    """
+    for block in _blocks(visual):
+        if not isinstance(block.attn, PackedAttention):
+            block.attn = PackedAttention(block.attn, tokens).train(block.training)
+            block.mlp = PackedMLP(block.mlp, tokens).train(block.training)
+
+
+def pack_if_faster(visual: VisionTransformer, *, tokens: int) -> None:
+    """Pack the weights where that makes this machine faster: of wide models, see `is_faster`."""
+    if len(visual.class_embedding) >= SMALLEST_WIDTH and is_faster():
+        pack(visual, tokens=tokens)
+
+
+def unpack(visual: VisionTransformer) -> None:
+    """Store the weights in the plain layout again, in place."""
+    for block in _blocks(visual):
+        if isinstance(block.attn, PackedAttention):
+            block.attn = block.attn.plain()
+        if isinstance(block.mlp, PackedMLP):
+            block.mlp = block.mlp.plain()
+
+
+def is_packed(visual: VisionTransformer) -> bool:
+    """Tell whether the weights are in oneDNN's layout."""
+    return any(isinstance(block.attn, PackedAttention) for block in _blocks(visual))
+
+
+def _blocks(visual: VisionTransformer) -> list[Block]:
+    return [block for block in visual.transformer.resblocks if isinstance(block, Block)]
+
+
+def _each(work: Callable[[int], None], count: int) -> None:
+    """Call `work` with each number below `count`, on as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for number in range(count):
+            work(number)
+        return
+    inference = torch.is_inference_mode_enabled()
+
+    def one(number: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            work(number)
+
+    list(_pool(threads, os.getpid()).map(one, range(count)))
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process, each of which computes alone: the whole product of one head after another.
+
+    The alternative, one product on all threads, stops for them two hundred times in a block.
+    """
+    return ThreadPoolExecutor(threads, "attention", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def is_faster() -> bool:
+    """Tell whether oneDNN's float32 product is clearly faster here than PyTorch's usual one.
+
+    It is measured once and remembered in the cache folder: for this processor, number of threads and version of
+    PyTorch.
+    """
+    return _is_faster(torch.get_num_threads())
+
+
+@cache
+def _is_faster(threads: int) -> bool:
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    about = json.dumps([processor(), threads, torch.__version__, os.environ.get("ONEDNN_MAX_CPU_ISA")])
+    note = cache_folder() / "speed" / f"{sha256(about.encode()).hexdigest()}.json"
+    try:
+        ratio = float(parse_json(note.read_text())["ratio"])
+    except (OSError, ValueError, KeyError, TypeError):
+        ratio = _ratio()
+        try:
+            with replacing(note) as temporary:
+                temporary.write_text(json.dumps({"about": about, "ratio": ratio}))
+        except OSError:  # a cache that cannot be written only costs time
+            pass
+    return ratio > _GAIN
+
+
+def _ratio() -> float:
+    """Return how many times faster oneDNN's product of a few hundred tokens is; best of four, in turn."""
+    x, weight = torch.ones(1, 512, 1024), torch.ones(1024, 1024)
+    packed = Packed(weight, torch.zeros(1024), 512)
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    with torch.inference_mode():
+        times = [(seconds(lambda: x @ weight.T), seconds(lambda: packed(x))) for _ in range(4)]
+    plain, fast = (min(column) for column in zip(*times, strict=True))
+    ratio: float = plain / fast
+    return ratio
