@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
 
@@ -44,6 +44,7 @@ class Prepared:
     pixels: NDArray[np.uint8] | None = None
     uncut: Image.Image | None = None
     value_range: Range | None = None
+    time: float | None = None
 
 
 class Detector:
@@ -314,11 +315,13 @@ class Detector:
 
     def prepare(self, shown: Shown) -> Prepared:
         """Return an image as `score` takes it: squashed, or whole if it will be cut. Any thread may call this."""
-        image, value_range = shown.image, shown.value_range
+        image = shown.image
+        prepared = Prepared(
+            shown.source, shown.id, image.size, value_range=shown.value_range, time=shown.time
+        )
         if self.tiling is not None and self.tiling.cuts(image.size):
-            return Prepared(shown.source, shown.id, image.size, uncut=image, value_range=value_range)
-        pixels = squash(image, self.scorer.image_size)
-        return Prepared(shown.source, shown.id, image.size, pixels, value_range=value_range)
+            return replace(prepared, uncut=image)
+        return replace(prepared, pixels=squash(image, self.scorer.image_size))
 
     def score(
         self, prepared: Iterable[Prepared], *, batch_size: int, on_error: OnError | None = None
@@ -368,6 +371,7 @@ class Detector:
             anomaly_map=anomaly_map,
             image_size=item.size,
             value_range=item.value_range,
+            time=item.time,
         ).with_threshold(self.threshold)
 
 

@@ -191,6 +191,8 @@ class Prediction:
     value_range : (float, float), optional
         For an image of more than 8 bits: the values that the model saw as black and white. None: an image of 8 bits, or
         as its file says.
+    time : float, optional
+        For a frame of a video: seconds from its start, by the time stamp of the stream.
 
     Raises
     ------
@@ -219,6 +221,7 @@ class Prediction:
     threshold: float | None = None
     pixel_threshold: float | None = None
     value_range: Range | None = None
+    time: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", require_range(self.value_range))
@@ -309,7 +312,7 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the map and the mask as JSON-ready values, in a fixed order.
 
-        `value_range` is there only if it is not None.
+        `time` and `value_range` are there only if they are not None.
 
         Examples
         --------
@@ -319,6 +322,7 @@ class Prediction:
         """
         return {
             "image_path": self.image_path,
+            **({} if self.time is None else {"time": self.time}),
             "pred_score": self.pred_score,
             "pred_label": self.pred_label,
             "threshold": self.threshold,

@@ -24,6 +24,7 @@ from anomalyclip.training.start import prompt_ids, prompt_tokens
 from anomalyclip.writers import PredictionWriter
 from tests import clip_forms
 from tests.conftest import GOLDEN, TINY
+from tests.videos import write_video
 
 SMALL = CLIPConfig(32, 56, 14, 64, 2, 1, 64, 3, 1, 77, 49408)
 """The golden CLIP with two vision blocks and three text blocks."""
@@ -179,6 +180,23 @@ def nifti_files(folder: Path) -> None:
         ("times.nii.gz", nibabel.Nifti1Image(np.stack([values, values + 9], -1), np.diag([1, 1, 3, 1]))),
     ):
         nibabel.save(image, case(folder, name.replace(".", "_")) / name)
+
+
+def videos(folder: Path) -> None:
+    """Every kind of file, with the codecs of cameras, a turn, and 16 bits."""
+    shots = [(n / 5, np.asarray(picture().rotate(9 * n))) for n in range(4)]
+    for name, options in (
+        ("turned.mp4", {"rotation": 90}),
+        ("fast.mp4", {"codec": "libx264", "options": {"movflags": "faststart"}}),
+        ("motion.mov", {"codec": "mjpeg", "layout": "yuvj420p"}),
+        ("plain.avi", {}),
+        ("open.webm", {"codec": "libvpx-vp9"}),
+        ("hevc.mkv", {"codec": "libx265"}),
+        ("broadcast.m2ts", {}),
+    ):
+        write_video(case(folder, name.replace(".", "_")) / name, shots, **options)
+    deep = [(seconds, shot[..., 0].astype(np.uint16) * 99) for seconds, shot in shots]
+    write_video(case(folder, "deep_mkv") / "deep.mkv", deep, codec="ffv1", layout="gray16le")
 
 
 def masks(folder: Path) -> None:

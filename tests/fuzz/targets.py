@@ -220,7 +220,8 @@ WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
 TARGETS = [
     Target("image", 1600, corpus.images, score_image, error=InputError, memory=400),
     Target("dicom", 300, corpus.dicom_files, score_image, error=InputError, memory=500),
-    Target("nifti", 600, corpus.nifti_files, score_image, error=InputError, memory=400),
+    Target("nifti", 300, corpus.nifti_files, score_image, error=InputError, memory=400),
+    Target("video", 300, corpus.videos, score_image, error=InputError, memory=500),
     Target("archive", 200, corpus.archives, score_archive, memory=400),
     Target("mask", 400, corpus.masks, use_mask, error=InputError, memory=400),
     Target("threshold", 700, corpus.thresholds, use_threshold),

@@ -33,11 +33,13 @@ def show(run: "PredictionRun", skipped: Counter[str]) -> None:
     from rich.text import Text
 
     from anomalyclip.overview import PAGE
+    from anomalyclip.overview.summary import moment
 
     if run.top:
         table = new_table("score", *["verdict"] * run.judged, "image", right=["score"])
         for record in run.top:
-            image = Text(printable(record["image_path"]))
+            at = f" at {moment(record['time'])}" if "time" in record else ""
+            image = Text(printable(record["image_path"]) + at)
             table.add_row(
                 f"{record['pred_score']:.4f}", *[verdict(bool(record["pred_label"]))] * run.judged, image
             )

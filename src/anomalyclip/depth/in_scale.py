@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from PIL import Image
 
 from anomalyclip.decoding import OnError, decode, decode_ahead, name_of
-from anomalyclip.depth import Deep, Range, Scale
+from anomalyclip.depth import Range, Scale
 from anomalyclip.errors import AnomalyCLIPWarning, InputError, concerning
 from anomalyclip.readers import Frame, Source
 
@@ -33,12 +33,15 @@ class Shown:
         At most 8 bits per channel.
     value_range : (float, float) or None
         The range of the run, if it was needed.
+    time : float or None
+        See `anomalyclip.readers.Frame`.
     """
 
     source: Source
     id: str | None
     image: Image.Image
     value_range: Range | None
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class _Item(Generic[T]):
     source: Source
     id: str | None
     made: T | None
-    waiting: Deep | None
+    waiting: Frame | None
     assumed: bool
 
 
@@ -82,16 +85,16 @@ def decode_in_scale(
     T
     """
 
-    def shown(source: Source, id: str | None, decoded: Image.Image | Deep) -> _Item[T]:
-        assumed = scale.depends(decoded)
-        image, value_range = scale(decoded, name=name_of(source, id))
-        return _Item(source, id, prepare(Shown(source, id, image, value_range)), None, assumed)
+    def shown(source: Source, frame: Frame) -> _Item[T]:
+        assumed = scale.depends(frame.image)
+        image, value_range = scale(frame.image, name=name_of(source, frame.id))
+        made = prepare(Shown(source, frame.id, image, value_range, frame.time))
+        return _Item(source, frame.id, made, None, assumed)
 
     def first(source: Source, frame: Frame) -> _Item[T]:
         if scale.is_open(frame.image):
-            assert isinstance(frame.image, Deep)
-            return _Item(source, frame.id, None, frame.image, True)
-        return shown(source, frame.id, frame.image)
+            return _Item(source, frame.id, None, frame, True)
+        return shown(source, frame)
 
     items = (
         decode(sources, first, on_error=on_error)
@@ -104,7 +107,7 @@ def decode_in_scale(
         if item.waiting is not None:  # here images come in order
             try:
                 with concerning(name_of(item.source, item.id), "cannot be made ready for the model"):
-                    item = shown(item.source, item.id, item.waiting)
+                    item = shown(item.source, item.waiting)
             except InputError as error:
                 if on_error is None:
                     raise

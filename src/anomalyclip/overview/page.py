@@ -17,7 +17,7 @@ from PIL import Image
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.overview.histogram import histogram
-from anomalyclip.overview.summary import Entry, Summary
+from anomalyclip.overview.summary import Entry, Summary, moment
 from anomalyclip.overview.thumbnails import path_of
 from anomalyclip.runs import SETTINGS
 
@@ -176,7 +176,8 @@ def _cards(folder: Path, summary: Summary) -> Iterator[str]:
             f'<li title="{_text(entry.image_path)}"{verdict}>{_open(entry)}'
             f'<span class="pic">{_picture(folder, entry)}</span><span class="words">'
             f"<span><b>{entry.score:.4f}</b>{_verdict(entry)}</span><bdi>{_text(path.name)}</bdi>"
-            f'<bdi class="in">{_text(inside)}</bdi></span>{"</a>" if entry.heatmap else "</span>"}</li>\n'
+            f'<bdi class="in">{_text(inside)}</bdi>{_moment(entry)}</span>'
+            f"{'</a>' if entry.heatmap else '</span>'}</li>\n"
         )
 
 
@@ -190,6 +191,10 @@ def _verdict(entry: Entry) -> str:
     if entry.label is None:
         return ""
     return '<span class="bad">anomalous</span>' if entry.label else '<span class="good">normal</span>'
+
+
+def _moment(entry: Entry) -> str:
+    return "" if entry.time is None else f'<span class="in">at {moment(entry.time)}</span>'
 
 
 def _inside(path: str, folder: str | None) -> str:

@@ -31,6 +31,7 @@ class Entry:
     image_path: str
     label: bool | None = field(compare=False)
     heatmap: str | None = field(compare=False)
+    time: float | None = field(default=None, compare=False)
 
     @property
     def score(self) -> float:
@@ -83,7 +84,7 @@ class Summary:
         bins = self.anomalous_scores if label else self.normal_scores
         bins[min(int(score * BINS), BINS - 1)] += 1
         self.folder = _common(self.folder, os.path.dirname(path))
-        entry = Entry(-score, path, label, record["files"].get("heatmap"))
+        entry = Entry(-score, path, label, record["files"].get("heatmap"), record.get("time"))
         if len(self.top) < shown or entry < self.top[-1]:
             insort(self.top, entry)
             del self.top[shown:]
@@ -116,6 +117,21 @@ class Summary:
         self.failed += 1
         insort(self.errors, (str(record["image_path"]), str(record["error"])))
         del self.errors[_ERRORS_SHOWN:]
+
+
+def moment(seconds: float) -> str:
+    """Return a time in a video as players show it.
+
+    Examples
+    --------
+    >>> moment(17.344), moment(83.5), moment(3725)
+    ('17.34 s', '1:23.50', '1:02:05.00')
+    """
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds, 2), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{rest:05.2f}" if hours else f"{minutes}:{rest:05.2f}"
 
 
 def summarize(folder: Path, *, shown: int = SHOWN) -> Summary:

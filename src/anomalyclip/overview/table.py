@@ -18,7 +18,7 @@ _CELLS = 48
 
 _COLUMNS = (
     "image_path", "pred_score", "pred_label", "threshold", "pixel_threshold", "width", "height", "regions",
-    "largest_region", "map", "heatmap", "mask",
+    "largest_region", "map", "heatmap", "mask", "time",
 )  # fmt: skip
 
 
@@ -26,7 +26,8 @@ def write_table(folder: Path) -> None:
     """Write ``predictions.csv``: one row per line of predictions.jsonl, in their order.
 
     The columns are those of the lines; ``regions`` is their number, ``largest_region`` the area of the largest in
-    pixels. A path that a spreadsheet would take for a formula begins with ``./``.
+    pixels, ``time`` that of a frame in a video, in seconds. A path that a spreadsheet would take for a formula begins
+    with ``./``.
 
     Raises
     ------
@@ -79,5 +80,5 @@ def _row(record: dict[str, object]) -> list[object]:
     kept = [record[name] for name in _COLUMNS[:5]]
     paths = [files.get(kind) for kind in ("map", "heatmap", "mask")]
     largest = max((region["area"] for region in regions), default=0)
-    row = [*kept, *record["image_size"], len(regions), largest, *paths]
+    row = [*kept, *record["image_size"], len(regions), largest, *paths, record.get("time")]
     return [f"./{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value for value in row]

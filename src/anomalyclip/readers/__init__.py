@@ -26,6 +26,7 @@ from anomalyclip.readers.dicom import DicomReader
 from anomalyclip.readers.nifti import NiftiReader
 from anomalyclip.readers.photograph import PhotographReader
 from anomalyclip.readers.selection import Selection, holder
+from anomalyclip.readers.video import VideoReader
 
 __all__ = [
     "READERS",
@@ -50,7 +51,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.ui
 """A path (or the id of one image in a file), the content of an image file as bytes, a file open in binary mode, a PIL
 image, or an (H, W, 3) or (H, W) uint8 array."""
 
-READERS: list[Reader] = [PhotographReader(), DicomReader(), NiftiReader()]
+READERS: list[Reader] = [PhotographReader(), DicomReader(), NiftiReader(), VideoReader()]
 """In the order of their registration; the first reads all files that no other reader handles."""
 
 _NUMBERED = re.compile(r"(.+)#([1-9][0-9]{0,9})", re.DOTALL)

@@ -25,10 +25,13 @@ class Frame:
     image : PIL.Image.Image or Deep
         Loaded and upright; a PIL image of at most 8 bits per channel in any colour mode, or all bits of a deeper image
         (`anomalyclip.depth`).
+    time : float or None
+        For a frame of a video: seconds from its start, by its time stamp.
     """
 
     id: str | None
     image: Image.Image | Deep
+    time: float | None = None
 
 
 class Reader(Protocol):
