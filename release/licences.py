@@ -146,13 +146,13 @@ licences of their own, which lie in the wheel.
 NOTES = """
 ## What lies in wheels and asks for more
 
-**PyAV** (`av`, only with the extra `[video]`). Its own code is under the BSD licence. Its wheels contain FFmpeg, which is built as
-"LGPL version 3 or later" (so says its `avcodec_license()`), and the encoders x264 and x265, which are under the GPL (version 2 or
-later): as a whole the wheel is under the GPL. Installing and using it puts no condition on your code or your results. Whoever passes
-it on, in a product or a container image, has to keep to these licences. AnomalyCLIP calls neither x264 nor x265: it decodes with
-FFmpeg's own decoders and writes VP9 with libvpx (BSD-3-Clause). To have neither of them, build PyAV against your own FFmpeg:
-`pip install --no-binary av av`. The codecs H.264 and HEVC are covered by patents in some countries, whichever software decodes
-them.
+**PyAV** (`av`, only with the extra `[video]`). Its own code is under the BSD licence. Its wheels contain FFmpeg,
+which is built as "LGPL version 3 or later" (so says its `avcodec_license()`), and the encoders x264 and x265, which
+are under the GPL (version 2 or later): as a whole the wheel is under the GPL. Installing and using it puts no
+condition on your code or your results. Whoever passes it on, in a product or a container image, has to keep to
+these licences. AnomalyCLIP calls neither x264 nor x265: it decodes with FFmpeg's own decoders and writes VP9 with
+libvpx (BSD-3-Clause). To have neither of them, build PyAV against your own FFmpeg: `pip install --no-binary av av`.
+The codecs H.264 and HEVC are covered by patents in some countries, whichever software decodes them.
 """
 """What the table does not tell."""
 
