@@ -13,6 +13,7 @@ import typer
 from anomalyclip.cli import options, saving
 from anomalyclip.cli.console import fail, note, out, printable, stoppable
 from anomalyclip.cli.prediction_view import show
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import DetectorSpec
 
 _HOOKS = "For each anomalous image"
@@ -86,6 +87,10 @@ def watch(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
     )
     watching.run_folder(folder, output)  # before the model is loaded
+    if hooks and threshold is None and spec.model is None:
+        raise AnomalyCLIPError(
+            "--run and --webhook are for anomalous images: set a threshold, for example --threshold 0.5"
+        )
     detector = spec.load(threshold=threshold)
     with stoppable("stopped at once; the same command goes on"), _stopping() as stop:
         note(f"watching {folder}; Ctrl-C ends")

@@ -14,6 +14,9 @@ from anomalyclip.serve.refusals import Refusal
 _PREVIEW = 1024
 """Longest side of a preview in pixels."""
 
+_GRID_PIXELS, _GRID_SIDE = 4_194_304, 2048
+"""Pixels of a map that is sent as the model made it, and the longest side of what is sent in place of a larger one."""
+
 
 def entry(
     name: str,
@@ -65,7 +68,8 @@ def encoded_map(prediction: Prediction, form: str, longest: int | None) -> dict[
         ``none``; ``png``: 8-bit gray, value / 255 is the map's; ``npy``: float32; ``rle``: the mask as runs of COCO,
         column by column, the first of them normal.
     longest : int, optional
-        Longest side. None: the image's size. A map is never larger than the image.
+        Longest side. None: the image's size; 0: as the model made it, where regions are found. A map is never larger
+        than the image.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def encoded_map(prediction: Prediction, form: str, longest: int | None) -> dict[
     """
     if form == "none":
         return None
-    size = _within(prediction.image_size, longest)
+    size = _size_of(prediction, longest)
     about = {"format": form, "width": size[0], "height": size[1]}
     if form == "rle":
         mask = prediction.mask_at(size)
@@ -113,6 +117,14 @@ def runs(mask: NDArray[np.bool_]) -> list[int]:
     changes = np.flatnonzero(np.diff(flat)) + 1
     lengths: list[int] = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
     return [0, *lengths] if flat[0] else lengths
+
+
+def _size_of(prediction: Prediction, longest: int | None) -> tuple[int, int]:
+    """Return the size of a map that is sent; the map of an image that was cut into tiles may be too large for that."""
+    height, width = prediction.anomaly_map.shape
+    if longest == 0 and width * height <= _GRID_PIXELS:
+        return width, height
+    return _within(prediction.image_size, _GRID_SIDE if longest == 0 else longest)
 
 
 def _within(size: tuple[int, int], longest: int | None) -> tuple[int, int]:

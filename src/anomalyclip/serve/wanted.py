@@ -23,7 +23,7 @@ class Wanted:
     map : str
         One of `MAPS`.
     map_size : int, optional
-        Longest side of the map that is sent. None: the image's size.
+        Longest side of the map that is sent. None: the image's size; 0: as the model made it.
     threshold : float, optional
         Replaces the model's, for score and pixels.
     class_name : str, optional
@@ -59,7 +59,7 @@ class Wanted:
         return cls(
             model=_text(given, "model"),
             map=_one_of(given, "map", MAPS),
-            map_size=_whole(given, "map_size", 1, 65_536),
+            map_size=_whole(given, "map_size", 0, 65_536),
             threshold=_share(given, "threshold"),
             class_name=_text(given, "class_name"),
             preview=_truth(given, "preview"),

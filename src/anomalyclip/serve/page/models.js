@@ -1,0 +1,138 @@
+// The model that scores: which one, another one made of words, or one that compares with flawless pictures.
+import { ask } from "./api.js";
+import { $, make, many, printable } from "./dom.js";
+import { scoreAgain } from "./scoring.js";
+import { shown, state } from "./state.js";
+
+let models = [], references = [], busy = false, onThreshold = () => {};
+
+export function buildModels(told) {
+  onThreshold = told;
+  $("model-choice").addEventListener("change", ({ target }) => use(models.find((one) => one.id === target.value)));
+  $("method").addEventListener("change", showWords);
+  $("make-model").addEventListener("click", () => work("making the model", makeModel));
+  $("choose-references").addEventListener("click", () => $("reference-files").click());
+  $("reference-files").addEventListener("change", ({ target }) => { addReferences([...target.files]); target.value = ""; });
+  $("remember").addEventListener("click", () => work(`looking at ${many(references.length, "flawless picture")}`, remember));
+  $("calibrate").addEventListener("click", () => work("scoring the flawless pictures", calibrate));
+}
+
+export async function loadModels() {
+  const answer = await ask("GET", "/v1/models");
+  models = answer.models;
+  const options = (names, chosen) => names.map((name) => make("option", { value: name, textContent: name, selected: name === chosen }));
+  $("backbone").replaceChildren(...options(answer.offers.backbones, models[0].backbone));
+  $("method").replaceChildren(...options(answer.offers.methods, models[0].method));
+  $("make").hidden = !answer.offers.backbones.length;
+  showWords();
+  if (!state.model) use(models[0], { first: true });
+  showModels();
+}
+
+export function showModels() {
+  const { model } = state;
+  $("model").classList.toggle("off", !model);
+  $("model-title").textContent = model ? printable(titleOf(model)) : "no model";
+  $("model").title = model ? `Model: ${printable(titleOf(model))}` : "";
+  $("model-choice").replaceChildren(...models.map((one) => make("option", { value: one.id, textContent: printable(titleOf(one)), selected: one.id === model?.id })));
+  if (!model) return;
+  const said = [`${model.image_size} × ${model.image_size} pixels`];
+  if (model.references?.length) said.push(`compared with ${many(model.references.length, "flawless picture")}`);
+  if (model.normal) said.push(`normal: ${model.normal.join(", ")}; abnormal: ${(model.abnormal ?? []).join(", ")}`);
+  said.push(model.threshold?.score != null ? `threshold ${shown(model.threshold.score)}${model.threshold.origin === "given" ? "" : ` (${model.threshold.origin})`}` : "no threshold of its own");
+  if (model.backbone === "micro") said.push("knows generated surfaces and little else");
+  $("model-about").textContent = printable(`${said.join(" · ")}.`);
+}
+
+const titleOf = (model) => model.title + (model.references?.length && !/reference/.test(model.title) ? `, ${many(model.references.length, "reference")}` : "");
+
+function use(model, { first = false } = {}) {
+  if (!model || model.id === state.model?.id) return;
+  state.model = model;
+  if (first || model.threshold) setThresholds(model.threshold);
+  showModels();
+  if (!first) scoreAgain();
+  state.changed("model");
+}
+
+function setThresholds(threshold) {
+  state.setThreshold("score", threshold?.score ?? null);
+  state.setThreshold("pixel", threshold?.pixel ?? null);
+  onThreshold(threshold);
+}
+
+export const resetThresholds = () => setThresholds(state.model?.threshold);
+
+function showWords() {
+  $("words").hidden = $("method").value !== "words";
+}
+
+const lines = (id) => $(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
+
+async function makeModel() {
+  const content = { backbone: $("backbone").value, method: $("method").value };
+  if (content.method === "words") Object.assign(content, { normal: lines("normal"), abnormal: lines("abnormal") });
+  if ($("class-name").value.trim()) content.class_name = $("class-name").value.trim();
+  const model = await ask("POST", "/v1/models", { body: content });
+  adopt(model);
+  return "This model scores the pictures now.";
+}
+
+export function addReferences(files) {
+  references.push(...files);
+  $("reference-list").replaceChildren(...references.slice(0, 24).map((file) => {
+    const image = make("img", { alt: printable(file.name), title: printable(file.name), src: URL.createObjectURL(file) });
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src));
+    image.addEventListener("error", () => image.replaceWith(printable(file.name)));
+    return make("li", {}, image);
+  }));
+  if (references.length > 24) $("reference-list").append(make("li", { textContent: `and ${references.length - 24} more` }));
+  $("reference-actions").hidden = !references.length;
+}
+
+function formOf() {
+  const form = new FormData();
+  for (const file of references) form.append("files", file, file.name);
+  form.append("model", state.model.id);
+  return form;
+}
+
+async function remember() {
+  const model = await ask("POST", "/v1/memories", { body: formOf() });
+  const compared = references.length;
+  adopt(model);
+  return `Pictures are compared with ${many(compared, "flawless picture")} now. “Find a threshold” gives verdicts.`;
+}
+
+async function calibrate() {
+  const form = formOf();
+  form.append("false_alarm_rate", $("rate").value);
+  const model = await ask("POST", "/v1/calibrate", { body: form });
+  adopt(model);
+  const says = model.threshold?.says?.length ? ` ${model.threshold.says.join(" ")}` : "";
+  return `Threshold ${shown(model.threshold.score)}.${says}`;
+}
+
+function adopt(model) {
+  models = [model, ...models.filter((one) => one.id !== model.id)];
+  use(model);
+}
+
+// Do one thing at a time, and say how it went.
+async function work(what, task) {
+  if (busy) return;
+  busy = true;
+  const line = $("model-message"), buttons = ["make-model", "remember", "calibrate"].map($);
+  for (const button of buttons) button.disabled = true;
+  line.textContent = `${what} …`;
+  line.className = "message-line busy";
+  try {
+    line.textContent = printable(await task());
+    line.className = "message-line good";
+  } catch (error) {
+    line.textContent = printable(error.message);
+    line.className = "message-line bad";
+  }
+  for (const button of buttons) button.disabled = false;
+  busy = false;
+}

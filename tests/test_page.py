@@ -1,0 +1,440 @@
+"""The page of `anomalyclip serve` in a real browser: what a person does with it, on a desktop and on a phone."""
+
+import csv
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalyclip import DetectorSpec, Prediction, Threshold
+from anomalyclip.demo import PICTURES
+from anomalyclip.serve.answers import runs
+from anomalyclip.visualize.colors import Colors
+from tests.browsing import DESKTOP, PHONE, chromium, downloaded, drop, names, opened, scored
+from tests.serving import CRACK, GOOD, service
+
+PAGE = Path("src/anomalyclip/serve/page")
+STAIN, CUT = PICTURES / "corduroy_stain.jpg", PICTURES / "linen_cut.jpg"
+LIMITS = Threshold(score=0.9, pixel=0.5)
+
+
+def test_nothing_is_loaded_from_elsewhere_and_no_script_or_style_is_inline():
+    files = {path.name: path.read_text(encoding="utf-8") for path in PAGE.iterdir()}
+    for name, text in files.items():
+        addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"')]*", text))
+        assert addresses <= {"http://www.w3.org/2000/svg"}, name
+        imported = re.findall(r'from "\./([^"]+)"', text) + re.findall(r'(?:src|href)="/page/([^"]+)"', text)
+        assert set(imported) <= files.keys(), name
+        assert len(text) < 60_000
+    index = files["index.html"]
+    assert "style=" not in index
+    assert re.findall(r"<script[^>]*>(?!</script>)|<style|\son\w+=", index) == []
+    assert "innerHTML" not in "".join(files.values())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory, browser):
+    folder = tmp_path_factory.mktemp("page")
+    LIMITS.to_file(folder / "threshold.json")
+    with service(folder, "--threshold", "threshold.json") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return DetectorSpec("micro").load(threshold=LIMITS)
+
+
+@pytest.fixture
+def page(browser, running):
+    with opened(browser, running.url) as found:
+        yield found
+
+
+def file(path):
+    return path.name, path.read_bytes()
+
+
+def test_a_dropped_picture_gets_its_score_and_verdict(page, detector):
+    drop(page, file(STAIN))
+    scored(page, 1)
+    prediction = detector.predict(STAIN)
+    card = page.locator("#cards button")
+    assert card.get_attribute("aria-label") == f"{STAIN.name}, score {prediction.pred_score:.4f}, anomalous"
+
+
+# ---- the browser computes what Python computes
+
+
+def smooth(seed, height, width):
+    chance = np.random.default_rng(seed)
+    coarse = chance.random((5, 7), dtype=np.float32)
+    map = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
+    return np.ascontiguousarray(map, np.float32)
+
+
+def as_map(values):
+    return {"width": values.shape[1], "height": values.shape[0], "values": values.ravel().tolist()}
+
+
+CALL = """async ([name, map, ...rest]) => {
+    const maps = await import("/page/maps.js");
+    return maps[name]({ ...map, values: Float32Array.from(map.values) }, ...rest);
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_regions_in_the_browser_are_those_of_the_library(page, seed):
+    values, size = smooth(seed, 45, 60), (403, 217)
+    values[20, 30] = values[21, 31] = 1.0  # they touch at a corner
+    exact = float(values[3, 4])
+    for threshold in (0.35, 0.6, 0.85, exact, 1.0):
+        expected = Prediction(
+            pred_score=0.5, anomaly_map=values, image_size=size, pixel_threshold=threshold
+        ).regions
+        found = page.evaluate(CALL, ["regionsOf", as_map(values), threshold, size])
+        assert found == [region.to_dict() for region in expected]
+        assert found or threshold > values.max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(60, 45), (403, 217), (31, 90), (17, 9)])
+def test_maps_are_enlarged_and_shrunk_as_pillow_does(page, size):
+    values = smooth(1, 45, 60)
+    expected = Prediction(pred_score=0.5, anomaly_map=values, image_size=size).map_at()
+    found = page.evaluate(CALL, ["resized", as_map(values), *size])
+    np.testing.assert_allclose(np.array(found["values"]), expected.ravel(), atol=2e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_a_colour_means_the_same_value_as_in_saved_heat_maps(page, threshold):
+    values = np.linspace(0, 1, 1001, dtype=np.float32)[None]
+    colors = Colors((threshold or 0.0, 1.0), "inferno", 0.7, marked=threshold is not None)
+    levels = colors.levels(values)
+    found = page.evaluate(
+        """async ([values, threshold]) => {
+            const { colorsOf, levelOf, opacitiesOf } = await import("/page/colors.js");
+            const colors = colorsOf(threshold !== null), opacities = opacitiesOf(threshold !== null, 0.7);
+            return values.map((value) => levelOf(Math.fround(value), threshold && Math.fround(threshold)))
+                .map((level) => [level, ...colors[level], opacities[level]]);
+        }""",
+        [values[0].tolist(), threshold],
+    )
+    expected = np.dstack(
+        [np.asarray(levels), np.asarray(colors.colored(levels)), np.asarray(colors.opacity(levels))]
+    )[0]
+    differ = np.abs(np.array(found) - expected)
+    assert differ[:, 1:].max() <= 8  # of 255, where a value lies between two levels
+    assert (differ[:, 0] <= 1).all()
+    assert (differ.max(axis=1) > 0).mean() < 0.01
+
+
+@pytest.mark.slow
+def test_runs_are_cocos(page):
+    mask = smooth(2, 9, 11) > 0.5
+    found = page.evaluate(
+        """async ([mask, width, height]) => {
+            const { runsOf } = await import("/page/maps.js");
+            return runsOf((place) => mask[place], width, height);
+        }""",
+        [mask.ravel().astype(int).tolist(), 11, 9],
+    )
+    assert found == runs(mask)
+
+
+# ---- a person's path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_person_drops_moves_thresholds_marks_and_downloads(browser, running, detector, device):
+    paths = [GOOD, CRACK, STAIN, CUT]
+    predictions = {path.name: detector.predict(path) for path in paths}
+    with opened(browser, running.url, **device) as page:
+        drop(page, *map(file, paths))
+        scored(page, 4)
+        ranked = sorted(predictions, key=lambda name: -predictions[name].pred_score)
+        assert names(page) == ranked
+        assert page.evaluate("document.documentElement.scrollWidth") <= device["viewport"]["width"]
+
+        # the threshold is moved in the histogram: verdicts follow, without a request
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        middle = (predictions[ranked[1]].pred_score + predictions[ranked[2]].pred_score) / 2
+        box = page.locator(".histogram").bounding_box()
+        at = box["x"] + box["width"] * (6 + 448 * middle) / 460
+        handle = page.locator(".histogram .handle circle").bounding_box()
+        page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(at, box["y"] + 40, steps=4)
+        page.mouse.up()
+        limit = float(page.get_attribute(".histogram .handle", "aria-valuenow"))
+        above = sum(prediction.pred_score >= limit for prediction in predictions.values())
+        assert page.inner_text("#counts .bad") == str(above)
+
+        # one picture: the pixel threshold is moved, and the regions are the library's
+        page.click(f"#cards button[aria-label^='{STAIN.name}']")
+        page.wait_for_selector("#regions li")
+        page.focus("#pixel")
+        page.fill("#pixel", "0.7")
+        page.wait_for_selector("#pixel-says:text('0.7000')")
+        expected = predictions[STAIN.name].with_threshold(Threshold(score=limit, pixel=0.7)).regions
+        assert page.locator("#regions b").all_inner_texts() == [
+            f"{region.peak_score:.4f}" for region in expected
+        ]
+        page.click("#mark-wrong")
+        page.wait_for_selector("#mark-wrong[aria-pressed=true]")
+        page.click("#close")
+        assert asked == []
+
+        page.click(f"#cards button[aria-label^='{CUT.name}']")
+        page.wait_for_selector("#regions li")
+        page.locator("#regions li .right").first.click()
+        page.click("#close")
+        check_downloads(page, {name: predictions[name] for name in predictions}, limit)
+
+
+def check_downloads(page, predictions, limit):
+    limits = Threshold(score=limit, pixel=0.7)
+    expected = {name: prediction.with_threshold(limits) for name, prediction in predictions.items()}
+
+    rows = list(csv.DictReader(io.StringIO(downloaded(page, "csv").decode())))
+    assert {row["image_path"]: row["pred_label"] for row in rows} == {
+        name: str(prediction.pred_label) for name, prediction in expected.items()
+    }
+    assert {row["image_path"]: row["mark"] for row in rows}[STAIN.name] == "wrong"
+
+    lines = [json.loads(line) for line in downloaded(page, "jsonl").decode().splitlines()]
+    for line in lines:
+        marks = [region.pop("mark") for region in line["regions"]]
+        check_line(line, expected[line["image_path"]])
+        assert marks == (["right"] if line["image_path"] == CUT.name else []) + [None] * (
+            len(marks) - (line["image_path"] == CUT.name)
+        )
+
+    coco = json.loads(downloaded(page, "coco"))
+    ids = {image["file_name"]: image["id"] for image in coco["images"]}
+    labels = [one for one in coco["annotations"] if one["image_id"] == ids[CUT.name]]
+    assert [one["bbox"][:2] for one in labels] == [
+        list(region.box[:2]) for region in expected[CUT.name].regions
+    ]
+    assert not any(one["image_id"] == ids[STAIN.name] for one in coco["annotations"])  # marked wrong
+
+    tasks = {
+        task["data"]["image"]: task["predictions"][0] for task in json.loads(downloaded(page, "labelstudio"))
+    }
+    first = tasks[CUT.name]["result"][0]["value"]
+    x0, _, x1, _ = expected[CUT.name].regions[0].box
+    assert (first["x"], first["width"]) == pytest.approx((100 * x0 / 320, 100 * (x1 - x0) / 320))
+
+    with zipfile.ZipFile(io.BytesIO(downloaded(page, "zip"))) as archive:
+        assert archive.testzip() is None
+        assert {name.partition("/")[0] for name in archive.namelist()} == {
+            "heatmaps", "masks", "predictions.jsonl", "predictions.csv", "coco.json", "label_studio.json",
+        }  # fmt: skip
+        for name, prediction in expected.items():
+            mask = Image.open(io.BytesIO(archive.read(f"masks/{Path(name).stem}_mask.png"))).convert("L")
+            assert (np.asarray(mask) > 127).tolist() == prediction.mask_at().tolist()
+            heat = Image.open(io.BytesIO(archive.read(f"heatmaps/{Path(name).stem}_heatmap.png")))
+            assert heat.size == prediction.image_size
+    page.keyboard.press("Escape")
+
+
+def check_line(line, expected):
+    """Scores are those of another batch: they may differ in the last digits."""
+    assert (line["threshold"], line["pixel_threshold"]) == (expected.threshold, expected.pixel_threshold)
+    assert (line["pred_label"], line["image_size"]) == (expected.pred_label, list(expected.image_size))
+    assert line["pred_score"] == pytest.approx(expected.pred_score, abs=1e-5)
+    for region, said in zip(line["regions"], expected.regions, strict=True):
+        assert region.pop("peak_score") == pytest.approx(said.peak_score, abs=1e-5)
+        assert region == {name: value for name, value in said.to_dict().items() if name != "peak_score"}
+
+
+@pytest.mark.slow
+def test_many_pictures_are_gone_through_by_keys(page):
+    drop(page, *map(file, [GOOD, CRACK, STAIN, CUT]))
+    scored(page, 4)
+    order = names(page)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#viewer-title") == order[1]
+    page.keyboard.press("r")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(f"#viewer-title:text('{order[2]}')")
+    page.keyboard.press("w")
+    page.keyboard.press("Escape")
+    labels = page.locator("#cards button").all()
+    assert [label.get_attribute("aria-label").split(", marked ")[1:] for label in labels] == [
+        [], ["right"], ["wrong"], [],
+    ]  # fmt: skip
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(order[2])
+    page.keyboard.press("?")
+    assert page.is_visible("#keys")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("linen")
+    page.wait_for_selector("#shown:text('1 of 4 pictures')")
+    page.keyboard.press("Escape")
+
+
+# ---- what is not as usual
+
+
+@pytest.mark.slow
+def test_a_name_with_a_script_is_only_a_name(page):
+    name = "<img src=x onerror=alert(1)><script>alert(2)<﹨script>.jpg"
+    drop(page, (name, STAIN.read_bytes()), ("=cmd().jpg", STAIN.read_bytes()))
+    scored(page, 2)
+    assert set(names(page)) == {name, "=cmd().jpg"}
+    page.click("#cards li:first-child button")
+    assert page.inner_text("#viewer-title") == name
+    page.click("#close")
+    rows = list(csv.DictReader(io.StringIO(downloaded(page, "csv").decode())))
+    assert {row["image_path"] for row in rows} == {name, "./=cmd().jpg"}
+    assert page.locator("main img").count() == 0
+
+
+@pytest.mark.slow
+def test_what_is_no_picture_fails_alone_and_says_why(page):
+    drop(page, file(STAIN), ("torn.jpg", STAIN.read_bytes()[:500]), ("notes.png", b"a note"))
+    scored(page, 1)
+    page.select_option("#verdict", "failed")
+    page.wait_for_selector("#shown:text('2 of 3 pictures')")
+    assert sorted(names(page)) == ["notes.png", "torn.jpg"]
+    page.click("#cards button[aria-label^='torn']")
+    assert "torn.jpg" in page.inner_text("#viewer-message")
+
+
+@pytest.mark.slow
+def test_what_a_browser_cannot_show_comes_with_a_preview_and_pages_are_told_apart(page, detector):
+    tall = Image.open(STAIN)
+    pages, deep = io.BytesIO(), io.BytesIO()
+    tall.save(pages, "TIFF", save_all=True, append_images=[Image.open(GOOD)])
+    Image.fromarray(np.asarray(tall.convert("L"), np.uint16) * 100).save(deep, "PNG")
+    drop(page, ("pages.tif", pages.getvalue()), ("deep.png", deep.getvalue()))
+    scored(page, 3)
+    assert sorted(names(page)) == ["deep.png", "pages.tif#1", "pages.tif#2"]
+    page.wait_for_selector("#cards li:nth-child(3) canvas.drawn")
+    page.click("#cards button[aria-label^='pages.tif#1']")
+    page.wait_for_selector("#regions li")
+    assert page.evaluate("document.getElementById('photograph').width") > 300
+    score = detector.predict(STAIN).pred_score
+    assert float(page.inner_text("#viewer-score")) == pytest.approx(score, abs=5e-5)
+
+
+@pytest.mark.slow
+def test_a_folder_is_taken_with_its_subfolders_and_other_files_are_skipped(page, tmp_path):
+    folder = tmp_path / "parts"
+    for name in ("a.jpg", "line 2/b.jpg", "notes.txt", ".hidden.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(GOOD.read_bytes())
+    page.set_input_files("#folder", folder)
+    scored(page, 2)
+    assert sorted(names(page)) == ["parts/a.jpg", "parts/line 2/b.jpg"]
+
+
+@pytest.mark.slow
+def test_a_busy_service_and_one_that_is_gone_are_asked_again(page):
+    turns = iter(
+        [
+            lambda route: route.fulfill(status=429, headers={"Retry-After": "0"}, json={"error": {}}),
+            lambda route: route.abort(),
+        ]
+    )
+    page.route("**/v1/predict", lambda route: next(turns, lambda last: last.continue_())(route))
+    drop(page, file(STAIN))
+    page.wait_for_selector("#connection:not([hidden])")
+    assert page.inner_text("#connection") == "The service does not answer. Trying again …"
+    scored(page, 1)
+    assert page.is_hidden("#connection")
+
+
+@pytest.mark.slow
+def test_the_key_is_asked_for_and_kept_for_the_tab_alone(browser, tmp_path):
+    (tmp_path / "key").write_text("0123456789abcdef-right\n")
+    with (
+        service(tmp_path, "--key-file", tmp_path / "key") as locked,
+        opened(browser, locked.url, wait="#key[open]") as page,
+    ):
+        page.fill("#key-text", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#key-message:text('does not accept')")
+        page.fill("#key-text", "0123456789abcdef-right")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("html.ready")
+        drop(page, file(STAIN))
+        scored(page, 1)
+        assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
+            ["0123456789abcdef-right"], 0, "",
+        ]  # fmt: skip
+        page.reload()
+        page.wait_for_selector("html.ready")
+
+
+@pytest.mark.slow
+def test_of_thousands_of_pictures_only_the_visible_ones_are_drawn(page):
+    page.evaluate(
+        """async () => {
+            const { state } = await import("/page/state.js");
+            const file = new File([], "none.jpg");
+            state.add(Array.from({ length: 5000 }, (_, i) => ({
+                file, source: Symbol(), name: `${i}.jpg`, kind: { shown: true, single: true },
+                status: "done", score: i / 5000, size: [10, 10],
+            })));
+        }"""
+    )
+    page.wait_for_selector("#cards li")
+    assert names(page)[0] == "4999.jpg"
+    assert page.locator("#cards li").count() < 60
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.wait_for_selector("#cards bdi:text-is('0.jpg')")
+    assert page.locator("#cards li").count() < 60
+    assert page.inner_text("#counts .bad") == "500"
+
+
+# ---- everybody
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_labels_contrast_and_roles_are_those_that_axe_asks_for(browser, running, device, scheme):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs axe, of the extra [dev]"
+    ).Axe()
+    with opened(browser, running.url, **device, color_scheme=scheme, reduced_motion="reduce") as page:
+
+        def check(where):
+            found = axe.run(page).response["violations"]
+            assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in found] == [], where
+
+        check("start")
+        drop(page, *map(file, [GOOD, STAIN]), ("torn.jpg", b"torn"))
+        scored(page, 2)
+        check("list")
+        page.click("#cards li:first-child button")
+        page.wait_for_selector("#regions li")
+        page.click("#mark-right")
+        page.locator("#regions .region").first.click()
+        check("viewer")
+        page.click("#close")
+        for button, dialog in (("#model", "models"), ("#downloads", "download"), ("#help", "keys")):
+            page.click(button)
+            if dialog == "models":
+                page.click("#make summary")
+            check(dialog)
+            page.keyboard.press("Escape")
