@@ -293,7 +293,7 @@ configure({
 buildHistogram();
 buildGrid(viewer.openViewer);
 viewer.buildViewer(focusItem);
-buildModels(() => {});
+buildModels();
 show();
 loadModels().then(() => document.documentElement.classList.add("ready")).catch((error) => {
   $("model-title").textContent = "no model";

@@ -1,4 +1,5 @@
 // Everything that was found, as files: table, JSON lines, COCO, Label Studio, and a zip with pictures.
+import { brushOf } from "./brush.js";
 import { blobOf, drawMap, fitted } from "./drawing.js";
 import { regionsOf, resized, runsOf } from "./maps.js";
 import { mapOf, pictureOf } from "./scoring.js";
@@ -60,7 +61,13 @@ function segmentation(mask, region, [width, height]) {
   return { size: [height, width], counts: runsOf(inside, width, height) };
 }
 
-const MASK_PIXELS = 4e6; // of larger pictures COCO has the boxes only
+const MASK_PIXELS = 4e6; // of larger pictures there are boxes only
+
+async function maskFor(item, record, regions) {
+  const [width, height] = record.image_size;
+  if (!regions.length || width * height > MASK_PIXELS) return null;
+  return { values: resized(await mapOf(item), width, height).values, limit: Math.fround(record.pixel_threshold) };
+}
 
 export async function cocoOf(found, items) {
   const coco = {
@@ -69,8 +76,7 @@ export async function cocoOf(found, items) {
   for (const [i, record] of found.entries()) {
     const [width, height] = record.image_size, id = i + 1, regions = kept(record);
     coco.images.push({ id, file_name: record.image_path, width, height });
-    const large = width * height > MASK_PIXELS;
-    const mask = regions.length && !large ? { values: resized(await mapOf(items[i]), width, height).values, limit: Math.fround(record.pixel_threshold) } : null;
+    const mask = await maskFor(items[i], record, regions);
     for (const region of regions) {
       const [x0, y0, x1, y1] = region.box;
       coco.annotations.push({
@@ -82,18 +88,27 @@ export async function cocoOf(found, items) {
   return JSON.stringify(coco);
 }
 
-export function labelStudioOf(found) {
-  return JSON.stringify(found.map((record) => {
-    const [width, height] = record.image_size, original = { original_width: width, original_height: height, image_rotation: 0 };
-    const boxes = kept(record).map((region, i) => {
-      const [x0, y0, x1, y1] = region.box;
-      return {
-        id: `region-${i + 1}`, type: "rectanglelabels", from_name: "label", to_name: "image", ...original, score: region.peak_score,
-        value: { x: (100 * x0) / width, y: (100 * y0) / height, width: (100 * (x1 - x0)) / width, height: (100 * (y1 - y0)) / height, rotation: 0, rectanglelabels: ["anomaly"] },
-      };
+export async function labelStudioOf(found, items) {
+  const tasks = [];
+  for (const [i, record] of found.entries()) {
+    const [width, height] = record.image_size, regions = kept(record);
+    const original = { to_name: "image", original_width: width, original_height: height, image_rotation: 0 };
+    const result = regions.map((region, number) => {
+      const [x0, y0, x1, y1] = region.box, percent = (value, whole) => (100 * value) / whole;
+      const value = { x: percent(x0, width), y: percent(y0, height), width: percent(x1 - x0, width), height: percent(y1 - y0, height) };
+      return { id: `region-${number + 1}`, type: "rectanglelabels", from_name: "label", ...original, score: region.peak_score, value: { ...value, rotation: 0, rectanglelabels: ["anomaly"] } };
     });
-    return { data: { image: record.image_path, score: record.pred_score, mark: record.mark }, predictions: [{ model_version: record.model ?? "anomalyclip", score: record.pred_score, result: boxes }] };
-  }), null, 1);
+    const mask = await maskFor(items[i], record, regions);
+    if (mask) {
+      const inBoxes = regions.length === record.regions.length ? () => true : (x, y) => regions.some(({ box: [x0, y0, x1, y1] }) => x >= x0 && x < x1 && y >= y0 && y < y1);
+      const inside = (place) => (mask.values[place] >= mask.limit && inBoxes(place % width, Math.floor(place / width)) ? 1 : 0);
+      const rle = brushOf(inside, width * height);
+      result.push({ id: "mask", type: "brushlabels", from_name: "brush", ...original, value: { format: "rle", rle, brushlabels: ["anomaly"] } });
+    }
+    const prediction = { model_version: record.model ?? "anomalyclip", score: record.pred_score, result };
+    tasks.push({ data: { image: record.image_path, score: record.pred_score, mark: record.mark }, predictions: [prediction] });
+  }
+  return JSON.stringify(tasks);
 }
 
 async function heatMap(item, map) {
@@ -141,7 +156,7 @@ async function zipOf(tell) {
   await zip.add("predictions.jsonl", jsonlOf(found));
   await zip.add("predictions.csv", csvOf(found));
   await zip.add("coco.json", await cocoOf(found, items));
-  await zip.add("label_studio.json", labelStudioOf(found));
+  await zip.add("label_studio.json", await labelStudioOf(found, items));
   return zip.blob();
 }
 
@@ -149,7 +164,7 @@ const MADE = {
   csv: ["predictions.csv", "text/csv", async (tell) => csvOf(await records(tell))],
   jsonl: ["predictions.jsonl", "application/x-ndjson", async (tell) => jsonlOf(await records(tell))],
   coco: ["coco.json", "application/json", async (tell) => cocoOf(await records(tell), done())],
-  labelstudio: ["label_studio.json", "application/json", async (tell) => labelStudioOf(await records(tell))],
+  labelstudio: ["label_studio.json", "application/json", async (tell) => labelStudioOf(await records(tell), done())],
   zip: ["anomalyclip.zip", "application/zip", zipOf],
 };
 

@@ -4,10 +4,9 @@ import { $, make, many, printable } from "./dom.js";
 import { scoreAgain } from "./scoring.js";
 import { shown, state } from "./state.js";
 
-let models = [], references = [], busy = false, onThreshold = () => {};
+let models = [], references = [], busy = false;
 
-export function buildModels(told) {
-  onThreshold = told;
+export function buildModels() {
   $("model-choice").addEventListener("change", ({ target }) => use(models.find((one) => one.id === target.value)));
   $("method").addEventListener("change", showWords);
   $("make-model").addEventListener("click", () => work("making the model", makeModel));
@@ -26,6 +25,7 @@ export async function loadModels() {
   $("make").hidden = !answer.offers.backbones.length;
   showWords();
   if (!state.model) use(models[0], { first: true });
+  else if (!models.some((one) => one.id === state.model.id)) use(models[0]); // it had to make room
   showModels();
 }
 
@@ -49,7 +49,7 @@ const titleOf = (model) => model.title + (model.references?.length && !/referenc
 function use(model, { first = false } = {}) {
   if (!model || model.id === state.model?.id) return;
   state.model = model;
-  if (first || model.threshold) setThresholds(model.threshold);
+  setThresholds(model.threshold); // one that was made for other scores would say nothing
   showModels();
   if (!first) scoreAgain();
   state.changed("model");
@@ -58,7 +58,6 @@ function use(model, { first = false } = {}) {
 function setThresholds(threshold) {
   state.setThreshold("score", threshold?.score ?? null);
   state.setThreshold("pixel", threshold?.pixel ?? null);
-  onThreshold(threshold);
 }
 
 export const resetThresholds = () => setThresholds(state.model?.threshold);
@@ -90,27 +89,30 @@ export function addReferences(files) {
   $("reference-actions").hidden = !references.length;
 }
 
-function formOf() {
+function formOf(files) {
   const form = new FormData();
-  for (const file of references) form.append("files", file, file.name);
+  for (const file of files) form.append("files", file, file.name);
   form.append("model", state.model.id);
   return form;
 }
 
+const without = (failed) => (failed?.length ? ` ${many(failed.length, "file")} could not be used: ${failed.map((one) => one.error).slice(0, 3).join("; ")}.` : "");
+
 async function remember() {
-  const model = await ask("POST", "/v1/memories", { body: formOf() });
-  const compared = references.length;
+  const model = await ask("POST", "/v1/memories", { body: formOf(references) });
   adopt(model);
-  return `Pictures are compared with ${many(compared, "flawless picture")} now. “Find a threshold” gives verdicts.`;
+  return `Pictures are compared with ${many(model.references.length, "flawless picture")} now.${without(model.failed)} “Find a threshold” gives verdicts.`;
 }
 
+// A model with references compares each of them with the others; any other scores the flawless pictures.
 async function calibrate() {
-  const form = formOf();
+  const compares = state.model.references.length > 0, form = formOf(compares ? [] : references);
   form.append("false_alarm_rate", $("rate").value);
-  const model = await ask("POST", "/v1/calibrate", { body: form });
-  adopt(model);
-  const says = model.threshold?.says?.length ? ` ${model.threshold.says.join(" ")}` : "";
-  return `Threshold ${shown(model.threshold.score)}.${says}`;
+  const answer = await ask("POST", "/v1/calibrate", { body: form });
+  await loadModels();
+  adopt(models.find((one) => one.id === answer.model));
+  const of = compares ? "each compared with the others" : "scored";
+  return `Threshold ${shown(answer.threshold.score)}, from ${many(answer.images, "flawless picture")}, ${of}. ${answer.threshold.says.join(" ")}${without(answer.failed)}`;
 }
 
 function adopt(model) {
