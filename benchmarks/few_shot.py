@@ -45,7 +45,7 @@ from anomalyclip.data.synthetic import (
 from anomalyclip.detector import Detector
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.evaluation.shots import draw
-from anomalyclip.fitting import fit, remember, views
+from anomalyclip.fitting import fit
 from anomalyclip.images import read_mask, squash
 from anomalyclip.memory import (
     coreset,
@@ -58,6 +58,8 @@ from anomalyclip.memory import (
 )
 from anomalyclip.metrics import auroc
 from anomalyclip.readers import open_image
+from anomalyclip.references import views
+from anomalyclip.remembering import remember
 
 SIZE, SIGMA, STEP = 180, 4.0, 3  # of micro; every third pixel of a map is enough for its AUROC
 BLOCKS, LOCAL = (1, 2, 3, 4, 5, 6), (3, 4, 5, 6)

@@ -19,11 +19,11 @@ from anomalyclip.errors import AnomalyCLIPWarning
 from anomalyclip.evaluation.calibration import calibrate
 from anomalyclip.evaluation.run import evaluate
 from anomalyclip.evaluation.shots import draw
-from anomalyclip.fitting import left_out_scores, nearest_normal, views
 from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
 from anomalyclip.prediction import Threshold
-from anomalyclip.references import Memory
+from anomalyclip.references import Memory, views
+from anomalyclip.remembering import left_out_scores
 from tests.conftest import TINY, torch_scorer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -242,13 +242,13 @@ def test_a_reference_with_a_defect_is_named(detector, good, parts, tmp_path):
 def test_the_nearest_normal_place_of_a_finding_is_known(few_shot, good, tmp_path):
     spoilt = np.asarray(Image.open(good[1]).convert("RGB")).copy()
     spoilt[115:128, 64:77] = (250, 20, 20)  # of 192 x 192
-    found = nearest_normal(few_shot, spoilt)
+    found = few_shot.predict(spoilt).nearest
     left, top, right, bottom = found.box
     assert left - 1 / 15 <= 70 / 192 <= right + 1 / 15
     assert top - 1 / 15 <= 121 / 192 <= bottom + 1 / 15
     assert found.reference in {path.name for path in good[:4]}
     assert found.distance > float(few_shot.scorer.core.scale)
-    own = nearest_normal(few_shot, good[2])
+    own = few_shot.predict(good[2]).nearest
     assert (own.reference, own.box) == (good[2].name, own.reference_box)
     assert own.distance < 0.001
 
@@ -323,7 +323,7 @@ def test_another_safetensors_file_is_no_memory(tmp_path):
             {"references": "a.memory", "max_patches": 9},
             "max_patches cannot be changed: fixed by a.memory",
         ),
-        ({"references": "a", "max_patches": 0}, "expected 1 or more patches"),
+        ({"references": "a", "max_patches": 0}, "max patches 0: expected 1 or more"),
         ({"references": [""]}, "references.*expected paths"),
     ],
 )
@@ -338,6 +338,9 @@ def test_a_spec_with_references_is_a_value(good):
     assert spec.references == (str(good[0].parent),)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*nearly the same picture"
+)  # random weights tell places apart, not pictures
 def test_an_export_carries_its_memory(tiny_state, paper_case, good, tmp_path):
     """The golden CLIP with two blocks: exporting micro takes longer."""
     prefix = "visual.transformer.resblocks."

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from anomalyclip.evaluation.calibration import calibrate_labelled as calibrate_labelled
     from anomalyclip.evaluation.comparison import compare as compare
     from anomalyclip.evaluation.run import evaluate as evaluate
+    from anomalyclip.evaluation.shots import evaluate_shots as evaluate_shots
     from anomalyclip.fitting import fit as fit
-    from anomalyclip.fitting import remember as remember
     from anomalyclip.predicting import predict as predict
     from anomalyclip.prediction import Prediction as Prediction
     from anomalyclip.prediction import Threshold as Threshold
+    from anomalyclip.remembering import remember as remember
     from anomalyclip.spec import DetectorSpec as DetectorSpec
     from anomalyclip.tiling import Tiling as Tiling
     from anomalyclip.training.run import train as train
@@ -41,10 +42,11 @@ _HOMES = {
     "calibrate_labelled": "anomalyclip.evaluation.calibration",
     "compare": "anomalyclip.evaluation.comparison",
     "evaluate": "anomalyclip.evaluation.run",
+    "evaluate_shots": "anomalyclip.evaluation.shots",
     "export": "anomalyclip.engines.export",
     "fit": "anomalyclip.fitting",
     "predict": "anomalyclip.predicting",
-    "remember": "anomalyclip.fitting",
+    "remember": "anomalyclip.remembering",
     "train": "anomalyclip.training.run",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "calibrate_labelled",
     "compare",
     "evaluate",
+    "evaluate_shots",
     "export",
     "fit",
     "predict",

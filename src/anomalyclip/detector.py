@@ -17,6 +17,7 @@ from anomalyclip.depth.in_scale import Shown, decode_in_scale
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.identity import differences
 from anomalyclip.images import squash
+from anomalyclip.nearest import NearestNormal, noting
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import Source
 from anomalyclip.scorer import Description, Scorer
@@ -343,10 +344,12 @@ class Detector:
         yield from Batches(score, self._score_gray, at_once, on_error).of(iter(prepared))
 
     def _score_batch(self, batch: list[Prepared]) -> list[Prediction]:
-        scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
+        with noting() as noted:
+            scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
+        nearest: Sequence[NearestNormal | None] = noted or [None] * len(batch)
         return [
-            self._prediction(item, float(score), anomaly_map)
-            for item, score, anomaly_map in zip(batch, scores, maps, strict=True)
+            self._prediction(item, float(score), anomaly_map, place)
+            for item, score, anomaly_map, place in zip(batch, scores, maps, nearest, strict=True)
         ]
 
     def _score_tiled(self, batch: list[Prepared], *, tiling: Tiling, batch_size: int) -> list[Prediction]:
@@ -364,7 +367,13 @@ class Detector:
         gray = np.full((side, side, 3), 128, np.uint8)
         self._score_batch([Prepared(gray, None, (side, side), gray)])
 
-    def _prediction(self, item: Prepared, score: float, anomaly_map: NDArray[np.float32]) -> Prediction:
+    def _prediction(
+        self,
+        item: Prepared,
+        score: float,
+        anomaly_map: NDArray[np.float32],
+        nearest: NearestNormal | None = None,
+    ) -> Prediction:
         return Prediction(
             image_path=item.id,
             pred_score=score,
@@ -372,6 +381,7 @@ class Detector:
             image_size=item.size,
             value_range=item.value_range,
             time=item.time,
+            nearest=nearest,
         ).with_threshold(self.threshold)
 
 

@@ -4,7 +4,7 @@ Shapes: B images, N = g * g patches on a square grid, M patches of the reference
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -17,6 +17,9 @@ Banks = Mapping[str, Tensor]
 
 BLOCK = 4096
 """Reference patches that are compared at once: the matrix of cosines is never larger than B * N * BLOCK."""
+
+_PART = 8192
+"""Patches among which a coreset is chosen at once."""
 
 _SKETCH = 64
 """Width to which features are projected at random before a coreset is chosen."""
@@ -195,11 +198,68 @@ def without(banks: Banks, owners: Mapping[str, Tensor], reference: int) -> dict[
     return {name: bank[owners[name] != reference] for name, bank in banks.items()}
 
 
+BEYOND = 2
+"""Patches around a patch that are so like it that they do not count as others of its image."""
+
+COPIES = 0.07
+"""References are copies whose distances to each other are below this share of the distances within each of them.
+
+For different images of generated products and bottles it was 0.15 or more, for one image with noise or JPEG's losses
+mostly below 0.07: `python -m benchmarks.few_shot copies`.
+"""
+
+
+def within(features: Banks) -> Tensor | None:
+    """Return how far each patch is from the nearest other one of its own image, more than two patches away.
+
+    Parameters
+    ----------
+    features : mapping of str to Tensor
+        (B, N, D) each, normalised, N patches on a square grid.
+
+    Returns
+    -------
+    Tensor or None
+        (B, N) float32: the mean over banks. None if the features are not those of a grid of 4 x 4 patches or more.
+
+    Examples
+    --------
+    >>> within({"4": F.normalize(torch.ones(1, 16, 3), dim=-1)}).amax().round(decimals=6)
+    tensor(0.)
+    """
+    counts = {bank.shape[1] for bank in features.values()}
+    side = math.isqrt(max(counts))
+    if len(counts) > 1 or side**2 not in counts or side <= BEYOND + 1:
+        return None
+    row, column = torch.arange(side**2) // side, torch.arange(side**2) % side
+    around = ((row[:, None] - row).abs() <= BEYOND) & ((column[:, None] - column).abs() <= BEYOND)
+    cosines = (bank.float() @ bank.float().transpose(1, 2) for bank in features.values())  # B N N
+    nearest_other = [(1 - found.masked_fill(around, -1).amax(dim=-1)).clamp(0, 2) for found in cosines]
+    return torch.stack(nearest_other).mean(dim=0)
+
+
+def are_copies(left_out: Sequence[Tensor], inside: Sequence[Tensor | None]) -> bool:
+    """Return whether references are so nearly the same picture that their distances say nothing about other images.
+
+    Parameters
+    ----------
+    left_out : sequence of Tensor
+        (Q, N), for each reference: distances of its patches to the other references.
+    inside : sequence of Tensor or None
+        (Q, N), of the same: `within`.
+    """
+    known = [part for part in inside if part is not None]
+    if len(known) < len(inside) or not known:
+        return False
+    return scale_of(torch.cat(list(left_out))) < COPIES * scale_of(torch.cat(known))
+
+
 def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:
     """Choose patches that stand for all: greedily, each time the one that is farthest from those chosen (k-centre).
 
     Features of all banks are taken together, and projected at random to a width of 64, which keeps distances well
-    enough to choose by.
+    enough to choose by. More than 8192 patches are dealt at random into parts of that size, and each part gives its
+    share, so that the time grows with the number of patches and not with its square.
 
     Parameters
     ----------
@@ -229,14 +289,28 @@ def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:
     if rows <= count:
         return torch.arange(rows)
     sketch = _sketch(banks, seed)  # M d
+    parts = -(-rows // _PART)
+    if parts == 1:
+        return _farthest(sketch, count).sort().values
+    dealt = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    shares = [count * (n + 1) // parts - count * n // parts for n in range(parts)]
+    chosen = [
+        part[_farthest(sketch[part], share)]
+        for part, share in zip(dealt.tensor_split(parts), shares, strict=True)
+    ]
+    return torch.cat(chosen).sort().values
+
+
+def _farthest(sketch: Tensor, count: int) -> Tensor:
+    """Return the rows (count,) of a sketch (M, d) that are chosen greedily."""
     norms = sketch.square().sum(dim=1)
     chosen = torch.zeros(count, dtype=torch.int64)  # the first is row 0
-    farness = torch.full((rows,), torch.inf)
+    farness = torch.full((len(sketch),), torch.inf)
     for step in range(1, count):
         last = sketch[chosen[step - 1]]
         torch.minimum(farness, norms - 2 * (sketch @ last) + last.square().sum(), out=farness)
         chosen[step] = farness.argmax()
-    return chosen.sort().values
+    return chosen
 
 
 def _sketch(banks: Banks, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """A core with texts and a memory of flawless references: one pass through the image tower serves both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -21,7 +21,9 @@ from anomalyclip.memory import (
     scale_of,
     unknown_share,
     with_neighbours,
+    within,
 )
+from anomalyclip.nearest import NearestNormal, box_of, is_noting, note
 from anomalyclip.references import Memory
 
 
@@ -76,6 +78,10 @@ class PatchMemory:
     def distances(self, features: Banks, banks: Banks) -> Tensor:
         """Return (B, N) float32: how far each patch is from those of the banks."""
         return distance(features, banks)
+
+    def within(self, features: Banks) -> Tensor | None:
+        """Return (B, N) float32: how far each patch is from others of its image; None if the features are no grid's."""
+        return within(features)
 
     def scale(self, memory: Memory) -> float:
         """Return the one constant that comes from the references."""
@@ -156,20 +162,24 @@ class MemoryCore(ClipCore):
         self.text_core, self.memory, self.held = core, memory, held
         self.memory_rule = score_rule or held.rule
         for number, bank in enumerate(memory.banks.values()):
-            self.register_buffer(f"bank_{number}", bank.float(), persistent=False)
+            self.register_buffer(f"bank_{number}", bank, persistent=False)
         self.register_buffer("scale", torch.tensor(held.scale(memory)), persistent=False)
         self.seen, self.unknown = 0, 0
         """Images scored, and how many of them look like another product."""
 
     @property
     def banks(self) -> dict[str, Tensor]:
-        """The references' features, float32, by name."""
+        """The references' features by name, float16 where the memory has them so: they are compared in float32."""
         return {name: self.get_buffer(f"bank_{number}") for number, name in enumerate(self.memory.banks)}
 
     def compare(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps."""
         text, maps = self.text_core.compare(features)
-        return self.fused(text, maps, self.held.distances(self.held.features(features), self.banks))
+        own = self.held.features(features)
+        distances = self.held.distances(own, self.banks)
+        if not torch.compiler.is_compiling() and is_noting():  # nor exporting
+            note(self._nearest(own, distances))
+        return self.fused(text, maps, distances)
 
     def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps of what the method alone and the memory say; see `PatchMemory.fused`."""
@@ -195,10 +205,20 @@ class MemoryCore(ClipCore):
             "product, taken in the same way? Their scores are raised, and their maps follow the texts"
         ]
 
-    def nearest(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Return the distances (B, N) of patches, and the row (B, N) of the memory that each is nearest to."""
-        rows, banks, own = len(self.memory.row_piece), self.banks, self.held.features(features)
-        name = max(
-            name for name, bank in banks.items() if len(bank) == rows
-        )  # of windows there are other numbers
-        return self.held.distances(own, banks), nearest_rows(own[name], banks[name])
+    def _nearest(self, own: Banks, distances: Tensor) -> Iterator[NearestNormal]:
+        """Yield, for each image, its farthest patch, and the patch of a reference that is nearest to it."""
+        rows, memory = len(self.memory.row_piece), self.memory
+        if memory.settings.get("tiles"):  # where a tile was is not remembered
+            return
+        names = [
+            name for name, bank in self.banks.items() if len(bank) == rows
+        ]  # of windows there are other numbers
+        if not names:
+            return
+        farthest = distances.max(dim=1)
+        patches = own[names[-1]][torch.arange(len(distances)), farthest.indices]  # B D
+        found = nearest_rows(patches, self.banks[names[-1]])
+        for far, place, row in zip(farthest.values, farthest.indices, found, strict=True):
+            number, box = memory.place(int(row))
+            own_box = box_of(int(place), self.patch_grid)
+            yield NearestNormal(memory.names[number], number, own_box, box, round(float(far), 6))

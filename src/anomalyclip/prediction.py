@@ -15,6 +15,7 @@ from PIL import Image
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing, writing
+from anomalyclip.nearest import NearestNormal
 
 # float32 softmax and Gaussian filter may exceed 1 by a few units in the last place.
 _ROUNDING = 1e-5
@@ -193,6 +194,8 @@ class Prediction:
         as its file says.
     time : float, optional
         For a frame of a video: seconds from its start, by the time stamp of the stream.
+    nearest : NearestNormal, optional
+        With references: the patch that is least like them, and what it was compared with.
 
     Raises
     ------
@@ -222,6 +225,7 @@ class Prediction:
     pixel_threshold: float | None = None
     value_range: Range | None = None
     time: float | None = None
+    nearest: NearestNormal | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_range", require_range(self.value_range))
@@ -312,7 +316,7 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return everything except the map and the mask as JSON-ready values, in a fixed order.
 
-        `time` and `value_range` are there only if they are not None.
+        `time`, `value_range` and `nearest` are there only if they are not None.
 
         Examples
         --------
@@ -329,6 +333,7 @@ class Prediction:
             "pixel_threshold": self.pixel_threshold,
             "image_size": list(self.image_size),
             **({} if self.value_range is None else {"value_range": list(self.value_range)}),
+            **({} if self.nearest is None else {"nearest": self.nearest.to_dict()}),
             "regions": [region.to_dict() for region in self.regions],
         }
 

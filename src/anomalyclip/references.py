@@ -5,19 +5,24 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import in_one_order, parse_json, replacing, require_regular, writing
+from anomalyclip.nearest import Box, box_of
 from anomalyclip.trained import check_format, read_safetensors
 
 FORMAT = "anomalyclip-memory-1"
 """Name of the file's form, in its header."""
 
-_BANK = "bank."
+_BANK, _PICTURES = "bank.", "pictures"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Memory:
         What the references were made into: augment, max_patches, patches before a coreset was taken.
     spec : mapping
         The detector's specification, for people; paths in it are names only.
+    pictures : tuple of bytes
+        Small JPEG pictures of the references, in their order; of the first ones only, or none, if it is shorter. They
+        change no score.
     """
 
     banks: dict[str, Tensor]
@@ -63,6 +71,7 @@ class Memory:
     identity: Mapping[str, Any]
     settings: Mapping[str, Any]
     spec: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of references."""
@@ -80,8 +89,28 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes of the features in float32, as they are compared."""
-        return sum(bank.numel() * 4 for bank in self.banks.values())
+        """Bytes of the features."""
+        return sum(bank.numel() * bank.element_size() for bank in self.banks.values())
+
+    def picture(self, number: int) -> bytes:
+        """Return the small picture of a reference, by its place in `names`, as JPEG; empty if there is none."""
+        return self.pictures[number] if number < len(self.pictures) else b""
+
+    def place(self, row: int) -> tuple[int, Box]:
+        """Return which reference a patch comes from, and where it is there; of references that are not cut into tiles.
+
+        Returns
+        -------
+        int
+            The reference's place in `names`.
+        tuple of float
+            Left, top, right and bottom, as shares of the reference as it was given, not turned.
+        """
+        piece, side = int(self.row_piece[row]), self.left_out.shape[-1]
+        number = int(self.piece_reference[piece])
+        view = piece - int(torch.searchsorted(self.piece_reference, number))
+        patches = views(np.arange(side * side).reshape(side, side))[view]  # as they lie in the view
+        return number, box_of(int(patches.flat[int(self.row_patch[row])]), side)
 
     def digest(self) -> str:
         """Return the SHA-256, in hex, of everything that determines scores: the features, and the scale."""
@@ -112,15 +141,18 @@ class Memory:
         """
         from safetensors.torch import save
 
-        about = {
+        about: dict[str, Any] = {
             "names": self.names,
             "hashes": self.hashes,
             "identity": dict(self.identity),
             "settings": dict(self.settings),
             "spec": dict(self.spec),
         }
-        header = {"format": FORMAT, "about": json.dumps(about, sort_keys=True)}
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        if self.pictures:
+            tensors[_PICTURES] = torch.frombuffer(bytearray(b"".join(self.pictures)), dtype=torch.uint8)
+            about["picture_sizes"] = [len(picture) for picture in self.pictures]
+        header = {"format": FORMAT, "about": json.dumps(about, sort_keys=True)}
         with writing(path), replacing(path) as temporary:
             temporary.write_bytes(in_one_order(save(tensors, metadata=header)))
 
@@ -143,6 +175,7 @@ class Memory:
         check_format(header, path, format=FORMAT, what="a memory (which `anomalyclip fit` writes)")
         try:
             about = parse_json(header["about"])
+            pictures = _cut(tensors.pop(_PICTURES, None), about.get("picture_sizes", []))
             memory = cls(
                 banks={
                     name.removeprefix(_BANK): tensor
@@ -155,6 +188,7 @@ class Memory:
                 identity=about["identity"],
                 settings=about["settings"],
                 spec=about["spec"],
+                pictures=pictures,
             )
             _check(memory)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -162,6 +196,15 @@ class Memory:
                 f"{path}: damaged ({error}); write it again with `anomalyclip fit`"
             ) from None
         return memory
+
+
+def _cut(pictures: Tensor | None, sizes: list[int]) -> tuple[bytes, ...]:
+    """Return the pictures one by one."""
+    content = b"" if pictures is None else pictures.numpy().tobytes()
+    ends = list(accumulate(sizes))
+    if any(size < 0 for size in sizes) or len(content) != (ends[-1] if ends else 0):
+        raise ValueError("its pictures do not have the sizes that its header says")
+    return tuple(content[end - size : end] for size, end in zip(sizes, ends, strict=True))
 
 
 def _check(memory: Memory) -> None:
@@ -177,6 +220,8 @@ def _check(memory: Memory) -> None:
         or int(memory.row_piece.max()) >= len(memory.piece_reference)
     ):
         raise ValueError("its patches do not belong to its references")
+    if len(memory.pictures) > len(memory.names):
+        raise ValueError("it has more pictures than references")
     if len(memory.names) != len(memory.hashes) or int(memory.piece_reference.max()) >= len(memory.names):
         raise ValueError("its references have no names")
     if not all(bank.isfinite().all() for bank in memory.banks.values()):
@@ -186,3 +231,16 @@ def _check(memory: Memory) -> None:
 def is_memory_file(path: str | os.PathLike[str]) -> bool:
     """Return whether a path names a memory rather than images: its name ends in ``.memory``."""
     return Path(path).suffix.lower() == ".memory"
+
+
+def views(pixels: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return an image, or a grid of patches, (S, S, ...), and its 7 other flips and quarter turns.
+
+    Examples
+    --------
+    >>> image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    >>> len({view.tobytes() for view in views(image)})
+    8
+    """
+    both = (pixels, pixels[:, ::-1])
+    return [np.ascontiguousarray(np.rot90(image, turns)) for image in both for turns in range(4)]

@@ -389,6 +389,8 @@ class DetectorSpec(Settings):
         of_pictures = [name for name in ("augment", "max_patches") if getattr(self, name) != _default(name)]
         if of_pictures and self.references is None:
             raise AnomalyCLIPError(f"{' and '.join(of_pictures)}: only for references; give references too")
+        if any(not path.strip() for path in self.references or ()):
+            raise AnomalyCLIPError("references: a path is empty; expected paths of images, or of a memory")
         files = [path for path in self.references or () if path.lower().endswith(".memory")]
         if files and len(self.references or ()) > 1:
             raise AnomalyCLIPError(

@@ -135,7 +135,7 @@ def calibrate(
 
 def _references(detector: Detector) -> Iterator[tuple[float, NDArray[np.float32]]]:
     """Yield scores and maps of the detector's references."""
-    from anomalyclip.fitting import left_out_scores  # an exported detector needs no PyTorch
+    from anomalyclip.remembering import left_out_scores  # an exported detector needs no PyTorch
 
     yield from left_out_scores(detector)
 

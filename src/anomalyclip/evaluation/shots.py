@@ -21,9 +21,10 @@ from anomalyclip.evaluation.run import Data, evaluate, load_sets, run_folder
 from anomalyclip.evaluation.settings import EvaluationSettings, ShotSettings
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.files import replacing, writing
-from anomalyclip.fitting import fit, remember
+from anomalyclip.fitting import fit
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
+from anomalyclip.remembering import remember
 from anomalyclip.runs import RunFolder, begun
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.settings import chosen
@@ -147,7 +148,7 @@ def draw(samples: Sequence[str], shots: int, *, seed: int, name: str) -> list[st
 def evaluate_shots(
     detector: Detector | DetectorSpec,
     data: Data | Sequence[Data],
-    shots: ShotSettings,
+    shots: ShotSettings | Sequence[int],
     settings: EvaluationSettings | None = None,
     *,
     output: str | os.PathLike[str] | RunFolder | None = None,
@@ -164,8 +165,8 @@ def evaluate_shots(
         In PyTorch, without references.
     data : path, SampleList, or a sequence of these
         Data sets with normal training images.
-    shots : ShotSettings
-        How many references, and how often they are drawn.
+    shots : ShotSettings or sequence of int
+        How many references, and how often they are drawn (3 times for plain numbers).
     settings : EvaluationSettings, optional
         All other options; each of them may also be given as a keyword.
     output : path or RunFolder, optional
@@ -188,6 +189,8 @@ def evaluate_shots(
         A class has fewer normal training images than references are wanted, or as `evaluate`.
     """
     settings = chosen(EvaluationSettings, settings, choices)
+    if not isinstance(shots, ShotSettings):
+        shots = ShotSettings(shots=tuple(shots))
     if settings.maps is not None:
         raise AnomalyCLIPError("--shots cannot be combined with --from-maps: the maps already exist")
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)

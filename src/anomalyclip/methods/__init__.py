@@ -66,7 +66,7 @@ class Method:
             raise AnomalyCLIPError(f"method {self.name!r} needs texts: {error}") from None
         if spec.references is None:
             return scorer
-        from anomalyclip.fitting import with_references
+        from anomalyclip.remembering import with_references
 
         return with_references(scorer, spec)
 

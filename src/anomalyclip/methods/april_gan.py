@@ -18,7 +18,7 @@ from anomalyclip.clip_core import ClipCore, finite
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.linear_layers import LinearLayers, load_linear_layers
-from anomalyclip.memory import on_scale, scale_of, unknown_share
+from anomalyclip.memory import Banks, on_scale, scale_of, unknown_share
 from anomalyclip.memory_core import MemoryCore, PatchMemory
 from anomalyclip.methods.worded import ClassScorer, Parts, TextFeatures, build_worded
 from anomalyclip.references import Memory
@@ -165,6 +165,9 @@ class AprilGANMemory(PatchMemory):
             f"block {number}": F.normalize(found.plain[number][:, 1:].float(), dim=-1)
             for number in self.blocks
         }
+
+    def within(self, features: Banks) -> None:
+        """Return nothing: raw tokens say more about their place than about what is there."""
 
     def scale(self, memory: Memory) -> float:
         """Return what the maximum of a normal image's map is like."""

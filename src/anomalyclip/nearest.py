@@ -1,0 +1,91 @@
+"""What the strangest place of an image was compared with: the place of a reference that is most like it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, as shares of an image."""
+
+
+def box_of(patch: int, side: int) -> Box:
+    """Return where a patch is on a square grid, row by row, as shares of the image.
+
+    Examples
+    --------
+    >>> box_of(5, 4)
+    (0.25, 0.25, 0.5, 0.5)
+    """
+    row, column = divmod(patch, side)
+    return column / side, row / side, (column + 1) / side, (row + 1) / side
+
+
+@dataclass(frozen=True)
+class NearestNormal:
+    """The patch of an image that is least like the references, and the patch of a reference that is most like it.
+
+    Attributes
+    ----------
+    reference : str
+        File name of the reference.
+    number : int
+        Its place in the memory (`anomalyclip.references.Memory.names`).
+    box, reference_box : tuple of float
+        Left, top, right and bottom of both patches, as shares of the image and of the reference.
+    distance : float
+        How far they are apart: 1 - cosine.
+    """
+
+    reference: str
+    number: int
+    box: Box
+    reference_box: Box
+    distance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values, in a fixed order."""
+        return {
+            "reference": self.reference,
+            "number": self.number,
+            "box": list(self.box),
+            "reference_box": list(self.reference_box),
+            "distance": self.distance,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "NearestNormal":
+        """Return what `to_dict` wrote."""
+        own, reference = (_box(values[name]) for name in ("box", "reference_box"))
+        return cls(str(values["reference"]), int(values["number"]), own, reference, float(values["distance"]))
+
+
+def _box(values: Sequence[float]) -> Box:
+    left, top, right, bottom = map(float, values)
+    return left, top, right, bottom
+
+
+_noted: ContextVar[list[NearestNormal] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[NearestNormal]]:
+    """Yield a list that gets what scorers note in this thread until the block ends: one for each image, or nothing."""
+    found: list[NearestNormal] = []
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+
+
+def is_noting() -> bool:
+    """Return whether anybody wants to know."""
+    return _noted.get() is not None
+
+
+def note(found: Iterable[NearestNormal]) -> None:
+    """Note the nearest normal places of a batch of images, if anybody wants to know."""
+    if (noted := _noted.get()) is not None:
+        noted.extend(found)
