@@ -19,9 +19,12 @@ from anomalyclip.errors import AnomalyCLIPWarning
 from anomalyclip.evaluation.calibration import calibrate
 from anomalyclip.evaluation.run import evaluate
 from anomalyclip.evaluation.shots import draw
+from anomalyclip.images import squash
 from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
 from anomalyclip.prediction import Threshold
+from anomalyclip.readers import open_image
+from anomalyclip.reference_pictures import decoded
 from anomalyclip.references import Memory, views
 from anomalyclip.remembering import left_out_scores
 from tests.conftest import TINY, torch_scorer
@@ -253,6 +256,63 @@ def test_the_nearest_normal_place_of_a_finding_is_known(few_shot, good, tmp_path
     assert own.distance < 0.001
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_prediction_says_where_in_a_reference_its_strangest_place_is(detector, good, augment):
+    memory = fit(detector, good[:2], augment=augment)
+    few_shot = remember(detector, memory)
+    pixels = squash(open_image(good[0]), 180)
+    for turns, view in enumerate(views(pixels)[: 8 if augment else 1]):
+        found = few_shot.predict(view).nearest
+        assert found.reference == memory.names[found.number] == good[0].name
+        assert found.distance < 0.001
+        grid = np.arange(225).reshape(15, 15)
+        left, top, *_ = (round(15 * share) for share in found.box)
+        expected = views(grid)[turns][top, left]
+        left, top, *_ = (round(15 * share) for share in found.reference_box)
+        assert grid[top, left] == expected
+    assert detector.predict(good[0]).nearest is None
+    assert few_shot.predict(good[1]).to_dict()["nearest"]["reference"] == good[1].name
+
+
+def test_a_memory_has_small_pictures_of_its_references_unless_they_are_private(
+    detector, good, memory, tmp_path
+):
+    assert len(memory.pictures) == 4
+    for number, name in enumerate(memory.names):
+        picture = decoded(memory.picture(number))
+        assert picture.size == (192, 192)
+        original = Image.open(good[0].parent / name).convert("RGB")
+        assert np.abs(np.asarray(picture, int) - np.asarray(original, int)).mean() < 6
+        assert len(memory.picture(number)) < 20_000
+    private = fit(detector, good[:4], pictures=False)
+    assert private.pictures == ()
+    assert private.digest() == memory.digest()
+    assert remember(detector, private).identity() == remember(detector, memory).identity()
+    private.save(tmp_path / "private.memory")
+    memory.save(tmp_path / "public.memory")
+    loaded = Memory.load(tmp_path / "public.memory")
+    assert loaded.pictures == memory.pictures
+    assert loaded.picture(4) == b""
+    grown = (tmp_path / "public.memory").stat().st_size - (tmp_path / "private.memory").stat().st_size
+    assert sum(map(len, memory.pictures)) <= grown < sum(map(len, memory.pictures)) + 500
+    assert fit(detector, good[4], add_to=private).pictures == ()
+
+
+def test_of_a_picture_several_times_with_a_little_noise_the_scale_is_that_of_one(detector, good):
+    image = np.asarray(Image.open(good[0]).convert("RGB"))
+    chance = np.random.default_rng(0)
+    copies = [np.clip(image + chance.normal(0, 2, image.shape), 0, 255).astype(np.uint8) for _ in range(4)]
+    with pytest.warns(AnomalyCLIPWarning, match="4 references are nearly the same picture"):
+        memory = fit(detector, copies)
+    few_shot = remember(detector, memory)
+    one, four = (scale_of(fit(detector, images).left_out) for images in (good[:1], good[:4]))
+    assert 0.5 * min(one, four) < scale_of(memory.left_out) < 2 * max(one, four)
+    assert memory.left_out.shape == (4, 15, 15)
+    scores = [prediction.pred_score for prediction in few_shot.predict(good[1:])]
+    assert max(scores) < 0.75, "new normal images are not taken for another product"
+    assert few_shot.observations() == []
+
+
 def test_an_unreadable_reference_is_named_and_the_rest_counts(detector, good, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")
@@ -338,16 +398,14 @@ def test_a_spec_with_references_is_a_value(good):
     assert spec.references == (str(good[0].parent),)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*nearly the same picture"
-)  # random weights tell places apart, not pictures
 def test_an_export_carries_its_memory(tiny_state, paper_case, good, tmp_path):
     """The golden CLIP with two blocks: exporting micro takes longer."""
     prefix = "visual.transformer.resblocks."
     state = {k: v for k, v in tiny_state.items() if not k.startswith(prefix) or int(k.split(".")[3]) < 2}
     clip = CLIP.frozen(replace(TINY, vision_layers=2), state)
     plain = Detector(torch_scorer(clip, paper_case.prompts, image_size=70, dpam_layers=1))
-    memory = fit(plain, good[:3])
+    with pytest.warns(AnomalyCLIPWarning, match="nearly the same picture"):  # to random weights
+        memory = fit(plain, good[:3])
     few_shot = remember(plain, memory)
     report = export(few_shot, tmp_path / "few.onnx", dynamic_batch=True)
     assert max(report.score_difference, report.map_difference) < 1e-4

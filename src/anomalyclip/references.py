@@ -24,6 +24,8 @@ FORMAT = "anomalyclip-memory-1"
 
 _BANK, _PICTURES = "bank.", "pictures"
 
+_VIEWS = 8
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -191,7 +193,7 @@ class Memory:
                 pictures=pictures,
             )
             _check(memory)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise AnomalyCLIPError(
                 f"{path}: damaged ({error}); write it again with `anomalyclip fit`"
             ) from None
@@ -220,12 +222,26 @@ def _check(memory: Memory) -> None:
         or int(memory.row_piece.max()) >= len(memory.piece_reference)
     ):
         raise ValueError("its patches do not belong to its references")
+    _check_places(memory)
     if len(memory.pictures) > len(memory.names):
         raise ValueError("it has more pictures than references")
     if len(memory.names) != len(memory.hashes) or int(memory.piece_reference.max()) >= len(memory.names):
         raise ValueError("its references have no names")
     if not all(bank.isfinite().all() for bank in memory.banks.values()):
         raise ValueError("its features are NaN or infinite")
+
+
+def _check_places(memory: Memory) -> None:
+    """Refuse patches and pieces that are not where `Memory.place` looks for them."""
+    if memory.left_out.ndim != 3 or memory.left_out.shape[1] != memory.left_out.shape[2]:
+        raise ValueError("its distances are not those of square grids")
+    patches, pieces = memory.left_out.shape[1] ** 2, memory.piece_reference.long()
+    if int(memory.row_patch.min()) < 0 or int(memory.row_patch.max()) >= patches:
+        raise ValueError("it has patches outside of its references")
+    if int(memory.row_piece.min()) < 0 or int(pieces.min()) < 0 or bool((pieces.diff() < 0).any()):
+        raise ValueError("its patches do not belong to its references")
+    if not memory.settings.get("tiles") and int(pieces.bincount().max()) > _VIEWS:
+        raise ValueError("it has more views of a reference than there are")
 
 
 def is_memory_file(path: str | os.PathLike[str]) -> bool:

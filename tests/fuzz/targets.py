@@ -26,6 +26,7 @@ from anomalyclip.images import read_mask
 from anomalyclip.inputs import find_images, read_list_file
 from anomalyclip.prompts import load_prompts
 from anomalyclip.readers import open_image, size_of
+from anomalyclip.reference_pictures import decoded
 from anomalyclip.references import Memory
 from anomalyclip.runs import RunFolder
 from anomalyclip.scorer import Description
@@ -165,6 +166,9 @@ def use_memory(path: Path) -> None:
     json.dumps([dict(memory.identity), dict(memory.settings), dict(memory.spec)], allow_nan=False)
     assert len(memory) >= 1
     assert memory.is_reduced in (True, False)
+    for row in range(memory.patches):
+        number, _ = memory.place(row)
+        decoded(memory.picture(number))
 
 
 def read_templates(path: Path) -> None:

@@ -39,6 +39,13 @@ def fit(
     add: Annotated[
         bool, typer.Option("--add", help="Add the images to the existing memory --output.")
     ] = False,
+    no_pictures: Annotated[
+        bool,
+        typer.Option(
+            "--no-pictures",
+            help="Keep no small pictures of the references in the memory (256 pixels, for reports): they are private.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
 ) -> None:
     """Remember flawless images of a product, so that others can be compared with them (few-shot).
@@ -55,7 +62,7 @@ def fit(
             f"{output}: the file name of a memory must end in .memory, for example {output.with_suffix('.memory')}"
         )
     if add:
-        options.refuse(context, _KEPT, f"cannot be changed with --add: fixed by {output}")
+        options.refuse(context, (*_KEPT, "no_pictures"), f"cannot be changed with --add: fixed by {output}")
         options.refuse(context, ("overwrite",), "cannot be combined with --add: give one of them")
         if not output.exists():
             raise AnomalyCLIPError(f"{output}: there is no memory to add to; leave out --add")
@@ -71,6 +78,7 @@ def fit(
             spec,
             [image.path for image in find_images(normals, selection=options.selection(every, axis))],
             **kept,
+            pictures=not no_pictures,
             add_to=output if add else None,
             on_error=on_error,
             track=track,
