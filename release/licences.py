@@ -97,7 +97,7 @@ def licence(metadata: object) -> str:
     ]
     short = [line for line in get("License") or [] if len(line) < 60]
     for text in (stated, *short, " AND ".join(classified)):
-        if text and text != "UNKNOWN":
+        if text and text not in ("UNKNOWN", "Dual License"):
             return " AND ".join(
                 SPELLINGS.get(part.strip().lower(), part.strip()) for part in text.split(" AND ")
             )

@@ -2,9 +2,13 @@
 
 import contextlib
 import hashlib
+import socket
+import ssl
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 
@@ -19,6 +23,8 @@ class Files:
     """How many bytes to send before the connection is cut; one for each of the next requests."""
     fail: list[int] = field(default_factory=list)
     """Statuses to answer the next requests with."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Statuses to answer all requests for a path with."""
     length: str | None = None
     """Instead of the true Content-Length."""
     location: str | None = None
@@ -44,6 +50,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", files.location)
             self.end_headers()
+            return
+        if self.path in files.refused:
+            self.send_error(files.refused[self.path])
             return
         body = files.content.get(self.path)
         if body is None or files.fail:
@@ -71,11 +80,28 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _secured(plain: socket.socket, certificate: Path) -> ssl.SSLSocket:
+    """Return a socket with a certificate that only its own file vouches for."""
+    key = certificate.with_suffix(".key")
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1 "
+        "-addext subjectAltName=IP:127.0.0.1"
+    )
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+
+
 @contextlib.contextmanager
-def serve() -> Iterator[Files]:
+def serve(certificate: Path | None = None) -> Iterator[Files]:
+    """Give a server; with a path for its certificate, which is written there, it speaks https."""
     files = Files()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfFiles", (Handler,), {"files": files}))
-    files.url = f"http://127.0.0.1:{server.server_port}"
+    files.url = f"http{'' if certificate is None else 's'}://127.0.0.1:{server.server_port}"
+    if certificate is not None:
+        server.socket = _secured(server.socket, certificate)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

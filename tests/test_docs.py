@@ -11,6 +11,7 @@ import pytest
 
 from anomalyclip import readers
 from anomalyclip.methods import METHODS
+from tests import object_store
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -38,8 +39,18 @@ def registries(monkeypatch):
     monkeypatch.setattr(readers, "READERS", list(readers.READERS))
 
 
+@pytest.fixture
+def store(page):
+    """An object store on loopback, for pages that need one."""
+    if not any("s3://" in code for _, code in blocks(page)):
+        yield
+        return
+    with object_store.serve():
+        yield
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_shows_can_be_run_in_its_order(page, cli, tmp_path, monkeypatch):
+def test_what_a_page_shows_can_be_run_in_its_order(page, cli, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     names: dict[str, object] = {}

@@ -5,15 +5,21 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
+from anomalyclip.addresses import Address, as_address, local_path
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.readers import Selection, exists, holder, locate, reader_for, recognised, suffixes
+from anomalyclip.remote import RESULTS, Place, place_of
+
+Root = Path | Place
+"""What a path of a user stands for: a file or folder of this machine, or what is at an address."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file and the relative path that names its results."""
+    """An image file, or an `Address`, and the relative path that names its results."""
 
     path: str
     name: str
@@ -23,10 +29,12 @@ def find_images(
     paths: Sequence[str | os.PathLike[str]],
     *,
     skipped: Counter[str] | None = None,
-    leave_out: Callable[[Path, str], bool] | None = None,
+    leave_out: Callable[[str, str], bool] | None = None,
     selection: Selection | None = None,
 ) -> Iterator[ImageFile]:
     """List the images in files, folders (searched recursively) and patterns (``parts/*.png``), each once.
+
+    Each of them may also be an address, such as ``s3://bucket/parts``. What is at an address is listed as it arrives.
 
     Results are named by the path relative to the folder, if `paths` is one folder, and otherwise relative to the
     folder that all paths have in common. Other files in folders are skipped; `skipped` counts them by file extension.
@@ -48,22 +56,54 @@ def find_images(
     ...     [image.name for image in find_images([folder])]
     ['b.PNG', 'line 1/a.jpg']
     """
-    roots = [Path(match) for path in paths for match in _matches(os.fspath(path))]
+    roots = [root for path in paths for root in _roots(os.fspath(path))]
     base = _common_folder(roots)
     seen: set[str] = set()
     for root in roots:
-        is_folder = root.is_dir()
-        for path in _walk(root, skipped) if is_folder else _members(os.fspath(root)):
-            if path not in seen and not (is_folder and leave_out is not None and leave_out(root, path)):
+        for path in _images(root, skipped, leave_out):
+            if path in seen:
+                continue
+            if len(roots) > 1 or not isinstance(root, Place):  # a store lists none twice, and maybe millions
                 seen.add(path)
-                wanted = path if selection is None else reader_for(path).select(path, selection)
-                yield ImageFile(wanted, relative(holder(wanted), base))
+            wanted = _selected(path, selection)
+            yield ImageFile(wanted, relative(holder(wanted), base))
+
+
+def _roots(path: str) -> Iterator[Root]:
+    address = as_address(path)
+    if address is not None:
+        yield place_of(address)
+    else:
+        yield from (Path(match) for match in _matches(local_path(path)))
+
+
+def _images(
+    root: Root, skipped: Counter[str] | None, leave_out: Callable[[str, str], bool] | None
+) -> Iterator[str]:
+    if isinstance(root, Place):
+        yield from root.images(_is_image, skipped=skipped, leave_out=leave_out)
+    elif not root.is_dir():
+        yield from _members(os.fspath(root))
+    else:
+        for path in _walk(root, skipped):
+            if leave_out is None or not leave_out(os.fspath(root), path):
+                yield path
+
+
+def _selected(path: str, selection: Selection | None) -> str:
+    if selection is None:
+        return path
+    if isinstance(path, Address):
+        name = path.object.rpartition("/")[2]
+        wanted = reader_for(name + path.inner).select(name + path.inner, selection)
+        return Address(path.url, wanted[len(name) :])
+    return reader_for(path).select(path, selection)
 
 
 def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
-    r"""Read image paths from lines, one per line, as the lines arrive; empty lines are skipped.
+    r"""Read image paths or addresses from lines, one per line, as the lines arrive; empty lines are skipped.
 
-    Results are named by the path relative to the working folder.
+    Results are named by the path relative to the working folder; those of addresses by what follows ``://``.
 
     Raises
     ------
@@ -82,6 +122,7 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
                 "not separated by NUL, and not an image)"
             )
         if path := line.rstrip("\r\n"):
+            path = as_address(path) or local_path(path)
             yield ImageFile(path, relative(path, os.getcwd()))
 
 
@@ -140,8 +181,18 @@ def _matches(path: str) -> list[str]:
     return matches
 
 
-def _common_folder(roots: Sequence[Path]) -> str:
-    folders = [os.path.abspath(root if root.is_dir() else root.parent) for root in roots]
+def _common_folder(roots: Sequence[Root]) -> str:
+    """Return the folder that names are relative to; of addresses, as the text that they begin with."""
+    places = [root for root in roots if isinstance(root, Place)]
+    if places:
+        if len(places) < len(roots):
+            return ""
+        levels = zip(*(place.folder.rstrip("/").split("/") for place in places), strict=False)
+        common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+        return "/".join([*common, ""]) if len(common) > 2 else ""
+    folders = [
+        os.path.abspath(root if root.is_dir() else root.parent) for root in roots if isinstance(root, Path)
+    ]
     try:
         return os.path.commonpath(folders)
     except ValueError:  # no folders, or folders on several drives
@@ -154,7 +205,7 @@ def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
-    if os.path.basename(folder).startswith(".") or os.path.exists(os.path.join(folder, "predictions.jsonl")):
+    if os.path.basename(folder).startswith(".") or os.path.exists(os.path.join(folder, RESULTS)):
         return False
     identity = _identity(folder)
     if identity in visited:
@@ -163,8 +214,16 @@ def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
     return True
 
 
+def absolute(path: str) -> str:
+    """Return the text by which images are compared: an absolute path, or an address as it is shown."""
+    return as_address(path) or os.path.abspath(path)
+
+
 def relative(path: str, base: str) -> str:
     """Return the name of a file's results: its path relative to a folder, with forward slashes."""
+    if isinstance(path, Address):
+        return path[len(base) :] if base and path.startswith(base) else path.partition("://")[2]
+    base = base or os.getcwd()
     try:
         return Path(os.path.relpath(os.path.abspath(path), base)).as_posix()
     except ValueError:  # on another drive

@@ -12,11 +12,12 @@ from typing import Any
 
 from PIL import Image
 
+from anomalyclip.addresses import Address, as_address
 from anomalyclip.data.masks import GroundTruth
 from anomalyclip.depth import Scale
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
-from anomalyclip.inputs import ImageFile, find_images
+from anomalyclip.inputs import ImageFile, absolute, find_images
 from anomalyclip.loading import as_detector
 from anomalyclip.overview import (
     Thumbnails,
@@ -43,6 +44,11 @@ SHARD = "shard"
 """Name in the settings of a run that scored one shard."""
 
 _KEPT = 20
+
+_ONLY_QUERY = (
+    "another address of this run differs from it only in its query, which is not kept in results; score it in a run of "
+    "its own"
+)
 
 _KNOWN = {
     "micro": "the micro backbone knows generated surfaces and little else: on photographs its scores say little. The "
@@ -390,7 +396,7 @@ def _listed(
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
         found = stream_images([os.fspath(image) for image in images])
-        return list(found) if at_once else found
+        return list(found) if at_once and not any(map(as_address, map(os.fspath, images))) else _begun(found)
     return images  # type: ignore[return-value]
 
 
@@ -401,6 +407,11 @@ def _begun(images: Iterable[ImageFile]) -> Iterable[ImageFile]:
     return chain(first, rest)
 
 
+def _hidden(id: str) -> int | None:
+    """Return a digest of an address that has more than its text shows."""
+    return hash(id.url) if isinstance(id, Address) and id.hides else None
+
+
 class Scoring:
     """A run in progress; `scoring` makes one.
 
@@ -409,7 +420,7 @@ class Scoring:
     run : PredictionRun
         What it did so far.
     done : set of str
-        Absolute paths of the images that an earlier part of the run has scored.
+        Absolute paths, or addresses, of the images that an earlier part of the run has scored.
     """
 
     def __init__(
@@ -422,7 +433,7 @@ class Scoring:
         on_scored: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.run = PredictionRun(writer.output_dir)
-        self.done = {os.path.abspath(path) for path in writer.done}
+        self.done = {absolute(path) for path in writer.done}
         self._detector, self._writer, self._results = detector, writer, results
         self._thumbnails = Thumbnails(writer.output_dir, draw=results.draw_small)
         self._scale = scale
@@ -435,7 +446,7 @@ class Scoring:
         self._advance = advance or _nothing
 
         def is_skipped(id: str) -> bool:
-            done = id in self._writer.done or os.path.abspath(id) in self.done
+            done = id in self._writer.done or absolute(id) in self.done
             self.run.skipped += done
             return done
 
@@ -482,13 +493,19 @@ class Scoring:
 
     def _wanted(self, images: Iterable[ImageFile]) -> Iterator[str]:
         seen: set[str] = set()
+        queries: dict[str, int] = {}
         for image in images:
-            path = os.path.abspath(image.path)
+            path = absolute(image.path)
             if path in seen:
-                self.run.repeated += 1
-                self._advance()
+                if queries.get(path) == _hidden(image.path):
+                    self.run.repeated += 1
+                    self._advance()
+                else:
+                    self._failed(image.path, InputError(f"{image.path}: {_ONLY_QUERY}"))
                 continue
             seen.add(path)
+            if (hidden := _hidden(image.path)) is not None:
+                queries[path] = hidden
             if path in self.done:
                 self.run.skipped += 1
                 self._advance()

@@ -8,9 +8,10 @@ from functools import cached_property
 from hashlib import blake2b, sha256
 from pathlib import Path
 
+from anomalyclip.addresses import Address, as_address
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import parse_json, replacing, writing
-from anomalyclip.inputs import ImageFile
+from anomalyclip.inputs import ImageFile, absolute
 from anomalyclip.readers.selection import holder, parted
 
 LISTING = "shard.jsonl"
@@ -212,7 +213,12 @@ class Listing:
                 names.update(name + _wanted(image.path).encode() + b"\0")
                 if not shard.has(image.name):
                     continue
-                key = blake2b(os.fsencode(os.path.abspath(image.path)), digest_size=16).digest()
+                if isinstance(image.path, Address) and image.path.hides:
+                    raise AnomalyCLIPError(
+                        f"{image.path}: addresses with a query or a password are not kept in files, so they cannot be "
+                        "scored in shards"
+                    )
+                key = blake2b(os.fsencode(absolute(image.path)), digest_size=16).digest()
                 if key in seen:
                     repeated += 1
                     continue
@@ -259,7 +265,7 @@ class Listing:
 
     def images(self) -> Iterator[ImageFile]:
         """Yield the images as `anomalyclip.predicting.predict` takes them."""
-        return (ImageFile(entry.path, entry.name) for entry in self.entries())
+        return (ImageFile(as_address(entry.path) or entry.path, entry.name) for entry in self.entries())
 
     def finish(self) -> None:
         """Note that the shard is complete.

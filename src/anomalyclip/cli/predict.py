@@ -27,15 +27,15 @@ def predict(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Images, zip or tar archives, folders (searched recursively) or patterns; - reads paths from "
-            "standard input.",
+            help="Images, zip or tar archives, folders (searched recursively), patterns, or addresses of these such as "
+            "s3://bucket/folder; - reads paths from standard input.",
             show_default=False,
         ),
     ] = None,
     from_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with one image path per line (UTF-8; no folders, no patterns).",
+            help="File with one image path or address per line (UTF-8; no folders, no patterns).",
             show_default=False,
             dir_okay=False,
         ),
@@ -108,6 +108,7 @@ def _images(
     """Return the images: a list where all can be known beforehand, or a stream."""
     from itertools import chain
 
+    from anomalyclip.addresses import as_address
     from anomalyclip.inputs import read_list, read_list_file
     from anomalyclip.predicting import stream_images
 
@@ -119,10 +120,10 @@ def _images(
         return read_list(sys.stdin)
     if not paths and from_file is None:
         raise AnomalyCLIPError(
-            "no images given: name files, folders or patterns, --from-file LIST, or - for stdin"
+            "no images given: name files, folders, patterns or addresses, --from-file LIST, or - for stdin"
         )
     images = chain(
         stream_images(paths, skipped=skipped, selection=selection),
         [] if from_file is None else read_list_file(from_file),
     )
-    return list(images) if at_once else images
+    return list(images) if at_once and not any(map(as_address, paths)) else images

@@ -1,10 +1,11 @@
 """Which files below a folder are a data set's ground-truth masks, and no images to score."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 
+from anomalyclip.addresses import Address, exists
 from anomalyclip.data.catalog import catalog
 from anomalyclip.data.layouts import SHAPES, BesideShape, DAGMShape, ImageMaskShape, MVTecShape
 from anomalyclip.data.meta import FILE_NAME, read_meta
@@ -47,9 +48,13 @@ class GroundTruth:
         self._below: dict[str, _Below] = {}
 
     def __call__(self, root: str | os.PathLike[str], path: str) -> bool:
-        """Return whether a file below a root is a mask."""
-        root = os.path.abspath(root)
-        found = self._below.setdefault(root, _Below(root)).has_mask(os.path.abspath(path))
+        """Return whether a file below a root is a mask; of addresses, those in a folder of masks are."""
+        if isinstance(root, Address) and isinstance(path, Address):
+            below = self._below.setdefault(root, _Below(root.rstrip("/"), partial(_is_below, root)))
+            found = below.is_in_masks(path)
+        else:
+            root = os.path.abspath(root)
+            found = self._below.setdefault(root, _Below(root)).has_mask(os.path.abspath(path))
         self.count += found
         if found and self.example is None:
             self.example = path
@@ -59,8 +64,8 @@ class GroundTruth:
 class _Below:
     """What was found out about the folders below a root."""
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    def __init__(self, root: str, is_folder: Callable[[str], bool] = os.path.isdir) -> None:
+        self._root, self._is_folder = root, is_folder
         self._of_masks: dict[str, bool] = {root: False}
         self._listed: dict[str, frozenset[str]] = {}
 
@@ -68,11 +73,20 @@ class _Below:
         folder = os.path.dirname(path)
         return self._is_of_masks(folder) or self._is_listed(path) or _is_beside(path)
 
+    def is_in_masks(self, path: str) -> bool:
+        return self._is_of_masks(os.path.dirname(path))
+
     def _is_of_masks(self, folder: str) -> bool:
         if folder not in self._of_masks:
             above, name = os.path.split(folder)
-            self._of_masks[folder] = self._is_of_masks(above) or _is_mask_folder(above, name)
+            self._of_masks[folder] = self._is_of_masks(above) or self._is_mask_folder(above, name)
         return self._of_masks[folder]
+
+    def _is_mask_folder(self, above: str, name: str) -> bool:
+        if name == DAGMShape.masks and os.path.basename(above) in DAGMShape.phases:
+            return True
+        besides = [beside for masks, beside in _mask_folders() if masks == name]
+        return any(self._is_folder(os.path.join(above, beside)) for beside in besides)
 
     def _is_listed(self, path: str) -> bool:
         folder = path
@@ -117,11 +131,9 @@ def _shapes() -> tuple[object, ...]:
     return tuple(SHAPES[layout.shape](**layout.parameters) for layout in layouts)
 
 
-def _is_mask_folder(above: str, name: str) -> bool:
-    if name == DAGMShape.masks and os.path.basename(above) in DAGMShape.phases:
-        return True
-    besides = [beside for masks, beside in _mask_folders() if masks == name]
-    return any(os.path.isdir(os.path.join(above, beside)) for beside in besides)
+def _is_below(root: Address, folder: str) -> bool:
+    """Return whether there is a folder below an address; `folder` begins like the address."""
+    return exists(root.below(folder[len(root.rstrip("/")) + 1 :]))
 
 
 def _is_beside(path: str) -> bool:

@@ -73,7 +73,7 @@ class Thumbnails:
         """
         try:
             with unsaid():
-                image = open_image(str(prediction.image_path), value_range=prediction.value_range)
+                image = open_image(prediction.image_path or "", value_range=prediction.value_range)
             content = _encoded(image, prediction, self._draw)
         except Exception:  # the image was scored, and its picture is not its result
             return None

@@ -8,7 +8,8 @@ read as a photograph.
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from io import UnsupportedOperation
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalyclip.addresses import Address, as_address, fetched, masked
 from anomalyclip.depth import Deep, Range
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import require_regular
@@ -48,8 +50,8 @@ __all__ = [
 ]
 
 Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8]
-"""A path (or the id of one image in a file), the content of an image file as bytes, a file open in binary mode, a PIL
-image, or an (H, W, 3) or (H, W) uint8 array."""
+"""A path (or the id of one image in a file), an `anomalyclip.addresses.Address`, the content of an image file as bytes,
+a file open in binary mode, a PIL image, or an (H, W, 3) or (H, W) uint8 array."""
 
 READERS: list[Reader] = [PhotographReader(), DicomReader(), NiftiReader(), VideoReader()]
 """In the order of their registration; the first reads all files that no other reader handles."""
@@ -139,6 +141,9 @@ def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:
     [('scan.tif', None), ('scan.tif', 2), ('part#7', None)]
     """
     path = os.fspath(id)
+    if isinstance(path, Address):
+        numbered = _NUMBERED.fullmatch(f".{path.inner}")
+        return (path, None) if numbered is None else (Address(path.url, numbered[1][1:]), int(numbered[2]))
     numbered = _NUMBERED.fullmatch(path)
     if numbered and not os.path.lexists(path) and exists(numbered[1]):
         return numbered[1], int(numbered[2])
@@ -181,13 +186,40 @@ def frames(source: Source) -> Iterator[Frame]:
     if not isinstance(source, str | os.PathLike):
         yield Frame(None, _in_memory(source))
         return
-    path, number = locate(source)
-    with decoding(source):
-        _refuse_special(path)
-        if number is None:
-            yield from _all_frames(path)
+    with decoding(source), _here(source, again=True) as (file, address):
+        if address is None:
+            yield from _frames(file)
         else:
-            yield Frame(os.fspath(source), reader_for(path).open(path, number))
+            yield from map(partial(_in_object, file, address), _frames(file))
+
+
+def _frames(id: str) -> Iterator[Frame]:
+    path, number = locate(id)
+    _refuse_special(path)
+    if number is None:
+        yield from _all_frames(path)
+    else:
+        yield Frame(id, reader_for(path).open(path, number))
+
+
+@contextmanager
+def _here(id: str | os.PathLike[str], *, again: bool = False) -> Iterator[tuple[str, Address | None]]:
+    """Give an id that is on this machine: of a copy, if it is an address, which is given too; errors name it."""
+    path = os.fspath(id)
+    if not isinstance(path, Address):
+        yield path, None
+        return
+    with fetched(path, again=again) as (file, reading):
+        try:
+            yield file + reading.inner, reading
+        except InputError as error:
+            raise InputError(str(error).replace(file, reading.object)) from None
+
+
+def _in_object(file: str, address: Address, frame: Frame) -> Frame:
+    """Return a frame of an object's copy as one of the object."""
+    copy = file[: len(file) - len(address.inner)]
+    return Frame(Address(address.url, str(frame.id)[len(copy) :]), frame.image)
 
 
 def open_image(id: str | os.PathLike[str], *, value_range: Range | None = None) -> Image.Image:
@@ -221,13 +253,13 @@ def open_image(id: str | os.PathLike[str], *, value_range: Range | None = None) 
     """
     with decoding(id):
         image = open_deep(id)
-        return image.eight_bit(value_range, name=os.fspath(id)) if isinstance(image, Deep) else image
+        return image.eight_bit(value_range, name=str(id)) if isinstance(image, Deep) else image
 
 
 def open_deep(id: str | os.PathLike[str]) -> Image.Image | Deep:
     """Open one image by its id as `open_image` does, but keep all bits of one with more than 8 per channel."""
-    path, number = locate(id)
-    with decoding(id):
+    with decoding(id), _here(id) as (file, _):
+        path, number = locate(file)
         _refuse_special(path)
         return reader_for(path).open(path, number or 1)
 
@@ -248,8 +280,8 @@ def size_of(id: str | os.PathLike[str]) -> tuple[int, int]:
     ...     size_of(f"{folder}/red.png")
     (4, 3)
     """
-    path, number = locate(id)
-    with decoding(id):
+    with decoding(id), _here(id) as (file, _):
+        path, number = locate(file)
         _refuse_special(path)
         return reader_for(path).size(path, number or 1)
 
@@ -258,6 +290,11 @@ def _refuse_special(path: str) -> None:
     """Refuse pipes, sockets and devices for every reader, without opening them; what else is wrong, the reader says."""
     if os.path.exists(path) and not os.path.isdir(path):
         require_regular(path)
+    elif as_address(path) is not None:
+        raise InputError(
+            f"{masked(path)}: no such file, and a text is not followed as an address: pass "
+            "anomalyclip.addresses.Address(...)"
+        )
 
 
 def _all_frames(path: str) -> Iterator[Frame]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from anomalyclip.addresses import Address
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
 AXES = ("axial", "coronal", "sagittal")
@@ -132,5 +133,7 @@ def holder(path: str) -> str:
     >>> holder("scan.nii.gz#axis=coronal&every=2"), holder("line.mp4#every=10"), holder("a.png")
     ('scan.nii.gz#axis=coronal', 'line.mp4', 'a.png')
     """
+    if isinstance(path, Address):
+        return Address(path.url, holder(f".{path.inner}")[1:])
     file, selection = parted(path)
     return f"{file}{Selection(axis=None if selection.axis == AXES[0] else selection.axis)}"

@@ -1,0 +1,21 @@
+"""Addresses such as ``s3://bucket/line 1/a.png``: what they are, what is below them, copies of what is at them.
+
+Only an `Address` is followed. Whoever takes addresses from users turns them into it with `as_address`; whoever takes
+texts from elsewhere, such as a server, does not, and nothing below follows them.
+"""
+
+from anomalyclip.addresses.address import Address, as_address, local_path, masked
+from anomalyclip.addresses.copies import fetched
+from anomalyclip.addresses.listing import beginning, exists, is_folder, objects
+
+__all__ = [
+    "Address",
+    "as_address",
+    "beginning",
+    "exists",
+    "fetched",
+    "is_folder",
+    "local_path",
+    "masked",
+    "objects",
+]
