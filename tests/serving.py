@@ -17,7 +17,7 @@ import pytest
 
 from anomalyclip.demo import PICTURES
 
-CRACK, GOOD = PICTURES / "slate_crack.jpg", PICTURES / "slate_good.jpg"
+CRACK, GOOD, STAIN = (PICTURES / name for name in ("slate_crack.jpg", "slate_good.jpg", "corduroy_stain.jpg"))
 BOUNDARY = "8c1f0e"
 
 

@@ -37,6 +37,8 @@ Images = str | os.PathLike[str] | Iterable[Source]
 _MASKS = {"ground_truth", "masks"}
 """Names of folders in which data sets keep masks."""
 
+_OF_REFERENCES = "references, each compared with the others"
+
 _LEFT_OUT = (
     "The images are the references, each compared only with the others. They also give the scale of the distances, so "
     "expect somewhat more false alarms on new images."
@@ -96,41 +98,96 @@ def calibrate(
     require_share(false_alarm_rate, "false-alarm rate")
     require_share(false_pixel_share, "share of false pixels")
     detector = as_detector(detector)
-    scores, maps, value_range = [], NormalMaps(), None
+    normals = NormalScores()
     if images is None:
         for score, anomaly_map in _references(detector):
-            scores.append(score)
-            maps.add(anomaly_map)
-    else:
-        sources = normal_images(images)
-        count = len(sources) if isinstance(sources, Sequence) else None
-        with track("Scoring", count) as advance:
-            for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
-                scores.append(prediction.pred_score)
-                maps.add(prediction.anomaly_map)
-                value_range = value_range or prediction.value_range
-                advance()
-    found, pixel = score_threshold(scores, false_alarm_rate), maps.threshold(false_pixel_share)
-    if found.value > _NEARLY_ONE:
-        warnings.warn(
-            f"hardly any score will be above {found.value:.6f}: the model gives some of these normal images nearly the "
-            "highest possible score. Check that they are normal and that the model suits them.",
-            AnomalyCLIPWarning,
-            stacklevel=2,
+            normals.add(score, anomaly_map)
+        return normals.threshold(
+            detector, false_alarm_rate, false_pixel_share, method=_OF_REFERENCES, caveat=_LEFT_OUT
         )
-    marked = (
-        f"Pixels: {100 * pixel.share:.3g} % are marked, in {pixel.marked.count} of {pixel.marked.total} images "
-        f"(true rate up to {100 * pixel.marked.high:.3g} %, 95 % confidence)."
-    )
-    info = {
-        "method": "references, each compared with the others" if images is None else "normal images",
-        "images": len(scores),
-        "false_alarm_rate": {"wanted": false_alarm_rate, **_interval(found.alarms)},
-        "false_pixel_share": {"wanted": false_pixel_share, "seen": pixel.share},
-        "images_with_false_pixels": _interval(pixel.marked),
-        "says": [found.explanation(), marked, *([_LEFT_OUT] if images is None else [])],
-    }
-    return Threshold(score=found.value, pixel=pixel.value, info=info | _made_with(detector, value_range))
+    sources = normal_images(images)
+    count = len(sources) if isinstance(sources, Sequence) else None
+    with track("Scoring", count) as advance:
+        for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
+            normals.add(prediction.pred_score, prediction.anomaly_map, prediction.value_range)
+            advance()
+    return normals.threshold(detector, false_alarm_rate, false_pixel_share)
+
+
+class NormalScores:
+    """Scores and maps of normal images as they come, and the threshold that they give.
+
+    Examples
+    --------
+    >>> normals = NormalScores()
+    >>> for score in np.linspace(0.1, 0.4, 20):
+    ...     normals.add(score, np.full((4, 4), score, np.float32))
+    >>> round(normals.threshold(DetectorSpec("micro").load(), 0.05, 0.05).score, 3)
+    0.384
+    """
+
+    def __init__(self) -> None:
+        self._scores: list[float] = []
+        self._maps = NormalMaps()
+        self._value_range: Range | None = None
+
+    def add(self, score: float, anomaly_map: NDArray[np.float32], value_range: Range | None = None) -> None:
+        """Take the score and the map of a normal image, and the range that was assumed for it, if any."""
+        self._scores.append(float(score))
+        self._maps.add(anomaly_map)
+        self._value_range = self._value_range or value_range
+
+    def threshold(
+        self,
+        detector: Detector,
+        false_alarm_rate: float,
+        false_pixel_share: float,
+        *,
+        method: str = "normal images",
+        caveat: str | None = None,
+    ) -> Threshold:
+        """Return the threshold; see `calibrate`.
+
+        Parameters
+        ----------
+        detector : Detector
+            What the scores are from.
+        false_alarm_rate, false_pixel_share : float
+            As for `calibrate`.
+        method : str
+            What the images are.
+        caveat : str, optional
+            What else the user should know.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            As `calibrate`.
+        """
+        found = score_threshold(self._scores, false_alarm_rate)
+        pixel = self._maps.threshold(false_pixel_share)
+        if found.value > _NEARLY_ONE:
+            warnings.warn(
+                f"hardly any score will be above {found.value:.6f}: the model gives some of these normal images nearly "
+                "the highest possible score. Check that they are normal and that the model suits them.",
+                AnomalyCLIPWarning,
+                stacklevel=3,
+            )
+        marked = (
+            f"Pixels: {100 * pixel.share:.3g} % are marked, in {pixel.marked.count} of {pixel.marked.total} images "
+            f"(true rate up to {100 * pixel.marked.high:.3g} %, 95 % confidence)."
+        )
+        info = {
+            "method": method,
+            "images": len(self._scores),
+            "false_alarm_rate": {"wanted": false_alarm_rate, **_interval(found.alarms)},
+            "false_pixel_share": {"wanted": false_pixel_share, "seen": pixel.share},
+            "images_with_false_pixels": _interval(pixel.marked),
+            "says": [found.explanation(), marked, *([] if caveat is None else [caveat])],
+        }
+        return Threshold(
+            score=found.value, pixel=pixel.value, info=info | _made_with(detector, self._value_range)
+        )
 
 
 def _references(detector: Detector) -> Iterator[tuple[float, NDArray[np.float32]]]:

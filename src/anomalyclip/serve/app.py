@@ -15,13 +15,13 @@ from starlette.staticfiles import StaticFiles
 
 import anomalyclip
 from anomalyclip.detector import Detector
-from anomalyclip.serve import v1
+from anomalyclip.serve import jobs, label_studio, learning, oip, v1
 from anomalyclip.serve.bodies import ClientGoneError
 from anomalyclip.serve.guard import GONE, Guard
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.models import Models
 from anomalyclip.serve.refusals import Refusal
-from anomalyclip.serve.service import Service
+from anomalyclip.serve.service import Service, service_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.worker import Worker
 
@@ -54,6 +54,7 @@ def build(detector: Detector, settings: ServeSettings) -> Guard:
         await service.warm()
         yield
         service.ready = False
+        kept.end()
         worker.stop()
 
     app = FastAPI(
@@ -64,7 +65,9 @@ def build(detector: Detector, settings: ServeSettings) -> Guard:
         lifespan=lifespan,
     )
     app.state.service = service
-    app.include_router(v1.router)
+    app.state.jobs = kept = jobs.Jobs(settings.jobs)
+    for routes in (v1, learning, jobs, oip, label_studio):
+        app.include_router(routes.router)
     _add_page(app)
     _add_errors(app)
     hosts: Sequence[str] = settings.allowed_host or ()
@@ -78,7 +81,7 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
-        service = v1.service_of(request)
+        service = service_of(request)
         service.measures.waiting.set(service.worker.waiting())
         service.measures.requests_waiting.set(service.requests)
         service.measures.held.set(service.held.count)
@@ -89,7 +92,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     def answer(request: Request, refusal: Refusal) -> Response:
-        content = refusal.content(request.scope["request_id"])
+        content = refusal.content(request.scope["request_id"], request.url.path)
         return JSONResponse(content, refusal.status, headers=refusal.headers())
 
     async def refused(request: Request, error: Any) -> Response:

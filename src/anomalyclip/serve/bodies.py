@@ -6,8 +6,10 @@ A body that is too large is refused as soon as it is known to be: by its declare
 import asyncio
 import base64
 import binascii
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +20,7 @@ from starlette.requests import Request
 from anomalyclip.files import parse_json
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.settings import ServeSettings
-from anomalyclip.serve.uploads import Upload, shown_name
+from anomalyclip.serve.uploads import Sent, Stored, Upload, shown_name
 
 _LONGEST_FIELD = 100_000
 """Bytes of a form's field that is not a file."""
@@ -30,12 +32,33 @@ _SLOWEST = 10_000
 """Bytes a second that a sender has to reach on average."""
 
 
-@dataclass
 class Held:
-    """Bytes that all requests together hold in memory."""
+    """Bytes that all requests together hold in memory; any thread may count.
 
-    limit: int
-    count: int = 0
+    Parameters
+    ----------
+    limit : int
+        Bytes at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.count = limit, 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Count more, or fewer if it is negative.
+
+        Raises
+        ------
+        Refusal
+            There would be more than the limit.
+        """
+        with self._lock:
+            if count > 0 and self.count + count > self.limit:
+                raise Refusal(
+                    429, "the service holds as many bytes as it may; try again later", retry_after=2
+                )
+            self.count += count
 
     def lease(self) -> "Lease":
         """Return what one request holds of it: nothing yet."""
@@ -57,15 +80,18 @@ class Lease:
         Refusal
             All requests together would hold more than the service may.
         """
-        if self.held.count + count > self.held.limit:
-            raise Refusal(429, "the service holds as many bytes of other requests as it may", retry_after=2)
-        self.held.count += count
+        self.held.add(count)
         self.count += count
+
+    def give(self, count: int) -> None:
+        """Give a part of it back."""
+        count = min(count, self.count)
+        self.count -= count
+        self.held.add(-count)
 
     def release(self) -> None:
         """Give all of it back."""
-        self.held.count -= self.count
-        self.count = 0
+        self.give(self.count)
 
     def __enter__(self) -> "Lease":
         return self
@@ -80,11 +106,22 @@ class Lease:
 class Form:
     """What a form or a JSON object of images holds."""
 
-    files: list[Upload] = field(default_factory=list)
+    files: list[Sent] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-async def chunks(request: Request, settings: ServeSettings, lease: Lease) -> AsyncIterator[bytes]:
+@dataclass(frozen=True)
+class JobLimits:
+    """Files and bytes of a job at most, and the folder that files are kept in; None: memory."""
+
+    files: int
+    bytes: int
+    folder: Path | None
+
+
+async def chunks(
+    request: Request, settings: ServeSettings, lease: Lease, *, limit: int | None = None
+) -> AsyncIterator[bytes]:
     """Yield the body of a request as it arrives; no more than it may have, and no slower.
 
     Raises
@@ -94,7 +131,7 @@ async def chunks(request: Request, settings: ServeSettings, lease: Lease) -> Asy
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "the body is compressed; send it as it is")
-    limit = settings.request_bytes
+    limit = settings.request_bytes if limit is None else limit
     declared = request.headers.get("content-length", "0")
     too_large = Refusal(
         413, f"the request has more than {limit} bytes; send fewer files at once, or start a job"
@@ -159,8 +196,17 @@ def as_object(body: bytes) -> dict[str, Any]:
     return content
 
 
-async def read_form(request: Request, settings: ServeSettings, lease: Lease) -> Form:
+async def read_form(
+    request: Request, settings: ServeSettings, lease: Lease, *, job: JobLimits | None = None
+) -> Form:
     """Return the files and fields of a request: a form (multipart), or JSON with images as base64.
+
+    Parameters
+    ----------
+    request, settings, lease
+        As for `chunks`.
+    job : JobLimits, optional
+        The limits of a job instead of a request's.
 
     Raises
     ------
@@ -168,13 +214,14 @@ async def read_form(request: Request, settings: ServeSettings, lease: Lease) -> 
         It is neither (415), is damaged (400), has too many files (413), or as for `chunks`.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
+    files = settings.max_files if job is None else job.files
     if kind == b"multipart/form-data":
-        parsing = FormParser(options.get(b"boundary", b""), settings.max_files)
-        async for chunk in chunks(request, settings, lease):
+        parsing = FormParser(options.get(b"boundary", b""), files, None if job is None else job.folder)
+        async for chunk in chunks(request, settings, lease, limit=None if job is None else job.bytes):
             parsing.feed(chunk)
         return parsing.finish()
     if kind == b"application/json":
-        return form_of_json(await read_json(request, settings, lease), settings.max_files)
+        return form_of_json(await read_json(request, settings, lease), files)
     raise Refusal(
         415,
         "expected multipart/form-data with the images as 'files', or application/json with 'images': [{'name', "
@@ -227,6 +274,8 @@ class FormParser:
         What separates the parts.
     max_files : int
         Files at most.
+    folder : Path, optional
+        Where files are kept, under numbers. None: in memory.
 
     Examples
     --------
@@ -236,10 +285,10 @@ class FormParser:
     {'map': 'png'}
     """
 
-    def __init__(self, boundary: bytes, max_files: int) -> None:
+    def __init__(self, boundary: bytes, max_files: int, folder: Path | None = None) -> None:
         if not 1 <= len(boundary) <= 256:
             raise Refusal(400, "multipart/form-data without a boundary")
-        self._max_files = max_files
+        self._max_files, self._folder = max_files, folder
         self._form, self._ended = Form(), False
         self._header: dict[bytes, bytes] = {}
         self._name, self._value = bytearray(), bytearray()
@@ -309,14 +358,18 @@ class FormParser:
         self._size += end - start
         if self._file is None and self._size > _LONGEST_FIELD:
             raise Refusal(413, f"{self._field[:100]}: more than {_LONGEST_FIELD} bytes in a field")
-        self._data.append(data[start:end])
+        if self._file is not None and self._folder is not None:
+            with open(self._folder / str(len(self._form.files)), "ab") as file:
+                file.write(data[start:end])
+        else:
+            self._data.append(data[start:end])
 
     def _end_part(self) -> None:
         content = b"".join(self._data)
         self._data = []
         if self._file is not None:
             name = shown_name(self._file.decode("utf-8", "replace"), len(self._form.files) + 1)
-            self._form.files.append(Upload(name, content))
+            self._form.files.append(self._kept(name, content))
             return
         if self._field in self._form.fields:
             raise Refusal(422, f"{self._field[:100]}: given twice")
@@ -324,6 +377,13 @@ class FormParser:
             self._form.fields[self._field] = content.decode("utf-8")
         except UnicodeDecodeError:
             raise Refusal(422, f"{self._field[:100]}: not text in UTF-8") from None
+
+    def _kept(self, name: str, content: bytes) -> Sent:
+        if self._folder is None:
+            return Upload(name, content)
+        path = self._folder / str(len(self._form.files))
+        path.touch()
+        return Stored(name, path)
 
     def _end(self) -> None:
         self._ended = True

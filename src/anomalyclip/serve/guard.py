@@ -1,6 +1,7 @@
 """What every request passes: who may ask, from where, under which name; and what every answer carries."""
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import json
@@ -71,7 +72,7 @@ class Guard:
         asked = headers["x-request-id"]
         id = asked if _ID.fullmatch(asked) else secrets.token_hex(8)
         scope["request_id"] = id
-        exchange = _Exchange(receive, send, id, expects=bool(headers["expect"]))
+        exchange = _Exchange(receive, send, id, path=scope["path"], expects=bool(headers["expect"]))
         started = time.perf_counter()
         try:
             self._check(scope, headers)
@@ -112,8 +113,7 @@ class Guard:
             raise Refusal(403, "pages of other sites may not use this service")
         if self._key is None or scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDER):
             return
-        kind, _, sent = headers["authorization"].partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(sent.strip().encode("latin-1"), self._key):
+        if not hmac.compare_digest(_key_in(headers["authorization"]), self._key):
             raise Refusal(401, "send the key of this service: 'Authorization: Bearer KEY'")
 
     def _may_be_called(self, host: str) -> bool:
@@ -126,6 +126,19 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _key_in(authorization: str) -> bytes:
+    """Return the key that a caller sends: as a bearer, or as the password of any user (as Label Studio does)."""
+    kind, _, sent = authorization.partition(" ")
+    if kind.lower() == "bearer":
+        return sent.strip().encode("latin-1")
+    if kind.lower() == "basic":
+        try:
+            return base64.b64decode(sent, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return b""
 
 
 class _Headers:
@@ -142,8 +155,9 @@ class _Headers:
 class _Exchange:
     """One request and its answer, watched."""
 
-    def __init__(self, receive: Receive, send: Send, id: str, *, expects: bool) -> None:
-        self._receive, self._send, self._id, self._expects = receive, send, id, expects
+    def __init__(self, receive: Receive, send: Send, id: str, *, path: str, expects: bool) -> None:
+        self._receive, self._send = receive, send
+        self._id, self._path, self._expects = id, path, expects
         self._complete = False
         self.received = 0
         self.status = 0
@@ -176,7 +190,7 @@ class _Exchange:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer with an error."""
-        body = json.dumps(refusal.content(self._id)).encode()
+        body = json.dumps(refusal.content(self._id, self._path)).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers()}
         raw = [(key.encode(), value.encode()) for key, value in headers.items()]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": raw})

@@ -59,8 +59,10 @@ class Refusal(AnomalyCLIPError):
         found = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         return found | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
-    def content(self, request_id: str) -> dict[str, Any]:
-        """Return the answer, JSON-ready."""
+    def content(self, request_id: str, path: str = "") -> dict[str, Any]:
+        """Return the answer to a request for a path, JSON-ready; the Open Inference Protocol has its own form."""
+        if path.startswith("/v2"):
+            return {"error": str(self)}
         return {**error_content(self.status, str(self), request_id), **self.more}
 
 

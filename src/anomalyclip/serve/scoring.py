@@ -14,7 +14,7 @@ from anomalyclip.prediction import Prediction
 from anomalyclip.serve.answers import encoded_map, entry, preview_of
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.settings import ServeSettings
-from anomalyclip.serve.uploads import Upload, Uploaded, images_of
+from anomalyclip.serve.uploads import Sent, Uploaded, images_of
 from anomalyclip.serve.wanted import Wanted
 from anomalyclip.serve.worker import Decoded, Ticket
 
@@ -43,7 +43,7 @@ class Entries:
     def fail(self, position: int, name: str, index: int, error: InputError) -> None:
         """Take the error of an image."""
         self.failures.append(error)
-        self.found[position] = entry(name, index, error=str(error))
+        self.add(position, entry(name, index, error=str(error)))
 
     def in_order(self) -> list[dict[str, Any]]:
         """Return all entries in the order of the images."""
@@ -51,8 +51,10 @@ class Entries:
 
     def status(self) -> int:
         """Return the status of the answer: an error only if no image could be used."""
-        if len(self.failures) < len(self.found) or not self.failures:
-            return 200
+        return self.failure() if self.failures and len(self.failures) == len(self.found) else 200
+
+    def failure(self) -> int:
+        """Return the status that says why the first image could not be used."""
         first = self.failures[0]
         return (
             413 if isinstance(first, TooLargeError) else 415 if isinstance(first, UnknownKindError) else 422
@@ -77,13 +79,13 @@ class Scoring:
     def ticket(
         self,
         detector: Detector,
-        uploads: Iterable[Upload],
+        uploads: Iterable[Sent],
         wanted: Wanted,
         entries: Entries,
         *,
         most: int | None = None,
         is_job: bool = False,
-        keep: Callable[[Prediction], None] | None = None,
+        keep: Callable[[int, Prediction], None] | None = None,
     ) -> Ticket:
         """Return the ticket that fills `entries`.
 
@@ -100,7 +102,7 @@ class Scoring:
         is_job : bool
             Whether it waits while requests do.
         keep : callable, optional
-            Called with each prediction too.
+            Called with the position of each image among all, and its prediction.
         """
         steps = _Steps(self, detector, wanted, entries, most or self.settings.max_images, keep)
         return Ticket(detector, steps.of(uploads), is_job=is_job)
@@ -115,10 +117,10 @@ class _Steps:
     wanted: Wanted
     entries: Entries
     most: int
-    keep: Callable[[Prediction], None] | None
+    keep: Callable[[int, Prediction], None] | None
     position: int = 0
 
-    def of(self, uploads: Iterable[Upload]) -> Iterator[Decoded | None]:
+    def of(self, uploads: Iterable[Sent]) -> Iterator[Decoded | None]:
         scale = self.detector.scale()
         for upload in uploads:
             index, name = 1, upload.name
@@ -153,7 +155,7 @@ class _Steps:
                 prediction = prediction.with_threshold(self.wanted.threshold)
             self.scoring.measures.scored(prediction.pred_score)
             if self.keep is not None:
-                self.keep(prediction)
+                self.keep(position, prediction)
             map = encoded_map(prediction, self.wanted.map, self.wanted.map_size)
             self.entries.add(
                 position, entry(found.name, found.index, prediction=prediction, map=map, preview=preview)

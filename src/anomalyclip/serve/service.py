@@ -14,13 +14,14 @@ from starlette.responses import Response
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.prediction import Prediction
 from anomalyclip.serve.bodies import ClientGoneError, Held
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.models import Models
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.scoring import Entries, Scoring
 from anomalyclip.serve.settings import ServeSettings
-from anomalyclip.serve.uploads import Upload
+from anomalyclip.serve.uploads import Sent
 from anomalyclip.serve.wanted import Wanted
 from anomalyclip.serve.worker import Ticket, Worker
 from anomalyclip.spec import DetectorSpec
@@ -83,7 +84,13 @@ class Service:
             self.requests -= 1
 
     async def scored(
-        self, request: Request, detector: Detector, files: list[Upload], wanted: Wanted
+        self,
+        request: Request,
+        detector: Detector,
+        files: list[Sent],
+        wanted: Wanted,
+        *,
+        keep: Callable[[int, Prediction], None] | None = None,
     ) -> Entries:
         """Return the entries of an answer, once all images are scored.
 
@@ -95,7 +102,7 @@ class Service:
             The caller does not wait.
         """
         entries = Entries()
-        ticket = self.scoring.ticket(detector, files, wanted, entries)
+        ticket = self.scoring.ticket(detector, files, wanted, entries, keep=keep)
         await self.finished(request, ticket)
         return entries
 
@@ -158,6 +165,12 @@ class Service:
         """Return an answer; it may be large, and is written aside."""
         body = await self.aside(lambda: json.dumps(content, allow_nan=False).encode())
         return Response(body, status, media_type="application/json")
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that a request has come to."""
+    service: Service = request.app.state.service
+    return service
 
 
 async def _left(request: Request) -> None:

@@ -1,12 +1,13 @@
 """`ServeSettings`: where the service listens, and its limits; each is an option of ``anomalyclip serve``."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.settings import Settings, option
 
-LIMITS, ACCESS = "Limits", "Access"
+LIMITS, ACCESS, JOBS, LABEL_STUDIO = "Limits", "Access", "Jobs", "Label Studio"
 """Groups of options in ``--help``."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -95,6 +96,27 @@ class ServeSettings(Settings):
         100.0, "Megapixels of an image at most; checked before it is decoded.", group=LIMITS, minimum=0.001
     )
 
+    jobs: int = option(
+        8, "Jobs that are kept at most; finished ones make room for new ones.", group=JOBS, minimum=1
+    )
+    jobs_folder: Path | None = option(
+        None,
+        "Folder for the files of jobs until they are scored; the service deletes them. Default: they stay in memory.",
+        group=JOBS,
+    )
+    max_job: float = option(500.0, "Megabytes of a job at most.", group=JOBS, minimum=0.001)
+    max_job_files: int = option(10_000, "Files in a job at most.", group=JOBS, minimum=1)
+    max_job_images: int = option(100_000, "Images in a job at most.", group=JOBS, minimum=1)
+    label_studio: str | None = option(
+        None,
+        "Address of the one Label Studio whose pictures may be fetched, such as http://localhost:8080. Default: none; "
+        "tasks have to contain their pictures.",
+        group=LABEL_STUDIO,
+    )
+    label_studio_token: Path | None = option(
+        None, "File with the access token for that Label Studio.", group=LABEL_STUDIO
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.port > 65535:
@@ -104,6 +126,14 @@ class ServeSettings(Settings):
                 f"--host {self.host} can be reached from other machines: give --key-file FILE with a key that callers "
                 "have to send"
             )
+        if self.label_studio is not None and not re.fullmatch(
+            r"https?://[^/?#@]+", self.label_studio.rstrip("/")
+        ):
+            raise AnomalyCLIPError(
+                f"--label-studio {self.label_studio}: expected an address without a path, such as http://localhost:8080"
+            )
+        if self.label_studio_token is not None and self.label_studio is None:
+            raise AnomalyCLIPError("--label-studio-token is for --label-studio ADDRESS: give it too")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise AnomalyCLIPError("HTTPS needs both: give --tls-certificate and --tls-key")
 
@@ -116,6 +146,11 @@ class ServeSettings(Settings):
     def held_bytes(self) -> int:
         """Bytes of all requests together at most."""
         return int(self.max_held * _MEGA)
+
+    @property
+    def job_bytes(self) -> int:
+        """Bytes of a job at most."""
+        return int(self.max_job * _MEGA)
 
     @property
     def unpacked_bytes(self) -> int:

@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
 
 from PIL import Image
 
@@ -43,6 +43,41 @@ class Upload:
     content: bytes
 
 
+class Sent(Protocol):
+    """A file that was sent: its name, and its content, which may lie on disk until it is asked for."""
+
+    @property
+    def name(self) -> str:
+        """What the caller calls it."""
+        ...
+
+    @property
+    def content(self) -> bytes:
+        """All of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that was sent, kept on disk because the operator allows it.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    path : Path
+        Where it is; it does not contain the name.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def content(self) -> bytes:
+        """All of it."""
+        return self.path.read_bytes()
+
+
 @dataclass(frozen=True)
 class Uploaded:
     """One image of an upload: the name of its file, its number there if it holds several, and its pixels."""
@@ -65,12 +100,12 @@ def shown_name(name: object, number: int) -> str:
     return text[-LONGEST_NAME:] if text not in ("", ".", "..") else f"image-{number}"
 
 
-def images_of(upload: Upload, *, unpacked: int) -> Iterator[Uploaded]:
+def images_of(sent: Sent, *, unpacked: int) -> Iterator[Uploaded]:
     """Yield the images of an upload in order; each is decoded only when it is requested.
 
     Parameters
     ----------
-    upload : Upload
+    sent : Sent
     unpacked : int
         Bytes of an archive's members at most.
 
@@ -79,6 +114,7 @@ def images_of(upload: Upload, *, unpacked: int) -> Iterator[Uploaded]:
     InputError
         The image that was requested cannot be used. In an archive, the members after it are lost.
     """
+    upload = Upload(sent.name, sent.content)
     if not upload.content:
         raise InputError(f"{upload.name}: empty file; expected an image")
     if upload.content.startswith(_ZIP):

@@ -10,16 +10,10 @@ from anomalyclip.prediction import Threshold
 from anomalyclip.serve.bodies import read_form, read_json
 from anomalyclip.serve.models import Served, with_threshold
 from anomalyclip.serve.refusals import Refusal, error_content
-from anomalyclip.serve.service import Service
+from anomalyclip.serve.service import service_of
 from anomalyclip.serve.wanted import Wanted
 
-router = APIRouter(prefix="/v1")
-
-
-def service_of(request: Request) -> Service:
-    """Return the service that a request has come to."""
-    service: Service = request.app.state.service
-    return service
+router = APIRouter(prefix="/v1", tags=["models"])
 
 
 @router.post("/predict")
@@ -37,7 +31,7 @@ async def predict(request: Request) -> Response:
             raise Refusal(422, "no images: send them as 'files' of a form, or as 'images' in JSON")
         served = service.models[wanted.model]
         with service.admitted():
-            detector = await _detector(request, served, wanted)
+            detector = await detector_for(request, served, wanted)
             entries = await service.scored(request, detector, form.files, wanted)
     answer: dict[str, Any] = {"model": served.id, "predictions": entries.in_order()}
     status = entries.status()
@@ -47,7 +41,7 @@ async def predict(request: Request) -> Response:
     return await service.json(answer, status)
 
 
-async def _detector(request: Request, served: Served, wanted: Wanted) -> Detector:
+async def detector_for(request: Request, served: Served, wanted: Wanted) -> Detector:
     """Return the detector that a request asks for."""
     service, detector = service_of(request), served.detector
     if wanted.class_name is not None:

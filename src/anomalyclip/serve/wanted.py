@@ -60,9 +60,9 @@ class Wanted:
             model=_text(given, "model"),
             map=_one_of(given, "map", MAPS),
             map_size=_whole(given, "map_size", 0, 65_536),
-            threshold=_share(given, "threshold"),
+            threshold=share(given, "threshold"),
             class_name=_text(given, "class_name"),
-            preview=_truth(given, "preview"),
+            preview=truth(given, "preview"),
         )
 
 
@@ -82,7 +82,7 @@ def _one_of(given: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
 
 def _number(given: Mapping[str, Any], name: str, expected: str) -> float | None:
     value = given.get(name)
-    if value is None:
+    if value in (None, ""):
         return None
     try:
         if isinstance(value, bool):
@@ -100,15 +100,29 @@ def _whole(given: Mapping[str, Any], name: str, low: int, high: int) -> int | No
     return None if value is None else int(value)
 
 
-def _share(given: Mapping[str, Any], name: str) -> float | None:
+def share(given: Mapping[str, Any], name: str) -> float | None:
+    """Return a field that is a number from 0 to 1; None if it is not there.
+
+    Examples
+    --------
+    >>> share({"threshold": "0.25"}, "threshold")
+    0.25
+    """
     value = _number(given, name, "a number from 0 to 1")
     if value is not None and not 0 <= value <= 1:
         raise Refusal(422, f"{name}: expected a number from 0 to 1")
     return value
 
 
-def _truth(given: Mapping[str, Any], name: str) -> bool:
-    value = given.get(name, False)
+def truth(given: Mapping[str, Any], name: str) -> bool:
+    """Return a field that is 1 or 0, true or false; it is false if it is not there.
+
+    Examples
+    --------
+    >>> truth({"preview": "1"}, "preview"), truth({}, "preview")
+    (True, False)
+    """
+    value = given.get(name) or False
     if str(value).lower() not in ("0", "1", "true", "false"):
         raise Refusal(422, f"{name}: expected 1 or 0")
     return str(value).lower() in ("1", "true")

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -104,6 +104,17 @@ class Worker:
             self._calls.append((future, function))
             self._lock.notify_all()
         return future
+
+    def between(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items to a function that `call` runs; what waits for the model is scored before each of them."""
+        for item in items:
+            while True:
+                with self._lock:
+                    batch = self._take()
+                if not batch:
+                    break
+                self._score(batch)
+            yield item
 
     def waiting(self) -> int:
         """Return how many decoded images wait for the model."""

@@ -1,0 +1,155 @@
+"""``/v1/memories`` and ``/v1/calibrate``: a model that knows flawless images, and a threshold made of them."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from PIL import Image
+from starlette.responses import Response
+
+from anomalyclip.depth import Scale
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.prediction import Prediction, Threshold
+from anomalyclip.serve.bodies import Form, read_form
+from anomalyclip.serve.models import Served, with_threshold
+from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.service import Service, service_of
+from anomalyclip.serve.uploads import Sent, images_of
+from anomalyclip.serve.wanted import Wanted, share, truth
+
+router = APIRouter(prefix="/v1", tags=["learning"])
+
+
+@router.post("/memories", status_code=201)
+async def remember(request: Request) -> Response:
+    """Make a model that compares images with flawless ones (few-shot).
+
+    A form with `files`: flawless images; optional fields `model`, the model that is given a memory, and `augment` (1:
+    the product has no fixed orientation). The answer is the new model; `failed` lists files that could not be used.
+    """
+    service = service_of(request)
+    with service.held.lease() as lease:
+        form = await read_form(request, service.settings, lease)
+        _check(form, ("model", "augment"))
+        if not form.files:
+            raise Refusal(422, "no images: send flawless ones as 'files'")
+        served = service.models[Wanted.of(_only(form.fields, "model")).model]
+        augment = truth(form.fields, "augment")
+        with service.admitted():
+            made = await _made(request, service, served, form.files, augment)
+    return await service.json(made, 201)
+
+
+async def _made(
+    request: Request, service: Service, served: Served, files: list[Sent], augment: bool
+) -> dict[str, Any]:
+    """Return what is said of the new model."""
+    from anomalyclip.fitting import fit, remember
+
+    failed: list[dict[str, str]] = []
+    names: list[str] = []
+    scale = Scale(served.detector.value_range, strict=True)
+    unpacked = service.settings.unpacked_bytes
+    images = list(await service.aside(lambda: list(_images(files, scale, unpacked, names, failed))))
+    if not images:
+        raise Refusal(422, failed[0]["error"], more={"failed": failed})
+
+    def fitted() -> Any:
+        detector = with_threshold(served.detector, None)  # it was made for other scores
+        return remember(detector, fit(detector, service.worker.between(images), augment=augment))
+
+    try:
+        detector = await service.waited_for(request, service.worker.call(fitted))
+    except AnomalyCLIPError as error:
+        raise error if isinstance(error, Refusal) else Refusal(422, str(error)) from None
+    return {**service.models.add(detector, tuple(names)).describe(), "failed": failed}
+
+
+def _images(
+    files: Iterable[Sent], scale: Scale, unpacked: int, names: list[str], failed: list[dict[str, str]]
+) -> Iterator[Image.Image]:
+    """Yield the images of uploads, and note the names of those that can be used, and of the others."""
+    for file in files:
+        try:
+            for found in images_of(file, unpacked=unpacked):
+                image, _ = scale(found.image, name=found.name)
+                names.append(found.name)
+                yield image
+        except InputError as error:
+            failed.append({"name": file.name, "error": str(error)})
+
+
+@router.post("/calibrate")
+async def calibrate(request: Request) -> Response:
+    """Find a threshold, at a false-alarm rate of your choice, and make a model that uses it.
+
+    A form with `files`: normal images that are no references of the model; without any, the references of a memory are
+    each compared with the others. Optional fields: `model`, `false_alarm_rate` (0.01), `false_pixel_share` (0.001).
+    """
+    service = service_of(request)
+    with service.held.lease() as lease:
+        form = await read_form(request, service.settings, lease)
+        _check(form, ("model", "false_alarm_rate", "false_pixel_share"))
+        served = service.models[Wanted.of(_only(form.fields, "model")).model]
+        rate = share(form.fields, "false_alarm_rate")
+        pixels = share(form.fields, "false_pixel_share")
+        rates = 0.01 if rate is None else rate, 0.001 if pixels is None else pixels
+        failed: list[dict[str, Any]] = []
+        with service.admitted():
+            try:
+                threshold = await _threshold(request, service, served, form.files, rates, failed)
+            except AnomalyCLIPError as error:
+                raise error if isinstance(error, Refusal) else Refusal(422, str(error)) from None
+    judged = service.models.judged(served, threshold)
+    said = {"model": judged.id, "threshold": judged.describe()["threshold"], "failed": failed}
+    return await service.json({**said, **_evidence(threshold.info)})
+
+
+async def _threshold(
+    request: Request,
+    service: Service,
+    served: Served,
+    files: list[Sent],
+    rates: tuple[float, float],
+    failed: list[dict[str, Any]],
+) -> Threshold:
+    from anomalyclip.evaluation.calibration import NormalScores
+    from anomalyclip.evaluation.calibration import calibrate as of_references
+
+    if not files:
+        if not served.references:
+            raise Refusal(422, "no images: send normal ones as 'files', or name a model that has references")
+        alarms, pixels = rates
+        found = service.worker.call(
+            lambda: of_references(served.detector, false_alarm_rate=alarms, false_pixel_share=pixels)
+        )
+        return await service.waited_for(request, found)
+    normals, lock = NormalScores(), threading.Lock()
+
+    def keep(_: int, prediction: Prediction) -> None:
+        with lock:
+            normals.add(prediction.pred_score, prediction.anomaly_map, prediction.value_range)
+
+    entries = await service.scored(request, served.detector, files, Wanted(), keep=keep)
+    failed += [
+        {"name": said["name"], "error": said["error"]}
+        for said in entries.in_order()
+        if said["error"] is not None
+    ]
+    return await service.aside(lambda: normals.threshold(served.detector, *rates))
+
+
+def _evidence(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a caller is told about the images that a threshold was made of."""
+    names = ("images", "false_alarm_rate", "false_pixel_share", "images_with_false_pixels")
+    return {name: info[name] for name in names}
+
+
+def _check(form: Form, known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(form.fields) - set(known)):
+        raise Refusal(422, f"{', '.join(unknown)[:200]}: unknown field; expected some of {', '.join(known)}")
+
+
+def _only(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: fields[name]} if name in fields else {}
