@@ -138,7 +138,7 @@ def test_pages_and_members_of_archives_are_entries_of_their_own(running):
     [
         ({"map": "tiff"}, 422, "map: expected one of none, png, npy, rle"),
         ({"threshold": "1.5"}, 422, "threshold: expected a number from 0 to 1"),
-        ({"map_size": "0"}, 422, "map_size: expected a whole number from 1 to 65536"),
+        ({"map_size": "-1"}, 422, "map_size: expected a whole number from 0 to 65536"),
         ({"model": "m-1"}, 404, "model 'm-1' is not here (any more); GET /v1/models lists those that are"),
         ({"colour": "red"}, 422, "colour: unknown field"),
         ({"class_name": "slate"}, 422, "class_name: this model's method does not name what images show"),

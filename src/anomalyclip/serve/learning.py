@@ -45,7 +45,8 @@ async def _made(
     request: Request, service: Service, served: Served, files: list[Sent], augment: bool
 ) -> dict[str, Any]:
     """Return what is said of the new model."""
-    from anomalyclip.fitting import fit, remember
+    from anomalyclip.fitting import fit
+    from anomalyclip.remembering import remember
 
     failed: list[dict[str, str]] = []
     names: list[str] = []
