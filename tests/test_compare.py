@@ -5,6 +5,8 @@ import json
 import re
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 
 from anomalyclip import AnomalyCLIPError, DetectorSpec, compare, evaluate, texts
 from anomalyclip.clip.model import VisionTransformer
+from anomalyclip.clip_core import TextCore
 from anomalyclip.data.listing import load_samples
-from anomalyclip.evaluation import evaluator, tables
+from anomalyclip.evaluation import evaluator, joint, tables
 from anomalyclip.evaluation.contenders import named, parsed, variants
 from anomalyclip.methods import METHODS, register
 from anomalyclip.prompts import load_prompts
@@ -146,6 +149,32 @@ def test_pixels_are_ranked_once_for_all_whose_maps_are_the_same(spec, root, monk
         for name in (f"anomalyclip, sigma 0, image score {rule}" for rule in ("text", "max"))
     ]
     assert scores[0] != scores[1]
+
+
+def test_texts_and_patches_are_compared_once_for_all_whose_maps_are_the_same(spec, root, monkeypatch):
+    compared, compare_once = [], TextCore.compare
+
+    def noted(self, features):
+        compared.append(len(features.cls))
+        return compare_once(self, features)
+
+    monkeypatch.setattr(TextCore, "compare", noted)
+    ticks = count()
+    monkeypatch.setattr(joint, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    found = compare([spec], root, vary=AXES, batch_size=3)
+    assert sum(compared) == 12 * 2  # of 12 images, with two sigmas
+    assert len({cost.own for cost in found.costs.values()}) == 1  # what is shared counts for each
+
+
+def test_rules_that_use_references_are_not_taken_for_one(spec, root):
+    references = [str(root / "nut/test/good/000.png")]
+    specs = [replace(spec, references=references, image_score=rule) for rule in ("top1", "max")]
+    found = compare(specs, root)
+    for contender in found.contenders:
+        alone = evaluate(contender.spec, root)
+        scores = [image.score for image in alone.results[0].classes[0].images]
+        ours = [image.score for image in found.results["parts"][contender.name].classes[0].images]
+        assert ours == pytest.approx(scores, abs=1e-6)
 
 
 def test_anybodys_methods_are_compared(toys, root):

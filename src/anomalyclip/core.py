@@ -5,7 +5,7 @@ A method implements `encode` and `compare`; the steps before and after them are 
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class Core(nn.Module):
     mean: Tensor
     std: Tensor
     enlarging: Tensor
+
+    rule_in_compare: ClassVar[bool] = False
+    """Whether `compare` already uses the rule of the image score, rather than `finish` alone."""
 
     def __init__(
         self,

@@ -141,6 +141,8 @@ class MemoryCore(ClipCore):
 
     scale: Tensor
 
+    rule_in_compare = True
+
     def __init__(
         self,
         core: ClipCore,

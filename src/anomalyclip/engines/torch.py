@@ -94,8 +94,17 @@ class TorchScorer:
 
     def results(self, features: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return scores and maps of what `features` returned; see `__call__`."""
+        return self.finished(*self.compared(features))
+
+    def compared(self, features: Any) -> tuple[Tensor, Tensor]:
+        """Return what `Core.compare` makes of what `features` returned."""
         with torch.inference_mode():
-            scores, maps = self.core.finish(*self.core.compare(features))
+            return self.core.compare(features)
+
+    def finished(self, text: Tensor, grids: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return scores and maps of what `compared` returned; see `__call__`."""
+        with torch.inference_mode():
+            scores, maps = self.core.finish(text, grids)
         # A sum is not finite if any value is not; it costs almost nothing.
         if not math.isfinite(float(scores.sum() + maps.sum())):
             raise AnomalyCLIPError(

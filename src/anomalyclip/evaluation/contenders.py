@@ -228,7 +228,7 @@ class Lineup:
 
     def joint(self, class_name: str) -> JointScorer:
         """Return a scorer that scores images of a class with all of them."""
-        return JointScorer(self.of_class(class_name))
+        return JointScorer(self.of_class(class_name), self.maps())
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """Return what determines the scores of each; see `anomalyclip.scorer.Scorer.identity`."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anomalyclip.batches import Batches
 from anomalyclip.clip.taps import Taps, gflop, passes
@@ -63,11 +64,13 @@ class JointScorer:
     scorers : mapping of str to Scorer
         By name. Those of PyTorch whose cores have the same image tower (`shared_backbones`), image size, device and
         precision share a pass, if one pass can serve them (`anomalyclip.clip.taps.Taps.fits`).
+    same_maps : mapping of str to str, optional
+        By name, the first with the same maps: what such methods have in common is done once. None: no two have.
     """
 
-    def __init__(self, scorers: Mapping[str, Scorer]) -> None:
+    def __init__(self, scorers: Mapping[str, Scorer], same_maps: Mapping[str, str] | None = None) -> None:
         self.scorers = dict(scorers)
-        self._passes = list(_share(self.scorers))
+        self._passes = list(_share(self.scorers, same_maps or {}))
 
     @property
     def sizes(self) -> list[int]:
@@ -102,6 +105,7 @@ class _Pass:
     """Methods that share a pass, and what it keeps; None: there is one method, which does it alone."""
 
     scorers: Mapping[str, Any]
+    same_maps: Mapping[str, str] = field(default_factory=dict)
     taps: Taps | None = None
     encode: Encode | None = None
 
@@ -118,15 +122,23 @@ class _Pass:
             self._add(spent, time.perf_counter() - start)
             return found
         features = first.features(images, encode=self.encode)
-        if first.device.type != "cpu":
-            torch.accelerator.synchronize(first.device)
+        _wait_for(first)
         self._add(spent, time.perf_counter() - start)
         found = {}
+        compared: dict[str, tuple[tuple[Tensor, Tensor], float]] = {}
         for name, scorer in self.scorers.items():
             start = time.perf_counter()
-            own = features.of(_core(scorer).taps.path) if self.taps is not None else features
-            found[name] = scorer.results(own)
-            spent.own[name] = spent.own.get(name, 0.0) + time.perf_counter() - start
+            once = name if scorer.core.rule_in_compare else self.same_maps.get(name, name)
+            if once not in compared:
+                own = features.of(_core(scorer).taps.path) if self.taps is not None else features
+                result = scorer.compared(own)
+                _wait_for(scorer)
+                compared[once] = result, time.perf_counter() - start
+                start = time.perf_counter()
+            result, seconds = compared[once]
+            found[name] = scorer.finished(*result)
+            seconds += time.perf_counter() - start
+            spent.own[name] = spent.own.get(name, 0.0) + seconds
         return found
 
     def _add(self, spent: Spent, seconds: float) -> None:
@@ -134,7 +146,13 @@ class _Pass:
             spent.shared[name] = spent.shared.get(name, 0.0) + seconds
 
 
-def _share(scorers: Mapping[str, Scorer]) -> Iterator[_Pass]:
+def _wait_for(scorer: TorchScorer) -> None:
+    """Wait for an accelerator, whose work would otherwise be counted as that of the next step."""
+    if scorer.device.type != "cpu":
+        torch.accelerator.synchronize(scorer.device)
+
+
+def _share(scorers: Mapping[str, Scorer], same_maps: Mapping[str, str]) -> Iterator[_Pass]:
     groups: dict[Any, dict[str, TorchScorer]] = {}
     for name, scorer in scorers.items():
         if isinstance(scorer, TorchScorer) and isinstance(core := scorer.core, ClipCore):
@@ -149,7 +167,7 @@ def _share(scorers: Mapping[str, Scorer]) -> Iterator[_Pass]:
             served = {name: scorer for name, scorer in left.items() if _serves(union, taps[name])}
             left = {name: scorer for name, scorer in left.items() if name not in served}
             if served:
-                yield _Pass(served, union, _encoder(served, union))
+                yield _Pass(served, same_maps, union, _encoder(served, union))
 
 
 def _core(scorer: TorchScorer) -> ClipCore:
