@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalyclip import AnomalyCLIPError, DetectorSpec, compare, evaluate, texts
+from anomalyclip import AnomalyCLIPError, DetectorSpec, compare, evaluate, texts, train
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip_core import TextCore
 from anomalyclip.data.listing import load_samples
@@ -175,6 +175,31 @@ def test_rules_that_use_references_are_not_taken_for_one(spec, root):
         scores = [image.score for image in alone.results[0].classes[0].images]
         ours = [image.score for image in found.results["parts"][contender.name].classes[0].images]
         assert ours == pytest.approx(scores, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_trained_parts_are_compared_with_the_classes_of_the_data(tmp_path):
+    options = {"image_size": 60, "device": "cpu"}
+    data = make_set(tmp_path / "learned", classes=("plate", "washer"), normal=1, anomalous=2, side=60)
+    root = make_set(tmp_path / "parts", classes=("button", "nut"), normal=2, anomalous=2, side=60, seed=1)
+    trained = {
+        name: train(
+            data,
+            DetectorSpec("micro", method=name, **options),
+            output=tmp_path / name,
+            cache=tmp_path / "features",
+            epochs=1,
+        ).learned
+        for name in ("april-gan", "coop")
+    }
+    methods = ["anomalyclip", "words", "clip", *(f"{name},trained={file}" for name, file in trained.items())]
+    found = compare(methods, root, spec=DetectorSpec("micro", **options), batch_size=3)
+    assert found.names == ["anomalyclip", "words", "clip", "april-gan", "coop"]
+    assert found.costs["coop"].others == ("anomalyclip", "words", "clip")
+    assert found.costs["april-gan"].others == ()  # its positional table is another
+    for contender in found.contenders[3:]:
+        alone = evaluate(contender.spec, root)
+        assert found.results["parts"][contender.name].mean == pytest.approx(alone.mean, abs=1e-6)
 
 
 def test_anybodys_methods_are_compared(toys, root):

@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, evaluate, train
+from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, evaluate, export, train
 from anomalyclip.backbones.table import ASSETS
 from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.contexts import Context, load_context
+from anomalyclip.demo import PICTURES
 from anomalyclip.training.batches import Batch
 from anomalyclip.training.of_contexts import ContextTask
 from tests.generated_sets import make_set
@@ -186,3 +187,25 @@ def test_its_map_is_that_of_plain_clip_with_its_texts(context, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 180, 180, 3)).astype(np.uint8)
     for ours, theirs in zip(scorer(pixels), plain(pixels), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_it_is_exported_with_its_context(context, tmp_path):
+    context.save(tmp_path / "c.safetensors")
+    spec = coop(tmp_path / "c.safetensors", image_score="mrad")
+    report = export(spec, tmp_path / "out.onnx", dynamic_batch=True)
+    assert max(report.score_difference, report.map_difference) < 1e-5
+    exported, detector = Detector.from_exported(tmp_path / "out.onnx"), spec.load()
+    assert exported.identity() == detector.identity()
+    picture = PICTURES / "slate_crack.jpg"
+    assert exported.predict(picture).pred_score == pytest.approx(
+        detector.predict(picture).pred_score, abs=1e-5
+    )
+
+
+def test_an_export_without_a_class_name_is_one_message_and_no_file(context, tmp_path, cli):
+    context.save(tmp_path / "c.safetensors")
+    model = ["--backbone", "micro", "--method", "coop", "--trained", tmp_path / "c.safetensors"]
+    done = cli("export", *model, "--output", tmp_path / "model.onnx")
+    assert (done.code, done.err.count("error: "), "--class-name NAME" in done.err) == (2, 1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
