@@ -79,9 +79,10 @@ def core_of(spec: DetectorSpec) -> ClipCore:
     """Return a core whose tensors have shapes and no content: it counts operations without doing any."""
     scorer = replace(spec, device="cpu").load().scorer
     assert isinstance(scorer, TorchScorer)
-    core = scorer.core.to("meta")
+    core = scorer.core
     assert isinstance(core, ClipCore)
-    return core
+    core.unpack()
+    return core.to("meta")
 
 
 def cases_of(folder: Path, options: argparse.Namespace) -> dict[str, Case]:

@@ -111,7 +111,11 @@ class Core(nn.Module):
     def finish(self, text: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Turn the result of `compare` into scores (B,) and smoothed maps (B, S, S)."""
         maps = self.enlarged(grids)
-        return image_score(text, maps, self.score_rule, grids=grids), maps
+        return self.scored(text, grids, maps), maps
+
+    def scored(self, text: Tensor, grids: Tensor, maps: Tensor) -> Tensor:
+        """Return scores (B,) by this core's rule, of what `compare` returned and the smoothed maps (B, S, S)."""
+        return image_score(text, maps, self.score_rule, grids=grids)
 
     def enlarged(self, grids: Tensor) -> Tensor:
         """Return maps (B, S, S) of maps (B, g, g), smoothed."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ Encode = Callable[[Tensor], Any]
 """From normalised pixels (B, 3, S, S) to features."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Compared(NamedTuple):
+    """What the texts say of images: a probability each (B,), maps (B, g, g), and these at full size (B, S, S)."""
+
+    text: Tensor
+    grids: Tensor
+    maps: Tensor
 
 
 class TorchScorer:
@@ -94,23 +102,25 @@ class TorchScorer:
 
     def results(self, features: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return scores and maps of what `features` returned; see `__call__`."""
-        return self.finished(*self.compared(features))
+        return self.finished(self.compared(features))
 
-    def compared(self, features: Any) -> tuple[Tensor, Tensor]:
-        """Return what `Core.compare` makes of what `features` returned."""
+    def compared(self, features: Any) -> Compared:
+        """Return what the texts say of what `features` returned, before the rule of the image score."""
         with torch.inference_mode():
-            return self.core.compare(features)
-
-    def finished(self, text: Tensor, grids: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return scores and maps of what `compared` returned; see `__call__`."""
-        with torch.inference_mode():
-            scores, maps = self.core.finish(text, grids)
+            text, grids = self.core.compare(features)
+            maps = self.core.enlarged(grids)
         # A sum is not finite if any value is not; it costs almost nothing.
-        if not math.isfinite(float(scores.sum() + maps.sum())):
+        if not math.isfinite(float(text.sum() + maps.sum())):
             raise AnomalyCLIPError(
                 f"the model returned NaN or infinite scores at precision {self.precision}: {_NAN}"
             )
-        return scores.cpu().numpy(), maps.cpu().numpy()
+        return Compared(text, grids, maps)
+
+    def finished(self, compared: Compared) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return scores and maps of what `compared` returned; see `__call__`."""
+        with torch.inference_mode():
+            scores = self.core.scored(*compared)
+        return scores.cpu().numpy(), compared.maps.cpu().numpy()
 
     def with_core(
         self, core: Core, *, identity: Callable[[], Mapping[str, Any]], description: Description

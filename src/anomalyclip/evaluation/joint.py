@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomalyclip.batches import Batches
 from anomalyclip.clip.taps import Taps, gflop, passes
@@ -17,7 +16,7 @@ from anomalyclip.clip_core import ClipCore
 from anomalyclip.decoding import OnError
 from anomalyclip.depth import Range, Scale
 from anomalyclip.depth.in_scale import Shown, decode_in_scale
-from anomalyclip.engines.torch import Encode, TorchScorer
+from anomalyclip.engines.torch import Compared, Encode, TorchScorer
 from anomalyclip.images import squash
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import Source
@@ -125,7 +124,7 @@ class _Pass:
         _wait_for(first)
         self._add(spent, time.perf_counter() - start)
         found = {}
-        compared: dict[str, tuple[tuple[Tensor, Tensor], float]] = {}
+        compared: dict[str, tuple[Compared, float]] = {}
         for name, scorer in self.scorers.items():
             start = time.perf_counter()
             once = name if scorer.core.rule_in_compare else self.same_maps.get(name, name)
@@ -136,7 +135,7 @@ class _Pass:
                 compared[once] = result, time.perf_counter() - start
                 start = time.perf_counter()
             result, seconds = compared[once]
-            found[name] = scorer.finished(*result)
+            found[name] = scorer.finished(result)
             seconds += time.perf_counter() - start
             spent.own[name] = spent.own.get(name, 0.0) + seconds
         return found
