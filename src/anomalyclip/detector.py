@@ -184,6 +184,12 @@ class Detector:
         scale = {} if self.value_range is None else {VALUE_RANGE: list(self.value_range)}
         return {**self.scorer.identity(), **tiles, **scale}
 
+    @property
+    def has_own_threshold(self) -> bool:
+        """Whether the threshold is the one in the exported file."""
+        card = getattr(self.scorer, "card", None)
+        return card is not None and self.threshold is not None and self.threshold == card.limits
+
     def describe(self) -> Description:
         """Return the description of the scorer for reports."""
         return self.scorer.describe()

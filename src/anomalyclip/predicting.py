@@ -18,7 +18,7 @@ from anomalyclip.depth import Scale
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, absolute, find_images
-from anomalyclip.loading import as_detector
+from anomalyclip.loading import load
 from anomalyclip.overview import (
     Thumbnails,
     check_page,
@@ -35,6 +35,7 @@ from anomalyclip.runs import RunFolder
 from anomalyclip.sharding import Listing, Shard
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.visualize import captioned, overlay
+from anomalyclip.workers import Workers
 from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter
 
 SAVED = (*SAVEABLE, "csv", "sheet", "nifti")
@@ -99,7 +100,7 @@ class PredictionRun:
 
 
 def predict(
-    detector: Detector | DetectorSpec,
+    detector: Detector | Workers | DetectorSpec,
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile],
     output: str | os.PathLike[str] | RunFolder | None = None,
     *,
@@ -122,8 +123,9 @@ def predict(
 
     Parameters
     ----------
-    detector : Detector or DetectorSpec
-        With a threshold, the results include verdicts, masks and regions.
+    detector : Detector, Workers or DetectorSpec
+        With a threshold, the results include verdicts, masks and regions. `anomalyclip.workers.Workers`: a detector
+        that works in several processes.
     images : path, sequence of paths, or iterable of ImageFile
         Files, folders (searched recursively) and patterns; or a listing from `anomalyclip.inputs`, which may be
         endless.
@@ -182,9 +184,8 @@ def predict(
         nonlocal listing
         listing = None if shard is None else Listing.write(place, shard, listed)
 
-    with scoring(
-        as_detector(detector), folder, results, shard=shard, prepare=write_listing, on_error=on_error
-    ) as work:
+    ready = load(detector) if isinstance(detector, DetectorSpec) else detector
+    with scoring(ready, folder, results, shard=shard, prepare=write_listing, on_error=on_error) as work:
         wanted = listed if listing is None else listing.images()
         total = listing.count if listing else len(listed) if isinstance(listed, Sequence) else None
         with track("Scoring", total) as advance:
@@ -214,7 +215,7 @@ class Results:
 
 @contextmanager
 def scoring(
-    detector: Detector,
+    detector: Detector | Workers,
     folder: RunFolder,
     results: Results,
     *,
@@ -227,7 +228,7 @@ def scoring(
 
     Parameters
     ----------
-    detector : Detector
+    detector : Detector or Workers
     folder : RunFolder
     results : Results
     shard : Shard, optional
@@ -272,17 +273,16 @@ def scoring(
             yield Scoring(detector, writer, results, scale, on_error, on_scored)
 
 
-def _about(detector: Detector) -> dict[str, Any]:
+def _about(detector: Detector | Workers) -> dict[str, Any]:
     """Return what a run tells of its model beside the settings that decide the scores."""
     made_of = {} if detector.spec is None else {"spec": detector.spec.located().to_dict()}
     origin = "" if detector.threshold is None else detector.threshold.origin
     return {**made_of, "model": detector.describe().title, "threshold": origin or None}
 
 
-def _tell_origin(detector: Detector) -> None:
+def _tell_origin(detector: Detector | Workers) -> None:
     """Say where a threshold comes from, unless it is a number that was just given."""
-    threshold, card = detector.threshold, getattr(detector.scorer, "card", None)
-    its_own = card is not None and threshold == card.limits
+    threshold, its_own = detector.threshold, detector.has_own_threshold
     if threshold is None or not (its_own or threshold.info):
         return
     limits = (("score", threshold.score), ("pixel", threshold.pixel))
@@ -296,7 +296,7 @@ def _tell_origin(detector: Detector) -> None:
     warnings.warn(f"{whose}: {values} ({made})", AnomalyCLIPNote, stacklevel=5)
 
 
-def _tell_what_it_knows(detector: Detector) -> None:
+def _tell_what_it_knows(detector: Detector | Workers) -> None:
     if known := _KNOWN.get(str(detector.describe().facts.get("backbone"))):
         warnings.warn(known, AnomalyCLIPNote, stacklevel=5)
 
@@ -425,7 +425,7 @@ class Scoring:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Detector | Workers,
         writer: PredictionWriter,
         results: Results,
         scale: Scale,

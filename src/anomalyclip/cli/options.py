@@ -15,8 +15,12 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import EXPORTED, FIXED_BY_MODEL, OPTIONS, DetectorSpec
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from anomalyclip.detector import Detector
     from anomalyclip.readers import Selection
     from anomalyclip.sharding import Shard
+    from anomalyclip.workers import Workers
 
 
 def with_options(command: Command) -> Command:
@@ -82,6 +86,19 @@ def spelled(name: str) -> str:
     return str(flag or f"--{name.replace('_', '-')}")
 
 
+def loaded(
+    spec: DetectorSpec, threshold: str | None, processes: int
+) -> "AbstractContextManager[Detector | Workers]":
+    """Return the detector of a spec, in this process or in several."""
+    from contextlib import nullcontext
+
+    if processes == 1:
+        return nullcontext(spec.load(threshold=threshold))
+    from anomalyclip.workers import Workers
+
+    return Workers(spec, processes, threshold=threshold)
+
+
 def one_shard(text: str | None) -> "Shard | None":
     """Return the shard that ``--shard`` names, and say which one ``auto`` is."""
     from anomalyclip.cli.console import note
@@ -121,6 +138,15 @@ OneShard = Annotated[
         help="I/N: score the I-th of N parts of the images, into a folder of its own in --output; auto: the part that "
         "SLURM or torchrun give this process. `anomalyclip merge` puts the parts together.",
         show_default=False,
+        rich_help_panel=LARGE_RUNS,
+    ),
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        help="Processes on this machine that score images, each with its own copy of the model and its share of the "
+        "cores and GPUs.",
+        min=1,
         rich_help_panel=LARGE_RUNS,
     ),
 ]

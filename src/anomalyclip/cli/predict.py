@@ -52,6 +52,7 @@ def predict(
         bool, typer.Option("--overwrite", help="Start again in --output and replace its results.")
     ] = False,
     shard: options.OneShard = None,
+    processes: options.Processes = 1,
     batch_size: options.BatchSize = 1,
     colormap: saving.Colors = saving.ColorMap.inferno,
     alpha: saving.Alpha = 0.7,
@@ -73,13 +74,15 @@ def predict(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
     )
     folder = predicting.run_folder(output, resume=resume, overwrite=overwrite, shard=part)
-    detector = spec.load(threshold=threshold)
-    with stoppable(
-        lambda: (
-            "stopped; results already written are kept, and the same command with --output "
-            f"{folder.output if part is None else output} --resume continues"
+
+    def stopped() -> str:
+        where = folder.output if part is None else output
+        return (
+            f"stopped; results already written are kept, and the same command with --output {where} --resume "
+            "continues"
         )
-    ):
+
+    with stoppable(stopped), options.loaded(spec, threshold, processes) as detector:
         run = predicting.predict(
             detector,
             images,

@@ -9,6 +9,6 @@ readers: they put whole runs into one scale, and measure the range of a camera.
 """
 
 from anomalyclip.depth.deep import ADVICE, Deep, Range, Rendering, require_range
-from anomalyclip.depth.scale import Scale
+from anomalyclip.depth.scale import RangeWanted, Scale
 
-__all__ = ["ADVICE", "Deep", "Range", "Rendering", "Scale", "require_range"]
+__all__ = ["ADVICE", "Deep", "Range", "RangeWanted", "Rendering", "Scale", "require_range"]

@@ -1,11 +1,16 @@
 """One scale for the deep images of a run."""
 
+import copy
 import math
 
 from PIL import Image
 
 from anomalyclip.depth.deep import ADVICE, Deep, Range, limits
-from anomalyclip.errors import InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError
+
+
+class RangeWanted(AnomalyCLIPError):
+    """The range of a run has to be assumed, but not from this image: an earlier one may decide it."""
 
 
 class Scale:
@@ -38,10 +43,31 @@ class Scale:
         self.value_range, self.assumed, self.strict = value_range, assumed, strict
         self._from = "the earlier part of this run"
         self._images = 0
+        self._may_assume = True
+
+    def of_a_part(self, *, may_assume: bool) -> "Scale":
+        """Return the scale for a part of the images, which another process scores.
+
+        Parameters
+        ----------
+        may_assume : bool
+            Whether the part may decide the scale, since no earlier image has. Otherwise `is_open` raises `RangeWanted`.
+        """
+        part = copy.copy(self)
+        part._may_assume = may_assume
+        part._images = 2  # the remark is made once for all parts
+        return part
+
+    def take_over(self, part: "Scale") -> None:
+        """Assume what a part has assumed."""
+        self.assumed, self._from = part.assumed, part._from
 
     def is_open(self, image: Image.Image | Deep) -> bool:
         """Return whether an image has to wait until an earlier one, or it itself, decides the scale."""
-        return self.depends(image) and self.assumed is None
+        is_open = self.depends(image) and self.assumed is None
+        if is_open and not (self._may_assume or self.strict):
+            raise RangeWanted("the range of this run is not known yet")
+        return is_open
 
     def depends(self, image: Image.Image | Deep) -> bool:
         """Return whether the range of an image is an assumption."""
