@@ -51,6 +51,32 @@ def load(
     return detector
 
 
+def load_one_of_several(
+    spec: DetectorSpec, threshold: "Threshold | None", *, threads: int, place: int = 0
+) -> "Detector":
+    """Return the detector of a spec for one of several processes that share a machine.
+
+    Parameters
+    ----------
+    spec, threshold
+        See `load`.
+    threads : int
+        CPU threads of this process.
+    place : int
+        Number of the process: it takes this one of the machine's GPUs, if there are several.
+    """
+    if spec.model is None:
+        import torch
+
+        torch.set_num_threads(threads)
+        gpus = torch.cuda.device_count()
+        if gpus > 1 and spec.device in ("auto", "cuda"):
+            spec = replace(spec, device=f"cuda:{place % gpus}")
+    elif spec.threads is None:
+        spec = replace(spec, threads=threads)
+    return load(spec, threshold=threshold)
+
+
 def measured(spec: DetectorSpec) -> DetectorSpec:
     """Return a spec with the values of its range in place of the folder that they are measured on.
 

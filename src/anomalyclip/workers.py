@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.process import BaseProcess
@@ -23,7 +23,7 @@ from anomalyclip.decoding import OnError
 from anomalyclip.depth import Range, RangeWanted, Scale
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
-from anomalyclip.loading import load, measured
+from anomalyclip.loading import load_one_of_several, measured
 from anomalyclip.prediction import Prediction, Threshold, as_threshold
 from anomalyclip.readers import Source, holder
 from anomalyclip.scorer import Description
@@ -400,19 +400,18 @@ class _Run:
 
     def _lost(self, worker: _Worker) -> None:
         parts, worker.parts = worker.parts, []
-        if parts:
-            parts[0].deaths += 1
-            if parts[0].deaths >= _DEATHS:
-                worker.end()
-                names = ", ".join(str(source) for source, _ in parts[0].sources)
-                raise AnomalyCLIPError(
-                    f"{_DEATHS} processes were lost ({worker.how_it_ended()}) while they scored the same images "
-                    f"({names}): if memory is short, use fewer processes or smaller batches; otherwise leave these "
-                    "images out"
-                )
         for part in parts:
             self._wait(part)
         self.workers._replace(worker)
+        if not parts:
+            return
+        parts[0].deaths += 1  # the others had not begun
+        if parts[0].deaths == _DEATHS:
+            names = ", ".join(str(source) for source, _ in parts[0].sources)
+            raise AnomalyCLIPError(
+                f"{_DEATHS} processes were lost ({worker.how_it_ended()}) while they scored the same images ({names}): "
+                "if memory is short, use fewer processes or smaller batches; otherwise leave these images out"
+            )
 
     def _in_order(self, feed: "_Feed") -> Iterator[Prediction]:
         while (part := self._first_part()) is not None and part.result is not None:
@@ -585,7 +584,7 @@ def _serve(connection: "Connection[Any, Any]", job: _Job) -> None:
         warnings.simplefilter("always", AnomalyCLIPWarning)
         warnings.showwarning = tell_warning
         try:
-            detector = _loaded(job)
+            detector = load_one_of_several(job.spec, job.threshold, threads=job.threads, place=job.place)
             identity = detector.identity() if job.tell else {}
         except Exception as error:
             tell(_Failed.of(error))
@@ -606,20 +605,6 @@ def _serve(connection: "Connection[Any, Any]", job: _Job) -> None:
                 if isinstance(task, _Observe)
                 else _scored(detector, task, job.threads)
             )
-
-
-def _loaded(job: _Job) -> Detector:
-    spec = job.spec
-    if spec.model is None:
-        import torch
-
-        torch.set_num_threads(job.threads)
-        gpus = torch.cuda.device_count()
-        if gpus > 1 and spec.device in ("auto", "cuda"):
-            spec = replace(spec, device=f"cuda:{job.place % gpus}")
-    elif spec.threads is None:
-        spec = replace(spec, threads=job.threads)
-    return load(spec, threshold=job.threshold)
 
 
 def _scored(detector: Detector, task: _Task, threads: int) -> _Result:
