@@ -17,6 +17,7 @@ from anomalyclip.serve.answers import runs
 from anomalyclip.visualize.colors import Colors
 from tests.browsing import DESKTOP, PHONE, chromium, downloaded, drop, names, opened, scored
 from tests.serving import CRACK, GOOD, service
+from tests.videos import write_video
 
 PAGE = Path("src/anomalyclip/serve/page")
 STAIN, CUT = PICTURES / "corduroy_stain.jpg", PICTURES / "linen_cut.jpg"
@@ -153,6 +154,20 @@ def test_runs_are_cocos(page):
         [mask.ravel().astype(int).tolist(), 11, 9],
     )
     assert found == runs(mask)
+
+
+@pytest.mark.slow
+def test_brushes_are_label_studios(page):
+    brush = pytest.importorskip("anomalyclip.serve.brush").brush
+    for mask in (smooth(3, 40, 50) > 0.5, np.zeros((300, 300), bool), np.ones((1, 2), bool)):
+        found = page.evaluate(
+            """async (mask) => {
+                const { brushOf } = await import("/page/brush.js");
+                return brushOf((place) => mask[place], mask.length);
+            }""",
+            mask.ravel().astype(int).tolist(),
+        )
+        assert found == brush(mask)
 
 
 # ---- a person's path
@@ -334,6 +349,75 @@ def test_what_a_browser_cannot_show_comes_with_a_preview_and_pages_are_told_apar
     assert page.evaluate("document.getElementById('photograph').width") > 300
     score = detector.predict(STAIN).pred_score
     assert float(page.inner_text("#viewer-score")) == pytest.approx(score, abs=5e-5)
+
+
+@pytest.mark.slow
+def test_a_video_is_shown_frame_by_frame_and_dicom_too(page, tmp_path):
+    pytest.importorskip("av", reason="needs the extra [video]")
+    data = pytest.importorskip("pydicom.data", reason="needs the extra [dicom]")
+    frames = [np.asarray(Image.open(path).resize((160, 160))) for path in (GOOD, STAIN, GOOD)]
+    write_video(tmp_path / "line.mp4", zip((0.0, 0.25, 0.75), frames, strict=True))
+    drop(page, file(tmp_path / "line.mp4"), file(Path(data.get_testdata_file("MR_small.dcm"))))
+    scored(page, 4)
+    page.select_option("#order", "name")
+    page.wait_for_selector("#cards li:nth-child(4) canvas.drawn")
+    assert names(page) == [
+        "line.mp4#1 · 0.00 s", "line.mp4#2 · 0.25 s", "line.mp4#3 · 0.75 s", "MR_small.dcm",
+    ]  # fmt: skip
+    page.click("#cards li:nth-child(2) button")
+    page.wait_for_selector("#viewer-message", state="hidden")
+    assert page.evaluate("document.getElementById('photograph').width") > 300
+
+
+@pytest.mark.slow
+def test_flawless_pictures_make_a_model_and_then_a_threshold(browser, tmp_path):
+    with service(tmp_path) as free, opened(browser, free.url) as page:
+        drop(page, file(GOOD), file(CRACK))
+        scored(page, 2)
+        assert page.inner_text("#remark span").startswith("Without a threshold there are no verdicts")
+        before = page.locator("#cards b").all_inner_texts()
+        page.click("#find-threshold")
+        flawless = [turned(GOOD, degrees) for degrees in (90, 180, 270)]
+        page.set_input_files(
+            "#reference-files",
+            [{"name": f"{n}.png", "mimeType": "image/png", "buffer": one} for n, one in enumerate(flawless)],
+        )
+        page.click("#remember")
+        page.wait_for_selector("#model-message:text('3 flawless pictures')")
+        page.wait_for_selector("#progress", state="hidden")
+        assert page.locator("#cards b").all_inner_texts() != before
+        asked = []
+        page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+        page.click("#calibrate")
+        page.wait_for_selector("#model-message:text('Threshold ')")
+        assert "predict" not in asked
+        page.keyboard.press("Escape")
+        threshold = float(page.inner_text("#model-message").split()[1].rstrip(","))
+        assert float(page.input_value("#score-limit")) == threshold
+        verdicts = page.locator("#cards .first span").all_inner_texts()
+        scores = [float(score) for score in page.locator("#cards b").all_inner_texts()]
+        assert verdicts == ["anomalous" if score >= threshold else "normal" for score in scores]
+
+
+def turned(path, degrees):
+    content = io.BytesIO()
+    Image.open(path).rotate(degrees).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.mark.slow
+def test_words_make_a_model(page):
+    page.click("#model")
+    page.click("#make summary")
+    page.select_option("#method", "words")
+    page.fill("#normal", "flawless {}\n")
+    page.fill("#abnormal", "stained {}\nscratched {}")
+    page.click("#make-model")
+    page.wait_for_selector("#model-message.good, #model-message.bad")
+    about = page.inner_text("#model-about")
+    assert "normal: flawless {}; abnormal: stained {}, scratched {}" in about, page.inner_text(
+        "#model-message"
+    )
 
 
 @pytest.mark.slow

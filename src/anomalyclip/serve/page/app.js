@@ -54,9 +54,9 @@ const showCounts = () => {
 // What speaks against model or threshold, as the page of `predict` says it.
 function showRemark(done, anomalous, judged) {
   let text = "";
-  if (done && !judged) text = "Without a threshold there are no verdicts. Drag the line in the histogram, or find a threshold from flawless pictures (Model).";
-  else if (done >= 10 && anomalous >= 0.9 * done) text = `${anomalous} of ${done} pictures are anomalous. Unless most of them are defective, the threshold or the model does not suit them: find a threshold from flawless pictures of this product (Model).`;
-  $("remark").textContent = text;
+  if (done && !judged) text = "Without a threshold there are no verdicts. Drag the line in the histogram, or have one found from flawless pictures.";
+  else if (done >= 10 && anomalous >= 0.9 * done) text = `${anomalous} of ${done} pictures are anomalous. Unless most of them are defective, the threshold or the model does not suit them: have a threshold found from flawless pictures of this product.`;
+  $("remark").firstChild.textContent = text;
   $("remark").hidden = !text;
 }
 
@@ -164,10 +164,12 @@ $("reset-limits").addEventListener("click", resetThresholds);
 // ---- dialogs
 
 $("help").addEventListener("click", () => $("keys").showModal());
-$("model").addEventListener("click", () => {
-  $("models").showModal();
-  loadModels().catch(() => {});
-});
+for (const id of ["model", "find-threshold"]) {
+  $(id).addEventListener("click", () => {
+    $("models").showModal();
+    loadModels().catch(() => {});
+  });
+}
 $("downloads").addEventListener("click", openDownloads);
 for (const dialog of document.querySelectorAll("dialog.sheet")) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog && dialog.id !== "key") dialog.close(); });

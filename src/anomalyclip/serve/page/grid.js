@@ -96,7 +96,7 @@ function update(card, item) {
   card.score.textContent = item.score === null ? (waits ? "…" : "–") : shown(item.score);
   card.verdict.textContent = item.status === "failed" ? "failed" : verdict === null ? "" : verdict ? "anomalous" : "normal";
   card.verdict.className = verdict === null && item.status !== "failed" ? "" : verdict === false ? "good" : "bad";
-  card.name.textContent = title;
+  card.name.textContent = item.time === null ? title : `${title} · ${item.time.toFixed(2)} s`;
   card.name.title = item.error ? printable(item.error) : title;
   card.tag.hidden = item.mark === null;
   card.tag.className = `tag ${item.mark ?? ""}`;

@@ -24,7 +24,7 @@ export async function loadModels() {
   $("method").replaceChildren(...options(answer.offers.methods, models[0].method));
   $("make").hidden = !answer.offers.backbones.length;
   showWords();
-  if (!state.model) use(models[0], { first: true });
+  if (!state.model) use(models[0], { rescored: true });
   else if (!models.some((one) => one.id === state.model.id)) use(models[0]); // it had to make room
   showModels();
 }
@@ -46,12 +46,13 @@ export function showModels() {
 
 const titleOf = (model) => model.title + (model.references?.length && !/reference/.test(model.title) ? `, ${many(model.references.length, "reference")}` : "");
 
-function use(model, { first = false } = {}) {
+// `rescored`: the model scores as the one before, so the pictures keep their scores.
+function use(model, { rescored = false } = {}) {
   if (!model || model.id === state.model?.id) return;
   state.model = model;
   setThresholds(model.threshold); // one that was made for other scores would say nothing
   showModels();
-  if (!first) scoreAgain();
+  if (!rescored) scoreAgain();
   state.changed("model");
 }
 
@@ -110,14 +111,15 @@ async function calibrate() {
   form.append("false_alarm_rate", $("rate").value);
   const answer = await ask("POST", "/v1/calibrate", { body: form });
   await loadModels();
-  adopt(models.find((one) => one.id === answer.model));
+  adopt(models.find((one) => one.id === answer.model), { rescored: true });
   const of = compares ? "each compared with the others" : "scored";
-  return `Threshold ${shown(answer.threshold.score)}, from ${many(answer.images, "flawless picture")}, ${of}. ${answer.threshold.says.join(" ")}${without(answer.failed)}`;
+  const head = `Threshold ${shown(answer.threshold.score)}, from ${many(answer.images, "flawless picture")}, ${of}.${without(answer.failed)}`;
+  return [head, answer.threshold.says.join(" ")];
 }
 
-function adopt(model) {
+function adopt(model, options) {
   models = [model, ...models.filter((one) => one.id !== model.id)];
-  use(model);
+  use(model, options);
 }
 
 // Do one thing at a time, and say how it went.
@@ -129,7 +131,8 @@ async function work(what, task) {
   line.textContent = `${what} …`;
   line.className = "message-line busy";
   try {
-    line.textContent = printable(await task());
+    const [head, rest = ""] = [await task()].flat();
+    line.replaceChildren(printable(head), make("span", { className: "small soft", textContent: printable(rest) }));
     line.className = "message-line good";
   } catch (error) {
     line.textContent = printable(error.message);

@@ -149,7 +149,7 @@ export async function pictureOf(item) {
 }
 
 async function again(item, preview) {
-  const answer = await ask("POST", "/v1/predict", { body: formOf([item], preview, item.modelId) });
+  const answer = await ask("POST", "/v1/predict", { body: formOf([item], preview, state.model?.id) });
   const found = answer.predictions.find((one) => one.index === item.index && !one.error && (item.numbered || answer.predictions.length === 1 || one.name === item.name));
   if (!found) throw new Error(`${item.name}: the service does not have this picture any more`);
   return found;

@@ -86,7 +86,7 @@ export const state = new (class extends EventTarget {
 
 const EMPTY = {
   file: null, name: "", index: 1, time: null, status: "waiting", error: null, score: null, size: null, map: null, small: null,
-  preview: null, thumbnail: null, mark: null, modelId: null,
+  preview: null, thumbnail: null, mark: null, modelId: null, numbered: false,
 };
 
 export const isMarked = (item) => item.mark !== null || item.marks.size > 0;
@@ -95,10 +95,7 @@ const hasMark = (item, mark) => item.mark === mark || [...item.marks.values()].i
 // A region keeps its mark while the threshold moves: it is known by where its peak is.
 export const keyOf = (region) => region.peak_position.join(",");
 
-// What a picture is called: with the number of the image in its file, or the time of a video's frame.
-export function titleOf(item) {
-  if (item.time !== null) return `${item.name} at ${item.time.toFixed(2)} s`;
-  return item.numbered ? `${item.name}#${item.index}` : item.name;
-}
+// What a picture is called: PATH#K for one of several in a file, as in predictions.jsonl.
+export const titleOf = (item) => (item.numbered ? `${item.name}#${item.index}` : item.name);
 
 export const shown = (value) => value.toFixed(4);
