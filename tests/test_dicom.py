@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -355,3 +356,16 @@ def test_without_the_extra_a_message_says_what_to_install(monkeypatch):
         InputError, match=r"MR_small.dcm: DICOM needs pydicom: pip install 'anomalyclip\[dicom\]'"
     ):
         open_image(FILES / "MR_small.dcm")
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files in memory have a path on Linux alone")
+def test_a_file_in_memory_is_read_by_its_path():
+    descriptor = os.memfd_create("upload")
+    try:
+        os.write(descriptor, (FILES / "MR_small.dcm").read_bytes())
+        (frame,) = frames(f"/proc/self/fd/{descriptor}")
+        again = open_deep(frame.id)
+    finally:
+        os.close(descriptor)
+    expected = open_deep(FILES / "MR_small.dcm").values.tolist()
+    assert frame.image.values.tolist() == again.values.tolist() == expected

@@ -411,11 +411,11 @@ def test_words_make_a_model(page):
     page.click("#make summary")
     page.select_option("#method", "words")
     page.fill("#normal", "flawless {}\n")
-    page.fill("#abnormal", "stained {}\nscratched {}")
+    page.fill("#abnormal", "{} with stain\ndamaged {}")
     page.click("#make-model")
     page.wait_for_selector("#model-message.good, #model-message.bad")
     about = page.inner_text("#model-about")
-    assert "normal: flawless {}; abnormal: stained {}, scratched {}" in about, page.inner_text(
+    assert "normal: flawless {}; abnormal: {} with stain, damaged {}" in about, page.inner_text(
         "#model-message"
     )
 

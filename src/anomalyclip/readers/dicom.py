@@ -89,20 +89,22 @@ class DicomReader(Reader):
         """Yield the frames of a file in order."""
         header = _header(path)
         count = _count(header)
-        pixels = _library(path).pixels.iter_pixels(path, decoding_plugin=_decoder(header))
-        for index in range(count):
-            with _decoding(header, path):
-                values = next(pixels)
-            yield Frame(path if count == 1 else f"{path}#{index + 1}", _image(header, index, values, path))
+        # The open file, not its path: pydicom resolves a path, which a file in memory does not have.
+        with open(path, "rb") as file:
+            pixels = _library(path).pixels.iter_pixels(file, decoding_plugin=_decoder(header))
+            for index in range(count):
+                with _decoding(header, path):
+                    values = next(pixels)
+                yield Frame(path if count == 1 else f"{path}#{index + 1}", _image(header, index, values, path))
 
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Decode one frame alone."""
         header = _header(path)
         if number > _count(header):
             raise InputError(f"{path}#{number}: the file holds fewer images")
-        with _decoding(header, path):
+        with _decoding(header, path), open(path, "rb") as file:
             values = _library(path).pixels.pixel_array(
-                path, index=number - 1, decoding_plugin=_decoder(header)
+                file, index=number - 1, decoding_plugin=_decoder(header)
             )
         return _image(header, number - 1, values, path)
 
