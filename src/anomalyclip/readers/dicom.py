@@ -95,7 +95,9 @@ class DicomReader(Reader):
             for index in range(count):
                 with _decoding(header, path):
                     values = next(pixels)
-                yield Frame(path if count == 1 else f"{path}#{index + 1}", _image(header, index, values, path))
+                yield Frame(
+                    path if count == 1 else f"{path}#{index + 1}", _image(header, index, values, path)
+                )
 
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Decode one frame alone."""

@@ -166,4 +166,4 @@ class _Steps:
             said = InputError(str(error).replace(id, found.name))
             self.entries.fail(position, found.name, found.index, said)
 
-        return Decoded(self.detector.prepare(Shown(b"", id, image, value_range)), finish, fail)
+        return Decoded(self.detector.prepare(Shown(b"", id, image, value_range, found.time)), finish, fail)

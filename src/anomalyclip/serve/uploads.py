@@ -19,7 +19,7 @@ from PIL import Image
 from anomalyclip.depth import Deep
 from anomalyclip.errors import InputError, TooLargeError
 from anomalyclip.images import decode_pages, decoding
-from anomalyclip.readers import READERS, Reader, suffixes
+from anomalyclip.readers import READERS, Frame, Reader, suffixes
 from anomalyclip.readers.archive import ARCHIVES
 
 LONGEST_NAME = 255
@@ -80,11 +80,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """One image of an upload: the name of its file, its number there if it holds several, and its pixels."""
+    """One image of an upload: its file's name, its number there, its pixels, and for a video its time in seconds."""
 
     name: str
     index: int
     image: Image.Image | Deep
+    time: float | None = None
 
 
 def shown_name(name: object, number: int) -> str:
@@ -125,22 +126,21 @@ def images_of(sent: Sent, *, unpacked: int) -> Iterator[Uploaded]:
         members = iter([upload])
     found = False
     for member in members:
-        for index, image in enumerate(_pages(member), start=1):
+        for index, frame in enumerate(_pages(member), start=1):
             found = True
-            yield Uploaded(member.name, index, image)
+            yield Uploaded(member.name, index, frame.image, frame.time)
     if not found:
         raise InputError(f"{upload.name}: no images in this archive")
 
 
-def _pages(upload: Upload) -> Iterator[Image.Image | Deep]:
+def _pages(upload: Upload) -> Iterator[Frame]:
     reader = _reader_of(upload)
     if reader is READERS[0]:  # photographs are decoded from bytes on every system
-        yield from decode_pages(upload.content, name=upload.name)
+        yield from (Frame(None, image) for image in decode_pages(upload.content, name=upload.name))
         return
     with _in_memory(upload) as path, decoding(upload.name):
         try:
-            for frame in reader.frames(path):
-                yield frame.image
+            yield from reader.frames(path)
         except InputError as error:
             raise InputError(str(error).replace(path, upload.name)) from None
 
