@@ -6,7 +6,7 @@ import { buildGrid, focusItem, focusedItem, moveFocus, redrawThumbnails, showGri
 import { buildHistogram, showHistogram } from "./histogram.js";
 import { filesOfDrop, filesOfInput } from "./intake.js";
 import { addReferences, buildModels, loadModels, resetThresholds } from "./models.js";
-import { forget, scoreWaiting } from "./scoring.js";
+import { forget, retryFailed, scoreWaiting } from "./scoring.js";
 import { shown, state } from "./state.js";
 import * as viewer from "./viewer.js";
 
@@ -18,7 +18,6 @@ function add({ found, skipped }) {
   }));
   const others = skipped ? `, ${many(skipped, "other file")} skipped` : "";
   if (found.length || skipped) say(`${many(found.length, "picture")} added${others}`);
-  if (skipped) $("shown").dataset.skipped = skipped;
   scoreWaiting();
 }
 
@@ -26,7 +25,7 @@ function add({ found, skipped }) {
 
 const showCounts = () => {
   const { all, done, failed, waiting, anomalous } = state.counts, judged = state.thresholds.score !== null;
-  for (const id of ["overview", "bar", "add", "downloads"]) $(id).hidden = !all;
+  for (const id of ["overview", "bar", "add", "add-folder", "downloads"]) $(id).hidden = !all;
   $("start").hidden = Boolean(all);
   const parts = [["", done, "scored"]];
   if (judged) parts.push(["bad", anomalous, "anomalous"], ["good", done - anomalous, "normal"]);
@@ -44,8 +43,11 @@ const showCounts = () => {
   progress.setAttribute("aria-valuenow", all - waiting);
   progress.firstChild.style.width = `${all ? (100 * (all - waiting)) / all : 0}%`;
   $("downloads").disabled = !done;
+  $("retry").hidden = !failed;
   showRemark(done, anomalous, judged);
   const view = state.view.length;
+  $("remove").disabled = !view;
+  $("remove").textContent = view === all ? "Remove all" : "Remove these";
   $("shown").value = view === all ? many(all, "picture") : `${view.toLocaleString("en")} of ${many(all, "picture")}`;
   $("nothing").hidden = !all || view > 0;
   $("verdict").disabled = !judged && !failed;
@@ -93,13 +95,9 @@ state.addEventListener("change", ({ detail }) => {
 
 // ---- files
 
-function ready(dialog) {
-  return dialog.open ? dialog : null;
-}
-
 $("choose").addEventListener("click", () => $("files").click());
 $("add").addEventListener("click", () => $("files").click());
-$("choose-folder").addEventListener("click", () => $("folder").click());
+for (const id of ["choose-folder", "add-folder"]) $(id).addEventListener("click", () => $("folder").click());
 for (const id of ["files", "folder"]) {
   $(id).addEventListener("change", ({ target }) => { add(filesOfInput(target)); target.value = ""; });
 }
@@ -109,9 +107,9 @@ const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Fil
 addEventListener("dragenter", (event) => {
   if (!hasFiles(event)) return;
   depth++;
-  const references = ready($("models"));
-  $("dropping").hidden = Boolean(references);
-  $("reference-drop").classList.toggle("over", Boolean(references));
+  const references = $("models").open;
+  $("dropping").hidden = references;
+  $("reference-drop").classList.toggle("over", references);
 });
 addEventListener("dragleave", (event) => { if (hasFiles(event) && --depth <= 0) dragEnds(); });
 addEventListener("dragover", (event) => { if (hasFiles(event)) event.preventDefault(); });
@@ -120,7 +118,7 @@ addEventListener("drop", async (event) => {
   event.preventDefault();
   dragEnds();
   const dropped = await filesOfDrop(event.dataTransfer);
-  if (ready($("models"))) addReferences(dropped.found.map(({ file }) => file));
+  if ($("models").open) addReferences(dropped.found.map(({ file }) => file));
   else add(dropped);
 });
 addEventListener("paste", (event) => {
@@ -146,6 +144,11 @@ $("order").addEventListener("change", ({ target }) => state.setFilter({ order: t
 $("photos").addEventListener("change", ({ target }) => {
   document.documentElement.classList.toggle("photos", target.checked);
   redrawThumbnails();
+});
+$("retry").addEventListener("click", retryFailed);
+$("remove").addEventListener("click", () => {
+  const { length } = state.view;
+  if (confirm(`Remove ${many(length, "picture")} from this page, with scores and marks?`)) forget(state.view);
 });
 $("clear-filters").addEventListener("click", () => {
   for (const id of ["find", "verdict", "marks"]) $(id).value = "";

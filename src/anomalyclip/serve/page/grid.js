@@ -119,9 +119,10 @@ export function focusedItem() {
 }
 
 export function focusItem(item) {
-  if (!item) return;
+  const index = state.view.indexOf(item);
+  if (index < 0) return;
   focused = item.id;
-  const index = state.view.indexOf(item), top = list.getBoundingClientRect().top + Math.floor(index / columns) * rowHeight;
+  const top = list.getBoundingClientRect().top + Math.floor(index / columns) * rowHeight;
   const under = 60 + (getComputedStyle($("bar")).position === "sticky" ? $("bar").offsetHeight : 0);
   if (top < under) scrollBy(0, top - under - gap);
   else if (top + rowHeight > innerHeight) scrollBy(0, top + rowHeight - innerHeight);

@@ -6,7 +6,7 @@ import { fitted } from "./drawing.js";
 import { state } from "./state.js";
 
 const FILES = 4, BYTES = 16e6, REQUESTS = 2;
-const SMALL = 96;
+const SMALL = 64;
 const KEPT_BYTES = 1.2e9;
 let running = 0, kept = 0;
 let stopper = new AbortController();
@@ -41,6 +41,13 @@ export function scoreAgain() {
 function drop(item) {
   if (item.map) kept -= item.map.size;
   item.map = item.small = null;
+}
+
+// Try again what failed, for example without the key.
+export function retryFailed() {
+  for (const item of state.items) if (item.status === "failed") Object.assign(item, { status: "waiting", error: null });
+  state.changed("items");
+  scoreWaiting();
 }
 
 export function forget(items) {

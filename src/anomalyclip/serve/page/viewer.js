@@ -6,9 +6,9 @@ import { mapOf, pictureOf } from "./scoring.js";
 import { keyOf, shown, state, titleOf } from "./state.js";
 
 const dialog = $("viewer"), stage = $("stage"), picture = $("picture");
-const LONGEST = 1600;
+const LONGEST = 1600, SHARPEST = 4096;
 let item = null, map = null, full = null, bitmap = null, regions = [], chosen = -1;
-let zoom = 1, offset = [0, 0], bare = false, closed = () => {};
+let at = 0, sharp = false, zoom = 1, offset = [0, 0], bare = false, closed = () => {};
 
 export const openItem = () => (dialog.open ? item : null);
 
@@ -33,6 +33,7 @@ export function buildViewer(onClose) {
 export async function openViewer(which) {
   item = which;
   chosen = -1;
+  sharp = false;
   zoom = 1;
   offset = [0, 0];
   forgetPicture();
@@ -44,7 +45,7 @@ export async function openViewer(which) {
   message("loading …");
   try {
     const [blob, found] = await Promise.all([pictureOf(which), which.status === "done" ? mapOf(which) : null]);
-    const decoded = await createImageBitmap(blob, { imageOrientation: "from-image" });
+    const decoded = await createImageBitmap(blob, { imageOrientation: "from-image", ...bounded(which) });
     if (item !== which) return decoded.close();
     [bitmap, map] = [decoded, found];
     message(null);
@@ -55,6 +56,13 @@ export async function openViewer(which) {
     layOut();
     showRegions();
   }
+}
+
+// A picture is decoded no larger than it can be looked at.
+function bounded(item) {
+  if (!item.size || Math.max(...item.size) <= SHARPEST) return {};
+  const [resizeWidth, resizeHeight] = fitted(item.size, SHARPEST);
+  return { resizeWidth, resizeHeight, resizeQuality: "high" };
 }
 
 function forgetPicture() {
@@ -71,15 +79,16 @@ function message(text) {
 
 export function showItem() {
   if (!item) return;
-  const view = state.view, at = view.indexOf(item), verdict = state.verdict(item), title = printable(titleOf(item));
+  const view = state.view, found = view.indexOf(item), verdict = state.verdict(item), title = printable(titleOf(item));
   const [where, name] = [title.slice(0, title.lastIndexOf("/") + 1), title.slice(title.lastIndexOf("/") + 1)];
   $("viewer-title").textContent = name;
-  $("viewer-where").textContent = [at >= 0 ? `${at + 1} of ${view.length}` : "", where].filter(Boolean).join(" · ");
+  if (found >= 0) at = found;
+  $("viewer-where").textContent = [found >= 0 ? `${at + 1} of ${view.length}` : "", where].filter(Boolean).join(" · ");
   $("viewer-score").textContent = item.score === null ? "–" : shown(item.score);
   $("viewer-verdict").textContent = item.status === "failed" ? "failed" : verdict === null ? "no threshold" : verdict ? "anomalous" : "normal";
   $("viewer-verdict").className = verdict === null ? "soft" : verdict ? "bad" : "good";
-  $("previous").disabled = at <= 0;
-  $("next").disabled = at < 0 || at >= view.length - 1;
+  $("previous").disabled = !neighbour(-1);
+  $("next").disabled = !neighbour(1);
   $("mark-right").setAttribute("aria-pressed", item.mark === "right");
   $("mark-wrong").setAttribute("aria-pressed", item.mark === "wrong");
   $("photograph").setAttribute("aria-label", `${title}${item.score === null ? "" : `, score ${shown(item.score)}`}`);
@@ -153,8 +162,14 @@ export function markRegion(index, kind) {
 
 export const chosenRegion = () => chosen;
 
+// The picture before or after; one that a mark or a threshold has just taken from the list still has its place.
+function neighbour(step) {
+  const view = state.view;
+  return view.includes(item) ? view[at + step] : view[step > 0 ? at : at - 1];
+}
+
 export function go(step) {
-  const next = state.view[state.view.indexOf(item) + step];
+  const next = neighbour(step);
   if (next) openViewer(next).then(() => say(`${titleOf(next)}, ${next.score === null ? "failed" : `score ${shown(next.score)}`}`));
 }
 
@@ -167,14 +182,19 @@ function layOut() {
   picture.style.width = `${width}px`;
   picture.style.height = `${height}px`;
   const [w, h] = fitted(size, Math.min(LONGEST, Math.round(Math.max(width, height) * Math.min(devicePixelRatio, 2))));
-  for (const canvas of [$("photograph"), $("map")]) Object.assign(canvas, { width: w, height: h });
-  const context = $("photograph").getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.drawImage(bitmap, 0, 0, w, h);
+  Object.assign($("map"), { width: w, height: h });
+  showPhotograph(w, h);
   full = map && resized(map, w, h);
   showCurtain();
   paint();
   place();
+}
+
+function showPhotograph(width, height) {
+  const canvas = $("photograph"), context = canvas.getContext("2d");
+  Object.assign(canvas, sharp ? { width: bitmap.width, height: bitmap.height } : { width, height });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
 }
 
 const paint = atNextFrame(() => {
@@ -220,6 +240,10 @@ export function zoomAt(wanted, point = null) {
   const [x, y] = point ? [point.clientX - box.left, point.clientY - box.top] : [area.left + area.width / 2 - box.left, area.top + area.height / 2 - box.top];
   offset = next === 1 ? [0, 0] : [offset[0] + x - (x * next) / zoom, offset[1] + y - (y * next) / zoom];
   zoom = next;
+  if (zoom > 1 && bitmap && !sharp && bitmap.width > $("map").width) {
+    sharp = true;
+    showPhotograph();
+  }
   place();
 }
 
