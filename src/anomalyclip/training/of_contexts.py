@@ -30,15 +30,12 @@ class ContextTask(Task):
     """
 
     name = "context"
+    start: Context
+    learner: nn.ParameterDict
 
     def __init__(self, clip: CLIP, start: Context, ids: Callable[[str], Tensor]) -> None:
-        self.learner: nn.ParameterDict
-        super().__init__(clip, nn.ParameterDict({"vectors": start.vectors.clone()}))
-        self.start, self.ids = start, ids
-
-    def digest(self) -> str:
-        """Return the digest of the context to start from."""
-        return self.start.digest()
+        super().__init__(clip, start, nn.ParameterDict({"vectors": start.vectors.clone()}))
+        self.ids = ids
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of the images, and zero."""

@@ -33,18 +33,15 @@ class LayersTask(Task):
 
     name = "layers"
     sigma = 0.0
+    start: LinearLayers
+    learner: nn.ParameterDict
 
     def __init__(
         self, clip: CLIP, start: LinearLayers, texts: Callable[[str], Tensor], *, image_size: int
     ) -> None:
-        self.learner: nn.ParameterDict
         learner = nn.ParameterDict({"weight": start.weight.clone(), "bias": start.bias.clone()})
-        super().__init__(clip, learner)
-        self.start, self.texts, self.image_size = start, texts, image_size
-
-    def digest(self) -> str:
-        """Return the digest of the layers to start from."""
-        return self.start.digest()
+        super().__init__(clip, start, learner)
+        self.texts, self.image_size = texts, image_size
 
     def block_losses(self, batch: Batch) -> Tensor:
         """Return (L, 2), the focal and the dice loss of each block's map of the images whose masks are known."""

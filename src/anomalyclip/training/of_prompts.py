@@ -28,15 +28,11 @@ class PromptTask(Task):
     """
 
     name = "prompts"
+    learner: PromptLearner
 
     def __init__(self, clip: CLIP, start: Prompts, *, local_weight: float = 4.0) -> None:
-        self.learner: PromptLearner
-        super().__init__(clip, PromptLearner(start))
-        self.start, self.local_weight = start, local_weight
-
-    def digest(self) -> str:
-        """Return the digest of the prompts to start from."""
-        return self.start.digest()
+        super().__init__(clip, start, PromptLearner(start))
+        self.local_weight = local_weight
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return cross-entropy of the images, and lambda times focal and dice losses of the pixels."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,14 @@ from anomalyclip.training.batches import Batch
 from anomalyclip.training.validation import Detect
 
 
+class Learned(Protocol):
+    """What a method learns, as a value: prompts, linear layers, a context."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of its content, in hex."""
+        ...
+
+
 class Task(ABC):
     """The trained part of a method on one backbone, while it is trained.
 
@@ -20,8 +29,10 @@ class Task(ABC):
     ----------
     clip : CLIP
         The frozen model.
+    start : Learned
+        What to start from.
     learner : Module
-        The parameters, at the start.
+        Its parameters, which change.
 
     Attributes
     ----------
@@ -34,8 +45,8 @@ class Task(ABC):
     name: str
     sigma: float = 4.0
 
-    def __init__(self, clip: CLIP, learner: nn.Module) -> None:
-        self.clip, self.learner = clip, learner
+    def __init__(self, clip: CLIP, start: Learned, learner: nn.Module) -> None:
+        self.clip, self.start, self.learner = clip, start, learner
 
     def to(self, device: torch.device) -> "Task":
         """Move everything to a device; return the same task."""
@@ -43,9 +54,9 @@ class Task(ABC):
         self.learner.to(device)
         return self
 
-    @abstractmethod
     def digest(self) -> str:
-        """Return the SHA-256 in hex of all that decides the loss at the start, but for the batch."""
+        """Return the SHA-256 in hex of what it starts from."""
+        return self.start.digest()
 
     @abstractmethod
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
