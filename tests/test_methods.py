@@ -130,6 +130,17 @@ def test_an_option_that_it_does_not_heed_is_refused_by_name(cli, good, tmp_path)
         DetectorSpec(method="bright", layers=[3]).load()
 
 
+def test_a_refusal_names_the_methods_that_have_the_option():
+    with pytest.raises(
+        AnomalyCLIPError, match=r"'anomalyclip' has no normal and no abnormal: leave them out, or "
+    ):
+        DetectorSpec("micro", normal=["good"], abnormal=["bad"]).load()
+    with pytest.raises(
+        AnomalyCLIPError, match=r"no window stride: leave it out, or use another method \(winclip\)"
+    ):
+        DetectorSpec("micro", window_stride=2).load()
+
+
 def test_exporting_it_is_one_clear_message_and_leaves_no_file(cli, tmp_path):
     done = cli("export", "--method", "bright", "--output", tmp_path / "out" / "model.onnx")
     assert (done.code, done.err.count("error: ")) == (2, 1)

@@ -89,6 +89,12 @@ def test_what_cannot_be_studied_is_one_error(options, says):
         study_words(DetectorSpec("micro", **options), IMAGES)
 
 
+def test_a_class_that_cannot_be_named_is_said_with_what_to_do(tmp_path):
+    root = make_set(tmp_path / "parts", classes=("nut", "gizmo"), normal=1, anomalous=1, side=60)
+    with pytest.raises(AnomalyCLIPError, match="class 'gizmo'.*--class-name NAME names all classes"):
+        study_words(DetectorSpec("micro", method="clip", image_size=60), root)
+
+
 def test_a_data_set_that_is_named_must_be_one(tmp_path):
     with pytest.raises(AnomalyCLIPError, match="dataset 'mvtec': give the folder"):
         study_words(spec(), IMAGES, dataset="mvtec")

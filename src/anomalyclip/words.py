@@ -4,7 +4,8 @@ The words and sentences of the published methods are data (`anomalyclip/assets/w
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -125,6 +126,25 @@ def words_of(
     if spec.templates is not None:
         sentences = templates_named(spec.templates)
     return Words(normal, abnormal, sentences, each_normalised)
+
+
+@contextmanager
+def naming(class_name: str) -> Iterator[None]:
+    """Say, if the name of a data set's class cannot be put into sentences, which it is and what to do.
+
+    Examples
+    --------
+    >>> with naming("gizmo"):
+    ...     raise AnomalyCLIPError("'gizmo' is not in the vocabulary")
+    Traceback (most recent call last):
+    anomalyclip.errors.AnomalyCLIPError: class 'gizmo': 'gizmo' is not in the vocabulary; ...
+    """
+    try:
+        yield
+    except AnomalyCLIPError as error:
+        raise AnomalyCLIPError(
+            f"class {class_name!r}: {error}; --class-name NAME names all classes"
+        ) from None
 
 
 def templates_named(name: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +29,7 @@ from anomalyclip.progress import Track, silent
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.texts import phrase_features
+from anomalyclip.words import naming
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,8 @@ def _score(
     batch_size: int,
     advance: Callable[[], None],
 ) -> None:
-    texts = _variants(parts, class_name, left_out)
+    with naming(class_name) if class_name and class_name == group.class_name else nullcontext():
+        texts = _variants(parts, class_name, left_out)
     scorer = _Variants(parts.scorer(parts.core(lambda: texts[0]), class_name), texts)
 
     def on_error(image: object, error: InputError) -> None:

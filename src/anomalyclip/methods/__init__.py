@@ -80,14 +80,19 @@ class Method:
         """
         given = [name for name in spec.changed() if name in FIXED_BY_MODEL]
         if needless := [name for name in given if name != "method" and name not in self.options]:
+            said = " and no ".join(name.replace("_", " ") for name in needless)
+            it = "it" if len(needless) == 1 else "them"
+            able = ", ".join(METHODS.that_take(needless))
+            or_else = f", or use another method ({able})" if able else ""
             raise AnomalyCLIPError(
-                f"method {self.name!r} has no {' and no '.join(name.replace('_', ' ') for name in needless)}: leave "
-                f"it out (options it takes: {', '.join(sorted(self.options)) or 'none'})"
+                f"method {self.name!r} has no {said}: leave {it} out{or_else}; options of {self.name}: "
+                f"{', '.join(sorted(self.options)) or 'none'}"
             )
         if not by_class and self.lacks_class(spec):
+            own = ", or --normal and --abnormal without {}" if "normal" in self.options else ""
             raise AnomalyCLIPError(
                 f"method {self.name!r} puts the name of what the images show into its sentences: give --class-name "
-                "NAME, or --normal and --abnormal without {}"
+                f"NAME{own}"
             )
 
     def lacks_class(self, spec: DetectorSpec) -> bool:
@@ -115,6 +120,10 @@ class _Methods(Mapping[str, Method]):
 
     def remove(self, name: str) -> None:
         del self._known[name]
+
+    def that_take(self, options: Iterable[str]) -> list[str]:
+        """Return which of the methods that are loaded have all of these options."""
+        return [name for name, method in self._known.items() if method.options.issuperset(options)]
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._known:

@@ -21,7 +21,7 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.texts import Texts
-from anomalyclip.words import Words, words_of
+from anomalyclip.words import Words, naming, words_of
 
 TextFeatures = Callable[[], Tensor]
 
@@ -158,12 +158,8 @@ class ClassScorer:
         """
         parts = self._parts
         if name not in self._texts:
-            try:
+            with naming(name):
                 self._texts[name] = parts.text_features(name)
-            except AnomalyCLIPError as error:
-                raise AnomalyCLIPError(
-                    f"class {name!r}: {error}; --class-name NAME names all classes"
-                ) from None
         core = parts.core(lambda: self._texts[name])
         return self._encoder.with_core(
             core, identity=lambda: parts.identity(core, name), description=parts.describe(name)

@@ -30,7 +30,7 @@ from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.start import start_prompts
 from anomalyclip.training.task import Task
-from anomalyclip.words import words_of
+from anomalyclip.words import naming, words_of
 
 _CONTEXT = 12
 """Context vectors, where nothing else is said; as many as AnomalyCLIP has."""
@@ -177,10 +177,8 @@ def _named(spec: DetectorSpec, of_class: Callable[[str], Tensor]) -> Callable[[s
     """Return what gives something of each class, under the name that the spec or the data set gives it."""
 
     def named(name: str) -> Tensor:
-        try:
+        with naming(name):
             return of_class(spec.class_name or name)
-        except AnomalyCLIPError as error:
-            raise AnomalyCLIPError(f"class {name!r}: {error}; --class-name NAME names all classes") from None
 
     return named
 
