@@ -5,6 +5,8 @@ Run from the repository's root:
     python -m benchmarks.few_shot decide [--root DIR]   # variants, on generated classes of the training families
     python -m benchmarks.few_shot report                # held-out families, with the rule as it is: the final figures
     python -m benchmarks.few_shot trouble               # references of another product, one with a defect, a coreset
+    python -m benchmarks.few_shot copies [--root DIR]   # what tells copies of one reference from different ones
+    python -m benchmarks.few_shot many [--count 10000]  # time and memory of many small references
     python -m benchmarks.few_shot cost [--threads N]    # time and memory of ViT-L/14@336 with random weights
 
 Figures are image AUROC / pixel AUROC in percent, means over classes and draws, of the embedded micro backbone. --root
@@ -13,6 +15,7 @@ never draws them.
 """
 
 import argparse
+import io
 import resource
 import statistics
 import time
@@ -54,6 +57,7 @@ from anomalyclip.memory import (
     scale_of,
     unknown_share,
     with_neighbours,
+    within,
     without,
 )
 from anomalyclip.metrics import auroc
@@ -376,6 +380,69 @@ def _reduced(encoded: Sequence[Encoded], way: Way) -> None:
         print(f"16 references, coreset of {100 * share:g} %: {image:.1f} / {pixel:.1f}")
 
 
+def copies(scorer: TorchScorer, root: Path | None) -> None:
+    """Print the scale of different references and of copies of one, as shares of the distances within each of them."""
+    kinds, surfaces = list(TRAINING_DEFECTS), list(TRAINING_SURFACES)[::4]
+    products = [*generated("surfaces", surfaces, kinds), *generated("objects", list(TRAINING_OBJECTS), kinds)]
+    products += [] if root is None else from_folder(root)
+    heads = "4 different | 16 different | noise of 1 level | of 3 levels | JPEG of 95 to 75 | moved by 1 or 2 pixels"
+    print(f"| product | {heads} |\n|{' --- |' * 7}")
+    way = Way("frozen")
+    for product in products:
+        first, chance = product.references[0], np.random.default_rng(0)
+        noisy = {
+            level: [
+                np.clip(first + chance.normal(0, level, first.shape), 0, 255).astype(np.uint8)
+                for _ in range(3)
+            ]
+            for level in (1, 3)
+        }
+        moved = [np.roll(first, *by) for by in ((1, 0), (1, 1), (2, 1))]
+        groups = (
+            product.references[:4],
+            product.references[:16],
+            [first, *noisy[1]],
+            [first, *noisy[3]],
+            [first, *(_as_jpeg(first, quality) for quality in (95, 85, 75))],
+            [first, *moved],
+        )
+        cells = []
+        for images in groups:
+            of = Features(scorer, images)
+            inside = within(way.features(of.tokens))
+            assert inside is not None
+            cells.append(f"{scale_for(way, of, range(len(images)), of) / scale_of(inside):.3f}")
+        print(f"| {product.name} | {' | '.join(cells)} |", flush=True)
+
+
+def _as_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=quality)
+    return np.asarray(Image.open(content).convert("RGB"))
+
+
+def many(scorer: TorchScorer, count: int) -> None:
+    """Print what many small references cost."""
+
+    def references() -> Iterator[NDArray[np.uint8]]:
+        chance = np.random.default_rng(0)
+        drawn = [generate("tablet", seed=1, index=i, style=1).image for i in range(60)]
+        small = [np.asarray(Image.fromarray(image).resize((96, 96))) for image in drawn]
+        for number in range(count):
+            moved = np.roll(small[number % len(small)], chance.integers(-6, 7, 2), (0, 1)).astype(np.float64)
+            yield np.clip(moved + chance.normal(chance.integers(-8, 9), 2, moved.shape), 0, 255).astype(
+                np.uint8
+            )
+
+    start = time.process_time()
+    memory = fit(Detector(scorer), references())
+    print(
+        f"{count} references: {time.process_time() - start:.0f} s of processor time; "
+        f"{memory.settings['patches']} patches, of which {memory.patches} are kept; peak memory "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+    )
+
+
 def cost(threads: int) -> None:
     """Print time with and without references, alternating in one process, and the size of a memory."""
     torch.set_num_threads(threads)
@@ -434,7 +501,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["decide", "report", "trouble", "cost"])
+    parser.add_argument("part", choices=["decide", "report", "trouble", "copies", "many", "cost"])
+    parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -445,7 +513,8 @@ def main() -> None:
     scorer = Detector.from_pretrained("micro", device="cpu").scorer
     assert isinstance(scorer, TorchScorer)
     parts = {"decide": lambda: decide(scorer, options.root), "report": lambda: report(scorer)}
-    parts["trouble"] = lambda: trouble(scorer)
+    parts |= {"trouble": lambda: trouble(scorer), "copies": lambda: copies(scorer, options.root)}
+    parts["many"] = lambda: many(scorer, options.count)
     parts[options.part]()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, InputError, fit, remember
 from anomalyclip.clip.model import CLIP
+from anomalyclip.data.listing import load_samples
 from anomalyclip.data.synthetic.writer import write_dataset
 from anomalyclip.engines.export import export
 from anomalyclip.engines.exported import ExportedScorer
@@ -24,7 +25,7 @@ from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
 from anomalyclip.prediction import Threshold
 from anomalyclip.readers import open_image
-from anomalyclip.reference_pictures import decoded
+from anomalyclip.reference_pictures import decoded, side_by_side
 from anomalyclip.references import Memory, views
 from anomalyclip.remembering import left_out_scores
 from tests.conftest import TINY, torch_scorer
@@ -272,6 +273,45 @@ def test_a_prediction_says_where_in_a_reference_its_strangest_place_is(detector,
         assert grid[top, left] == expected
     assert detector.predict(good[0]).nearest is None
     assert few_shot.predict(good[1]).to_dict()["nearest"]["reference"] == good[1].name
+
+
+def test_page_and_report_show_a_finding_beside_the_reference_it_was_compared_with(
+    few_shot, detector, good, parts, tmp_path
+):
+    run = predict(few_shot, parts / "tablet" / "test" / "good", tmp_path / "run")
+    lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    page = (run.folder / "index.html").read_text()
+    assert page.count('<span class="near">') == len(lines) == 6
+    for line in lines:
+        assert f"nearest normal<bdi>{line['nearest']['reference']}</bdi>" in page
+    beside = next((run.folder / ".thumbnails").glob("*.beside.jpg"))
+    with Image.open(beside) as picture:
+        assert picture.size == (260, 128)
+    assert len(list((run.folder / ".thumbnails").iterdir())) == 12
+    data = load_samples(parts)
+    tablets = replace(data, samples=tuple(sample for sample in data if sample.class_name == "tablet"))
+    found = evaluate(few_shot, tablets, output=tmp_path / "report")
+    names = {path.name for path in good[:4]}
+    assert all(case.reference in names for case in found.results[0].classes[0].cases)
+    report = (tmp_path / "report" / "report.html").read_text()
+    assert report.count('<div class="beside"><img') == len(found.results[0].classes[0].cases) == 6
+    private = remember(detector, fit(detector, good[:2], pictures=False))
+    run = predict(private, good[0], tmp_path / "private")
+    assert '<span class="near">' not in (run.folder / "index.html").read_text()
+
+
+def test_two_places_are_cut_out_and_framed_where_they_are():
+    image = Image.new("RGB", (300, 200), (0, 0, 90))
+    image.paste((200, 0, 0), (150, 50, 180, 80))
+    reference = Image.new("RGB", (256, 256), (0, 90, 0))
+    both = side_by_side(image, (0.5, 0.25, 0.6, 0.4), reference, (0.0, 0.9, 0.1, 1.0))
+    assert both.size == (260, 128)
+    assert both.getpixel((64, 64)) == (200, 0, 0)
+    assert both.getpixel((10, 64)) == (0, 0, 90)
+    assert both.getpixel((140, 40)) == (0, 90, 0)
+    framed = [x for x in range(132, 260) if both.getpixel((x, 126)) == (255, 214, 0)]
+    assert framed
+    assert max(framed) < 132 + 64, "a place at the edge is framed at the edge"
 
 
 def test_a_memory_has_small_pictures_of_its_references_unless_they_are_private(

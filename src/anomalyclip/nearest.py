@@ -1,6 +1,6 @@
 """What the strangest place of an image was compared with: the place of a reference that is most like it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -55,10 +55,15 @@ class NearestNormal:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "NearestNormal":
-        """Return what `to_dict` wrote."""
-        own, reference = (_box(values[name]) for name in ("box", "reference_box"))
-        return cls(str(values["reference"]), int(values["number"]), own, reference, float(values["distance"]))
+    def of(cls, record: Mapping[str, Any]) -> "NearestNormal | None":
+        """Return what a line of predictions.jsonl says; None if it says nothing, or somebody changed it."""
+        try:
+            values = record["nearest"]
+            own, reference = (_box(values[name]) for name in ("box", "reference_box"))
+            number, distance = int(values["number"]), float(values["distance"])
+            return cls(str(values["reference"]), number, own, reference, distance)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
 
 
 def _box(values: Sequence[float]) -> Box:

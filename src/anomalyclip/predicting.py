@@ -435,7 +435,9 @@ class Scoring:
         self.run = PredictionRun(writer.output_dir)
         self.done = {absolute(path) for path in writer.done}
         self._detector, self._writer, self._results = detector, writer, results
-        self._thumbnails = Thumbnails(writer.output_dir, draw=results.draw_small)
+        self._thumbnails = Thumbnails(
+            writer.output_dir, draw=results.draw_small, reference=detector.reference_picture
+        )
         self._scale = scale
         self._on_error, self._on_scored = on_error, on_scored
         self._names: dict[str, str] = {}

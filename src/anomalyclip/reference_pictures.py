@@ -26,8 +26,13 @@ def encoded(image: Image.Image) -> bytes:
     """Return a picture of a reference as JPEG, its longest side 256 pixels at most: 5 to 15 kB."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return jpeg(small, _QUALITY)
+
+
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    """Return a picture as the content of a JPEG file."""
     content = io.BytesIO()
-    small.save(content, "JPEG", quality=_QUALITY)
+    picture.save(content, "JPEG", quality=quality)
     return content.getvalue()
 
 

@@ -129,6 +129,7 @@ def timeless(path: Path) -> bytes:
     if path.name == "config.yaml":
         return json.dumps(without_times(yaml.safe_load(content))).encode()
     if path.suffix in (".html", ".md"):
+        content = re.sub(rb"(<h2>|## )Cost\b.*?(</table>|\n\n[^|\n]|\Z)", b"", content, flags=re.DOTALL)
         return re.sub(rb"[\d.]+(?= (s|ms|min|MB)\b)|\d{4}-\d\d-\d\d \d\d:\d\d", b"?", content)
     return content
 
@@ -138,7 +139,7 @@ def without_times(value: object) -> object:
         return {
             key: without_times(inner)
             for key, inner in value.items()
-            if key not in ("seconds", "peak_memory_mb")
+            if key not in ("seconds", "peak_memory_mb", "cost")
         }
     return [without_times(inner) for inner in value] if isinstance(value, list) else value
 

@@ -23,6 +23,7 @@ from anomalyclip.depth import Range
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import parse_json, require_regular
+from anomalyclip.nearest import NearestNormal
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import locate
 from anomalyclip.scorer import Scorer
@@ -31,12 +32,14 @@ from anomalyclip.writers import PredictionWriter, safe_name, without_ending
 
 @dataclass(frozen=True)
 class Scored:
-    """A sample, its score, and the file with its map."""
+    """A sample, its score, and the file with its map; and what it was compared with, with a small picture of it."""
 
     sample: Sample
     score: float
     map_file: Path
     value_range: Range | None = None
+    nearest: NearestNormal | None = None
+    reference: bytes = b""
 
 
 class Source(Protocol):
@@ -83,6 +86,7 @@ class Store:
         self._writer = PredictionWriter(folder, save=save, resume=resume, overwrite=not resume)
         self._files: dict[str, Path] = {}
         self._scores: dict[str, float] = {}
+        self._nearest: dict[str, NearestNormal] = {}
         self.value_range = self._writer.value_range
         for path, record in _records(folder):
             if path is not None:
@@ -90,6 +94,8 @@ class Store:
 
     def _learn(self, path: str, record: Mapping[str, Any]) -> None:
         self._scores[path] = float(record["pred_score"])
+        if (nearest := NearestNormal.of(record)) is not None:
+            self._nearest[path] = nearest
         if self._maps:
             self._files[path] = self._folder / record["files"]["map"]
 
@@ -104,7 +110,8 @@ class Store:
 
     def scored(self, path: str, sample: Sample, *, maps: "Store | None" = None) -> Scored:
         """Return the result of an image; its map may be in another store."""
-        return Scored(sample, self._scores[path], (maps or self)._files[path], self.value_range)
+        map_file = (maps or self)._files[path]
+        return Scored(sample, self._scores[path], map_file, self.value_range, self._nearest.get(path))
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless they are to be kept."""
@@ -230,9 +237,8 @@ class DetectorSource:
             failed=failed,
             advance=advance,
         )
-        return over_class(
-            detector.scorer, [self._store.scored(path, sample) for path, sample in found.items()]
-        )
+        scored = [self._store.scored(path, sample) for path, sample in found.items()]
+        return over_class(detector.scorer, [_with_reference(item, detector) for item in scored])
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless `keep` is set."""
@@ -241,6 +247,12 @@ class DetectorSource:
     def close(self, *, complete: bool) -> None:
         """Close the predictions; if the evaluation is complete, delete the folder, unless `keep` is set."""
         self._store.close(complete=complete)
+
+
+def _with_reference(item: Scored, detector: Detector) -> Scored:
+    if item.nearest is None:
+        return item
+    return replace(item, reference=detector.reference_picture(item.nearest))
 
 
 def over_class(scorer: Scorer, scored: list[Scored]) -> list[Scored]:

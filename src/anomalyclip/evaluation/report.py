@@ -228,8 +228,19 @@ def _case(case: Case, folder: Path) -> str:
     return (
         f'<div class="case"><p><span class="tag {tag}">{escape(case.kind)}</span>'
         f'<span class="file" title="{escape(case.image)}">{escape(case.image)}</span><b>{case.score:.3f}</b></p>'
-        f'<div class="pictures">{pictures}</div></div>'
+        f'<div class="pictures">{pictures}</div>{_beside(case, folder)}</div>'
     )
+
+
+def _beside(case: Case, folder: Path) -> str:
+    """Return the strangest place of an image beside the place of a reference that is most like it."""
+    if case.reference is None:
+        return ""
+    drawn = picture(folder, case.pictures.get("beside"), "beside")
+    say = (
+        f"Its strangest place, and the place of the references that is most like it: {escape(case.reference)}"
+    )
+    return f'<div class="beside">{drawn}<p>{say}</p></div>'
 
 
 def _facts(evaluation: Evaluation) -> str:

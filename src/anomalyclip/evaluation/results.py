@@ -67,9 +67,12 @@ class Case:
     score : float
         Image score.
     pictures : dict of str to str
-        By name ("image", "truth", "map", "overlay"), paths relative to the data set's results.
+        By name ("image", "truth", "map", "overlay", and with references "beside": the strangest place, and the place of
+        a reference that is most like it), paths relative to the data set's results.
     scale : tuple of float
         Map values of the darkest and the brightest colour.
+    reference : str or None
+        Name of that reference.
     """
 
     kind: str
@@ -77,6 +80,7 @@ class Case:
     score: float
     pictures: dict[str, str]
     scale: tuple[float, float] = (0.0, 1.0)
+    reference: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,13 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.overview.histogram import histogram
 from anomalyclip.overview.summary import Entry, Summary, moment
-from anomalyclip.overview.thumbnails import path_of
+from anomalyclip.overview.thumbnails import beside_path_of, path_of
 from anomalyclip.runs import SETTINGS
 
 PAGE = "index.html"
+
+_BESIDE = 100
+"""Images that are shown beside the reference that they were compared with, if there is one."""
 
 _TEMPLATE = "page.html"
 _MARK = b'<meta name="generator" content="anomalyclip predict">'
@@ -168,7 +171,7 @@ def _footer(summary: Summary) -> str:
 
 
 def _cards(folder: Path, summary: Summary) -> Iterator[str]:
-    for entry in summary.top:
+    for number, entry in enumerate(summary.top):
         verdict = {None: "", True: ' data-v="a"', False: ' data-v="n"'}[entry.label]
         path = PurePath(entry.image_path)
         inside = _inside(entry.image_path, summary.folder)
@@ -177,7 +180,7 @@ def _cards(folder: Path, summary: Summary) -> Iterator[str]:
             f'<span class="pic">{_picture(folder, entry)}</span><span class="words">'
             f"<span><b>{entry.score:.4f}</b>{_verdict(entry)}</span><bdi>{_text(path.name)}</bdi>"
             f'<bdi class="in">{_text(inside)}</bdi>{_moment(entry)}</span>'
-            f"{'</a>' if entry.heatmap else '</span>'}</li>\n"
+            f"{_beside(folder, entry) if number < _BESIDE else ''}{'</a>' if entry.heatmap else '</span>'}</li>\n"
         )
 
 
@@ -203,6 +206,23 @@ def _inside(path: str, folder: str | None) -> str:
     return inside.removeprefix(folder).lstrip("/\\") if folder else inside
 
 
+def _beside(folder: Path, entry: Entry) -> str:
+    """Return the strangest place of an image beside the place of a reference that is most like it."""
+    try:
+        content = beside_path_of(folder, entry.image_path).read_bytes()
+    except OSError:  # it was not compared with references, or they have no pictures
+        return ""
+    name = _text(entry.reference or "")
+    return (
+        f'<span class="near"><img loading="lazy" decoding="async" alt="" src="{_data(content)}">'
+        f'<span>this image</span><span title="{name}">nearest normal<bdi>{name}</bdi></span></span>'
+    )
+
+
+def _data(content: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+
 def _picture(folder: Path, entry: Entry) -> str:
     path = path_of(folder, entry.image_path)
     try:
@@ -212,8 +232,7 @@ def _picture(folder: Path, entry: Entry) -> str:
     except (OSError, ValueError):  # none could be drawn, or somebody changed it
         return "no picture"
     share = width / max(width, height)
-    data = base64.b64encode(content).decode()
     return (
         f'<img loading="lazy" decoding="async" alt="" style="--share:{share:.3f};aspect-ratio:{width}/{height}" '
-        f'src="data:image/jpeg;base64,{data}">'
+        f'src="{_data(content)}">'
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.nearest import NearestNormal
 from anomalyclip.writers import ERRORS, PREDICTIONS
 
 SHOWN = 1000
@@ -32,6 +33,7 @@ class Entry:
     label: bool | None = field(compare=False)
     heatmap: str | None = field(compare=False)
     time: float | None = field(default=None, compare=False)
+    reference: str | None = field(default=None, compare=False)
 
     @property
     def score(self) -> float:
@@ -84,7 +86,9 @@ class Summary:
         bins = self.anomalous_scores if label else self.normal_scores
         bins[min(int(score * BINS), BINS - 1)] += 1
         self.folder = _common(self.folder, os.path.dirname(path))
-        entry = Entry(-score, path, label, record["files"].get("heatmap"), record.get("time"))
+        nearest, heatmap = NearestNormal.of(record), record["files"].get("heatmap")
+        reference = None if nearest is None else nearest.reference
+        entry = Entry(-score, path, label, heatmap, record.get("time"), reference)
         if len(self.top) < shown or entry < self.top[-1]:
             insort(self.top, entry)
             del self.top[shown:]

@@ -1,7 +1,6 @@
 """Small pictures of a run's most anomalous images, kept in its folder while others come and go."""
 
 import hashlib
-import io
 import os
 from bisect import insort
 from collections.abc import Callable
@@ -11,9 +10,11 @@ from PIL import Image
 
 from anomalyclip.decoders import unsaid
 from anomalyclip.files import replacing, writing
+from anomalyclip.nearest import NearestNormal
 from anomalyclip.overview.summary import SHOWN, Entry, summarize
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image
+from anomalyclip.reference_pictures import decoded, jpeg, side_by_side
 from anomalyclip.visualize import overlay
 from anomalyclip.visualize.overlays import fitted
 
@@ -38,6 +39,9 @@ class Thumbnails:
         How many to keep.
     draw : callable
         (photograph, prediction) to overlay, of the photograph's size.
+    reference : callable
+        From what a finding was compared with to a small picture of the reference, as JPEG. A finding that has one also
+        gets a picture of both places side by side.
     """
 
     def __init__(
@@ -46,10 +50,11 @@ class Thumbnails:
         *,
         shown: int = SHOWN,
         draw: Callable[[Image.Image, Prediction], Image.Image] = overlay,
+        reference: Callable[[NearestNormal], bytes] = lambda _: b"",
     ) -> None:
-        self._folder, self._shown, self._draw = folder, shown, draw
+        self._folder, self._shown, self._draw, self._reference = folder, shown, draw, reference
         self._best: list[Entry] = summarize(folder, shown=shown).top
-        kept = {path_of(folder, entry.image_path) for entry in self._best}
+        kept = {path for entry in self._best for path in _paths_of(folder, entry.image_path)}
         for file in (folder / FOLDER).glob("*"):
             if file not in kept:
                 file.unlink()
@@ -74,26 +79,45 @@ class Thumbnails:
         try:
             with unsaid():
                 image = open_image(prediction.image_path or "", value_range=prediction.value_range)
-            content = _encoded(image, prediction, self._draw)
+            contents = _encoded(image, prediction, self._draw), self._beside(image, prediction)
         except Exception:  # the image was scored, and its picture is not its result
             return None
-        path = path_of(self._folder, str(prediction.image_path))
-        with writing(path), replacing(path) as temporary:
-            temporary.write_bytes(content)
+        for path, content in zip(_paths_of(self._folder, str(prediction.image_path)), contents, strict=True):
+            if content:
+                with writing(path), replacing(path) as temporary:
+                    temporary.write_bytes(content)
         return image
+
+    def _beside(self, image: Image.Image, prediction: Prediction) -> bytes:
+        """Return the place of a finding and the place of the reference that is most like it, as JPEG."""
+        found = prediction.nearest
+        reference = None if found is None else decoded(self._reference(found))
+        if found is None or reference is None:
+            return b""
+        return jpeg(side_by_side(image, found.box, reference, found.reference_box), _QUALITY)
 
     def settle(self, prediction: Prediction) -> None:
         """Take note that an image has its line; the thumbnail of the one that it displaced is deleted."""
         if self.wants(prediction):
             insort(self._best, _entry(prediction))
             for entry in self._best[self._shown :]:
-                path_of(self._folder, entry.image_path).unlink(missing_ok=True)
+                for path in _paths_of(self._folder, entry.image_path):
+                    path.unlink(missing_ok=True)
             del self._best[self._shown :]
 
 
 def path_of(folder: Path, image_path: str) -> Path:
     """Return where an image's thumbnail is."""
     return folder / FOLDER / f"{hashlib.sha256(os.fsencode(image_path)).hexdigest()[:24]}.jpg"
+
+
+def beside_path_of(folder: Path, image_path: str) -> Path:
+    """Return where the picture of an image's finding beside its reference is."""
+    return path_of(folder, image_path).with_suffix(".beside.jpg")
+
+
+def _paths_of(folder: Path, image_path: str) -> tuple[Path, Path]:
+    return path_of(folder, image_path), beside_path_of(folder, image_path)
 
 
 def halves(thumbnail: Image.Image) -> list[Image.Image]:
@@ -115,6 +139,4 @@ def _encoded(
     both = Image.new("RGB", (2 * small.width, small.height))
     both.paste(small, (0, 0))
     both.paste(draw(small, prediction), (small.width, 0))
-    content = io.BytesIO()
-    both.save(content, "JPEG", quality=_QUALITY)
-    return content.getvalue()
+    return jpeg(both, _QUALITY)
