@@ -276,8 +276,9 @@ def test_a_prediction_says_where_in_a_reference_its_strangest_place_is(detector,
 
 
 def test_page_and_report_show_a_finding_beside_the_reference_it_was_compared_with(
-    few_shot, detector, good, parts, tmp_path
+    memory, detector, good, parts, tmp_path
 ):
+    few_shot = remember(detector, memory)
     run = predict(few_shot, parts / "tablet" / "test" / "good", tmp_path / "run")
     lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     page = (run.folder / "index.html").read_text()

@@ -98,9 +98,9 @@ class Core(nn.Module):
     def unpack(self) -> None:
         """Store weights in the plain layout, in place, as other devices, compilers and exports need them."""
 
-    def reference_picture(self, number: int) -> bytes:
-        """Return a small JPEG picture of a reference; empty if there is none."""
-        return b""
+    def reference_pictures(self) -> tuple[bytes, ...]:
+        """Return small JPEG pictures of the references, by their numbers; of the first ones, or none."""
+        return ()
 
     def half_encoder(self) -> "Core":
         """Convert the weights that `encode` uses to half precision, in place, for an export; return the same core.

@@ -221,10 +221,10 @@ class Detector:
         remarks = getattr(self.scorer, "remarks", None)
         return [] if remarks is None else list(remarks())
 
-    def reference_picture(self, nearest: NearestNormal) -> bytes:
-        """Return a small JPEG picture of the reference that a finding was compared with; empty if there is none."""
-        picture = getattr(self.scorer, "reference_picture", None)
-        return b"" if picture is None else picture(nearest.number)
+    def reference_pictures(self) -> tuple[bytes, ...]:
+        """Return small JPEG pictures of the references, by `NearestNormal.number`; of the first ones, or none."""
+        pictures = getattr(self.scorer, "reference_pictures", None)
+        return () if pictures is None else pictures()
 
     @overload
     def predict(self, images: Source, *, batch_size: int = 8) -> Prediction: ...  # type: ignore[overload-overlap] # a str is a sequence too

@@ -207,9 +207,9 @@ class MemoryCore(ClipCore):
             "product, taken in the same way? Their scores are raised, and their maps follow the texts"
         ]
 
-    def reference_picture(self, number: int) -> bytes:
-        """Return a small JPEG picture of a reference; empty if there is none."""
-        return self.memory.picture(number)
+    def reference_pictures(self) -> tuple[bytes, ...]:
+        """Return small JPEG pictures of the references, by their numbers; of the first ones, or none."""
+        return self.memory.pictures
 
     def _nearest(self, own: Banks, distances: Tensor) -> Iterator[NearestNormal]:
         """Yield, for each image, its farthest patch, and the patch of a reference that is nearest to it."""

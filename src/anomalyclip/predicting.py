@@ -436,7 +436,7 @@ class Scoring:
         self.done = {absolute(path) for path in writer.done}
         self._detector, self._writer, self._results = detector, writer, results
         self._thumbnails = Thumbnails(
-            writer.output_dir, draw=results.draw_small, reference=detector.reference_picture
+            writer.output_dir, draw=results.draw_small, pictures=detector.reference_pictures()
         )
         self._scale = scale
         self._on_error, self._on_scored = on_error, on_scored

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from anomalyclip.nearest import Box
+from anomalyclip.nearest import Box, NearestNormal
 
 SIDE = 256
 """Longest side of a picture, in pixels."""
@@ -36,10 +36,34 @@ def jpeg(picture: Image.Image, quality: int) -> bytes:
     return content.getvalue()
 
 
-def decoded(content: bytes) -> Image.Image | None:
-    """Return the picture; None where there is none, or somebody changed it."""
-    if not content:
+def finding(
+    image: Image.Image, nearest: NearestNormal | None, pictures: Sequence[bytes]
+) -> Image.Image | None:
+    """Return the strangest place of an image beside the place of a reference that is most like it.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    nearest : NearestNormal, optional
+        What it was compared with.
+    pictures : sequence of bytes
+        Of the references, by their numbers.
+
+    Returns
+    -------
+    PIL.Image.Image or None
+        See `side_by_side`. None: it was compared with nothing, or the reference has no picture.
+    """
+    if nearest is None or not 0 <= nearest.number < len(pictures):
         return None
+    reference = decoded(pictures[nearest.number])
+    if reference is None:
+        return None
+    return side_by_side(image, nearest.box, reference, nearest.reference_box)
+
+
+def decoded(content: bytes) -> Image.Image | None:
+    """Return a picture that `encoded` made; None where there is none, or somebody changed it."""
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
             return picture.convert("RGB") if max(picture.size) <= SIDE else None

@@ -133,6 +133,10 @@ class Workers:
         """Return the description of the scorer for reports."""
         return self._first.description
 
+    def reference_pictures(self) -> tuple[bytes, ...]:
+        """Return small JPEG pictures of the references; see `Detector.reference_pictures`."""
+        return self._first.reference_pictures
+
     def scale(self, *, assumed: Range | None = None, strict: bool = False) -> Scale:
         """Return the scale for the images of a run; see `Detector.scale`."""
         return Scale(self._first.value_range, assumed=assumed, strict=strict)
@@ -508,6 +512,7 @@ class _Loaded:
     threshold: Threshold | None
     has_own_threshold: bool
     value_range: Range | None
+    reference_pictures: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -596,6 +601,7 @@ def _serve(connection: "Connection[Any, Any]", job: _Job) -> None:
                 detector.threshold,
                 detector.has_own_threshold,
                 detector.value_range,
+                detector.reference_pictures(),
             )
         )
         while True:

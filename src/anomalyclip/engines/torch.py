@@ -172,9 +172,9 @@ class TorchScorer:
         """Return what the images that were scored so far say about their fitness for this scorer."""
         return self.core.remarks()
 
-    def reference_picture(self, number: int) -> bytes:
-        """Return a small JPEG picture of a reference, by its number in `NearestNormal`; empty if there is none."""
-        return self.core.reference_picture(number)
+    def reference_pictures(self) -> tuple[bytes, ...]:
+        """Return small JPEG pictures of the references, by their numbers; of the first ones, or none."""
+        return self.core.reference_pictures()
 
     def _settle_after_fork(self) -> None:
         """Use one thread in a forked process: those of PyTorch's pools are not copied, and would be waited for forever.

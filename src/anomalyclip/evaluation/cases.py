@@ -15,7 +15,7 @@ from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.images import read_mask
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import open_image
-from anomalyclip.reference_pictures import decoded, side_by_side
+from anomalyclip.reference_pictures import finding
 from anomalyclip.visualize import heat_map, overlay
 
 CLEAREST, FAINTEST, SUSPECT = "clearest defect", "faintest defect", "highest normal"
@@ -111,8 +111,8 @@ def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> 
         pictures["truth"] = of_truth
     pictures["map"] = picture_of_map(scaled, shown.size)
     pictures["overlay"] = _overlay(shown, item.score, scaled, pixel)
-    if item.nearest is not None and (reference := decoded(item.reference)) is not None:
-        pictures["beside"] = side_by_side(shown, item.nearest.box, reference, item.nearest.reference_box)
+    if (both := finding(shown, item.nearest, item.pictures)) is not None:
+        pictures["beside"] = both
     return pictures
 
 

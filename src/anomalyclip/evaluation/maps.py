@@ -32,14 +32,14 @@ from anomalyclip.writers import PredictionWriter, safe_name, without_ending
 
 @dataclass(frozen=True)
 class Scored:
-    """A sample, its score, and the file with its map; and what it was compared with, with a small picture of it."""
+    """A sample, its score, and the file with its map; what it was compared with, and pictures of the references."""
 
     sample: Sample
     score: float
     map_file: Path
     value_range: Range | None = None
     nearest: NearestNormal | None = None
-    reference: bytes = b""
+    pictures: Sequence[bytes] = ()
 
 
 class Source(Protocol):
@@ -237,8 +237,11 @@ class DetectorSource:
             failed=failed,
             advance=advance,
         )
-        scored = [self._store.scored(path, sample) for path, sample in found.items()]
-        return over_class(detector.scorer, [_with_reference(item, detector) for item in scored])
+        pictures = detector.reference_pictures()
+        scored = [
+            replace(self._store.scored(path, sample), pictures=pictures) for path, sample in found.items()
+        ]
+        return over_class(detector.scorer, scored)
 
     def release(self, scored: Sequence[Scored]) -> None:
         """Delete maps, unless `keep` is set."""
@@ -247,12 +250,6 @@ class DetectorSource:
     def close(self, *, complete: bool) -> None:
         """Close the predictions; if the evaluation is complete, delete the folder, unless `keep` is set."""
         self._store.close(complete=complete)
-
-
-def _with_reference(item: Scored, detector: Detector) -> Scored:
-    if item.nearest is None:
-        return item
-    return replace(item, reference=detector.reference_picture(item.nearest))
 
 
 def over_class(scorer: Scorer, scored: list[Scored]) -> list[Scored]:

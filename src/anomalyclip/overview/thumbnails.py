@@ -3,18 +3,17 @@
 import hashlib
 import os
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from anomalyclip.decoders import unsaid
 from anomalyclip.files import replacing, writing
-from anomalyclip.nearest import NearestNormal
 from anomalyclip.overview.summary import SHOWN, Entry, summarize
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image
-from anomalyclip.reference_pictures import decoded, jpeg, side_by_side
+from anomalyclip.reference_pictures import finding, jpeg
 from anomalyclip.visualize import overlay
 from anomalyclip.visualize.overlays import fitted
 
@@ -39,9 +38,9 @@ class Thumbnails:
         How many to keep.
     draw : callable
         (photograph, prediction) to overlay, of the photograph's size.
-    reference : callable
-        From what a finding was compared with to a small picture of the reference, as JPEG. A finding that has one also
-        gets a picture of both places side by side.
+    pictures : sequence of bytes
+        Small JPEG pictures of references, by their numbers: a finding that was compared with one of them also gets a
+        picture of both places side by side.
     """
 
     def __init__(
@@ -50,9 +49,9 @@ class Thumbnails:
         *,
         shown: int = SHOWN,
         draw: Callable[[Image.Image, Prediction], Image.Image] = overlay,
-        reference: Callable[[NearestNormal], bytes] = lambda _: b"",
+        pictures: Sequence[bytes] = (),
     ) -> None:
-        self._folder, self._shown, self._draw, self._reference = folder, shown, draw, reference
+        self._folder, self._shown, self._draw, self._pictures = folder, shown, draw, pictures
         self._best: list[Entry] = summarize(folder, shown=shown).top
         kept = {path for entry in self._best for path in _paths_of(folder, entry.image_path)}
         for file in (folder / FOLDER).glob("*"):
@@ -89,12 +88,9 @@ class Thumbnails:
         return image
 
     def _beside(self, image: Image.Image, prediction: Prediction) -> bytes:
-        """Return the place of a finding and the place of the reference that is most like it, as JPEG."""
-        found = prediction.nearest
-        reference = None if found is None else decoded(self._reference(found))
-        if found is None or reference is None:
-            return b""
-        return jpeg(side_by_side(image, found.box, reference, found.reference_box), _QUALITY)
+        """Return the place of a finding beside that of a reference, as JPEG; nothing without references."""
+        both = finding(image, prediction.nearest, self._pictures)
+        return b"" if both is None else jpeg(both, _QUALITY)
 
     def settle(self, prediction: Prediction) -> None:
         """Take note that an image has its line; the thumbnail of the one that it displaced is deleted."""
