@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomalyclip import Detector, DetectorSpec, Threshold, predicting
 from anomalyclip.depth import Deep
-from anomalyclip.errors import InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import find_images
 from anomalyclip.readers import frames, open_image, size_of, video
 from tests.toy_methods import Bright
@@ -34,18 +34,19 @@ def errors(run):
     return [json.loads(line) for line in (run.folder / "errors.jsonl").read_text().splitlines()]
 
 
+def shots(seconds, spot_from):
+    """From a camera on its side at a rate that varies; from some time on there is a bright spot."""
+    for time in uneven(seconds):
+        picture = plain(30, (80, 48))
+        if time >= spot_from:
+            picture[4:12, 60:72] = 255
+        yield time, picture
+
+
 @pytest.fixture(scope="module")
 def camera(tmp_path_factory):
-    """30 seconds at a rate that varies, from a camera on its side; after 17.3 s there is a bright spot."""
-
-    def shots():
-        for time in uneven(30):
-            picture = plain(30, (80, 48))
-            if time >= 17.3:
-                picture[4:12, 60:72] = 255
-            yield time, picture
-
-    return write_video(tmp_path_factory.mktemp("camera") / "line.mp4", shots(), rotation=90)
+    """30 seconds; after 17.3 s there is the spot."""
+    return write_video(tmp_path_factory.mktemp("camera") / "line.mp4", shots(30, spot_from=17.3), rotation=90)
 
 
 def test_a_defect_is_found_at_its_time_within_one_step(camera, tmp_path):
@@ -224,6 +225,59 @@ def test_a_selection_that_cannot_be_is_one_message(selected, said, tmp_path):
     path = write_video(tmp_path / "a.mkv", [(0, plain(9))], codec="ffv1")
     with pytest.raises(InputError, match=said):
         list(frames(f"{path}{selected}"))
+
+
+def decoded(path):
+    with av.open(str(path)) as file:
+        return [
+            (float(frame.pts * frame.time_base), frame.to_ndarray(format="rgb24"))
+            for frame in file.decode(video=0)
+        ]
+
+
+def test_the_saved_video_plays_with_the_overlay_at_the_same_times(tmp_path):
+    path = write_video(tmp_path / "line.mp4", shots(1.5, spot_from=0.8), rotation=90)
+    run = predicting.predict(
+        toy(threshold=Threshold(score=0.5, pixel=0.5)), path, tmp_path / "out", save=["video"], batch_size=8
+    )
+    (line,) = map(json.loads, (run.folder / "videos.jsonl").read_text().splitlines())
+    assert line["files"] == {"video": "videos/line.webm"}
+    shown = decoded(run.folder / "videos" / "line.webm")
+    assert [time for time, _ in shown] == pytest.approx(list(uneven(1.5)), abs=1e-3)  # the rate still varies
+    assert {picture.shape for _, picture in shown} == {(80, 48, 3)}  # upright
+    colored = [np.ptp(picture[4:24, 2:14].astype(int), axis=2).max() > 60 for _, picture in shown]
+    assert colored == [
+        time >= 17.3 for time, _ in shown
+    ]  # gray before the defect, and the map's colours after it
+    with av.open(str(run.folder / "videos" / "line.webm")) as file:
+        assert file.streams.video[0].codec_context.name == "vp9"
+
+
+def test_a_video_is_as_anomalous_as_its_most_anomalous_frame(camera, tmp_path):
+    run = predicting.predict(toy(threshold=Threshold(score=0.5)), f"{camera}#every=1s", tmp_path / "out")
+    (line,) = map(json.loads, (run.folder / "videos.jsonl").read_text().splitlines())
+    assert (line["image_path"], line["frames"], line["pred_label"]) == (str(camera), 30, True)
+    assert line["time"] >= 17.3
+    top = max(lines(run), key=lambda one: one["pred_score"])
+    assert (line["most_anomalous"], line["pred_score"]) == (top["image_path"], top["pred_score"])
+    assert line["files"] == {}
+
+
+def test_saved_videos_of_several_files_and_of_an_earlier_run(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "2").mkdir(parents=True)
+    for name in ("a.mp4", "a.mov", "2/a.mp4"):
+        write_video(folder / name, [(0, plain(40, (65, 49))), (0.5, plain(60, (65, 49)))], codec="mpeg4")
+    Image.new("RGB", (8, 8)).save(folder / "b.png")  # has no time, and is in no video
+    run = predicting.predict(toy(), folder, tmp_path / "out", save=["video"])
+    files = sorted(file.relative_to(run.folder).as_posix() for file in run.folder.rglob("*.webm"))
+    assert files == ["videos/2/a.webm", "videos/a.mp4.webm", "videos/a.webm"]
+    assert {picture.shape for _, picture in decoded(run.folder / "videos/a.webm")} == {(49, 65, 3)}
+    again = predicting.predict(toy(), folder / "a.mov", tmp_path / "out", save=["video"], overwrite=True)
+    assert [file.name for file in again.folder.rglob("*.webm")] == ["a.webm"]
+    for options in ({"resume": True},):
+        with pytest.raises(AnomalyCLIPError, match="--save video cannot be combined with --resume"):
+            predicting.predict(toy(), folder, tmp_path / "out", save=["video"], **options)
 
 
 def test_times_are_in_the_table_and_on_the_page(camera, tmp_path):

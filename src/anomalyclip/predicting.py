@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -20,13 +20,14 @@ from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWar
 from anomalyclip.inputs import ImageFile, absolute, find_images
 from anomalyclip.loading import load
 from anomalyclip.overview import (
+    Films,
     Thumbnails,
     check_page,
     summarize,
     write_page,
     write_sheet,
     write_table,
-    write_volumes,
+    write_wholes,
 )
 from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
@@ -38,7 +39,7 @@ from anomalyclip.visualize import captioned, overlay
 from anomalyclip.workers import Workers
 from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter
 
-SAVED = (*SAVEABLE, "csv", "sheet", "nifti")
+SAVED = (*SAVEABLE, "csv", "sheet", "nifti", "video")
 """What can be saved besides the lines and the page: files for each image, and files for the whole run."""
 
 SHARD = "shard"
@@ -131,10 +132,10 @@ def predict(
         endless.
     output : path or RunFolder, optional
         The folder. None: a new one, ``runs/predict-1``, ``-2``, ...
-    save : collection of {"map", "heatmap", "mask", "csv", "sheet", "nifti"}
+    save : collection of {"map", "heatmap", "mask", "csv", "sheet", "nifti", "video"}
         What to save in addition: files for each image ("mask" needs a pixel threshold), all lines as a table
-        (predictions.csv), a contact sheet of the most anomalous images (sheet.jpg), and the maps of each NIfTI volume
-        as one (which saves the maps too).
+        (predictions.csv), a contact sheet of the most anomalous images (sheet.jpg), the maps of each NIfTI volume as
+        one (which saves the maps too), and each video with the overlay (which cannot be resumed).
     resume, overwrite : bool
         Resume the run in `output` and skip the images already scored, or start again there.
     shard : Shard, optional
@@ -255,6 +256,10 @@ def scoring(
     limits = None if threshold is None else {"score": threshold.score, "pixel": threshold.pixel}
     if unknown := sorted(set(results.save) - set(SAVED)):
         raise AnomalyCLIPError(f"cannot save {', '.join(unknown)}; choose from {', '.join(SAVED)}")
+    if "video" in results.save and (folder.resume or shard is not None):
+        raise AnomalyCLIPError(
+            "--save video cannot be combined with --resume or --shard: it needs all frames in order"
+        )
     _tell_origin(detector)
     _tell_what_it_knows(detector)
     settings = {**detector.identity(), "threshold": limits, **({} if shard is None else {SHARD: str(shard)})}
@@ -270,7 +275,11 @@ def scoring(
             draw=results.draw,
         ) as writer:
             scale = detector.scale(assumed=writer.value_range, strict=shard is not None)
-            yield Scoring(detector, writer, results, scale, on_error, on_scored)
+            work = Scoring(detector, writer, results, scale, on_error, on_scored)
+            try:
+                yield work
+            finally:
+                work.close()
 
 
 def _about(detector: Detector | Workers) -> dict[str, Any]:
@@ -306,17 +315,17 @@ def _for_each_image(save: Collection[str]) -> list[str]:
     return [kind for kind in SAVEABLE if kind in save or (kind == "map" and "nifti" in save)]
 
 
-def finish(folder: Path, save: Collection[str]) -> None:
+def finish(folder: Path, save: Collection[str], films: Mapping[str, str] | None = None) -> None:
     """Write what is made of the whole run, earlier parts included, and warn of what speaks against the model."""
-    for remark in refresh(folder, save):
+    for remark in refresh(folder, save, films):
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
 
 
-def refresh(folder: Path, save: Collection[str]) -> list[str]:
+def refresh(folder: Path, save: Collection[str], films: Mapping[str, str] | None = None) -> list[str]:
     """Write what is made of the whole run so far, and return the page's remarks."""
     summary = summarize(folder)
     write_page(folder, summary)
-    write_volumes(folder, maps="nifti" in save)
+    write_wholes(folder, maps="nifti" in save, films=films)
     if "csv" in save:
         write_table(folder)
     if "sheet" in save:
@@ -438,6 +447,7 @@ class Scoring:
         self._thumbnails = Thumbnails(
             writer.output_dir, draw=results.draw_small, pictures=detector.reference_pictures()
         )
+        self._films = Films(writer.output_dir, results.draw_small) if "video" in results.save else None
         self._scale = scale
         self._on_error, self._on_scored = on_error, on_scored
         self._names: dict[str, str] = {}
@@ -473,24 +483,36 @@ class Scoring:
 
     def finish(self) -> None:
         """Write what is made of the whole run, earlier parts included, and warn of what speaks against the model."""
-        finish(self.run.folder, self._results.save)
+        self.close()
+        finish(self.run.folder, self._results.save, self._made_films())
         self.run.trim()
         for remark in self._detector.observations():
             warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
 
     def refresh(self) -> None:
         """Write what is made of the whole run so far."""
-        refresh(self.run.folder, self._results.save)
+        refresh(self.run.folder, self._results.save, self._made_films())
+
+    def close(self) -> None:
+        """Complete the video that is being written, if there is one."""
+        if self._films is not None:
+            self._films.close()
 
     def withdraw_error(self, path: str) -> None:
         """Forget that an image could not be used: it is there in full by now."""
         self._writer.withdraw_error(path)
         self.run.failed -= 1
 
+    def _made_films(self) -> Mapping[str, str] | None:
+        return None if self._films is None else self._films.files
+
     def _write(self, prediction: Prediction, name: str | None) -> dict[str, Any]:
         image = self._thumbnails.draw(prediction) if self._thumbnails.wants(prediction) else None
         record = self._writer.write(prediction, name=name, image=image)
         self._thumbnails.settle(prediction)
+        if self._films is not None and prediction.time is not None:
+            path, _ = locate(str(prediction.image_path))
+            self._films.add(prediction, image, path=path, name=self._names.get(path, path))
         return record
 
     def _wanted(self, images: Iterable[ImageFile]) -> Iterator[str]:

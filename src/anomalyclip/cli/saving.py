@@ -22,6 +22,7 @@ class Saved(str, Enum):
     csv = "csv"
     sheet = "sheet"
     nifti = "nifti"
+    video = "video"
 
 
 class ColorMap(str, Enum):
@@ -37,7 +38,8 @@ Save = Annotated[
     typer.Option(
         help="Also save, for each image: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, "
         "needs --threshold); for the run: csv (a table), sheet (a contact sheet, .jpg); for each NIfTI volume: "
-        "nifti (its maps as one, and map). Repeat for several.",
+        "nifti (its maps as one, and map); for each video: video (its frames with the overlay, .webm). Repeat for "
+        "several.",
         show_default=False,
     ),
 ]

@@ -4,17 +4,20 @@ All of it is made of what lies in the run's folder, so that a resumed run ends w
 same results give the same bytes.
 """
 
+from anomalyclip.overview.films import Films
 from anomalyclip.overview.page import PAGE, check_page, write_page
 from anomalyclip.overview.summary import Summary, summarize
 from anomalyclip.overview.table import SHEET, TABLE, write_sheet, write_table
 from anomalyclip.overview.thumbnails import Thumbnails
-from anomalyclip.overview.volumes import VOLUMES, write_volumes
+from anomalyclip.overview.wholes import VIDEOS, VOLUMES, write_wholes
 
 __all__ = [
     "PAGE",
     "SHEET",
     "TABLE",
+    "VIDEOS",
     "VOLUMES",
+    "Films",
     "Summary",
     "Thumbnails",
     "check_page",
@@ -22,5 +25,5 @@ __all__ = [
     "write_page",
     "write_sheet",
     "write_table",
-    "write_volumes",
+    "write_wholes",
 ]
