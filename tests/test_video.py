@@ -247,8 +247,8 @@ def test_the_saved_video_plays_with_the_overlay_at_the_same_times(tmp_path):
     assert {picture.shape for _, picture in shown} == {(80, 48, 3)}  # upright
     colored = [np.ptp(picture[4:24, 2:14].astype(int), axis=2).max() > 60 for _, picture in shown]
     assert colored == [
-        time >= 17.3 for time, _ in shown
-    ]  # gray before the defect, and the map's colours after it
+        time >= 0.8 for time, _ in shown
+    ]  # gray before the spot, and the map's colours after it
     with av.open(str(run.folder / "videos" / "line.webm")) as file:
         assert file.streams.video[0].codec_context.name == "vp9"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomalyclip.cli import live as live_source
 from anomalyclip.cli import options, saving
 from anomalyclip.cli.console import stoppable, track
 from anomalyclip.cli.prediction_view import name_failures, show
@@ -40,6 +41,7 @@ def predict(
             dir_okay=False,
         ),
     ] = None,
+    live: live_source.Address = None,
     every: options.Every = None,
     axis: options.Axis = None,
     output: options.Output = None,
@@ -69,7 +71,16 @@ def predict(
 
     skipped: Counter[str] = Counter()
     part = options.one_shard(shard)
-    images = _images(paths or [], from_file, skipped, options.selection(every, axis), at_once=part is None)
+    source = (
+        None
+        if live is None
+        else live_source.open_live(context, live, every=every, batch_size=batch_size, others=paths or [])
+    )
+    images = (
+        _images(paths or [], from_file, skipped, options.selection(every, axis), at_once=part is None)
+        if source is None
+        else live_source.frames_of(source)
+    )
     results = saving.results(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
     )
@@ -82,7 +93,11 @@ def predict(
             "continues"
         )
 
-    with stoppable(stopped), options.loaded(spec, threshold, processes) as detector:
+    with (
+        stoppable(stopped),
+        options.loaded(spec, threshold, processes) as detector,
+        live_source.until_stopped(source),
+    ):
         run = predicting.predict(
             detector,
             images,

@@ -25,6 +25,7 @@ from anomalyclip.images import decode_image, decode_in_memory, decoding
 from anomalyclip.readers.archive import ArchiveReader
 from anomalyclip.readers.base import Frame, Reader
 from anomalyclip.readers.dicom import DicomReader
+from anomalyclip.readers.live import Live, LiveReader
 from anomalyclip.readers.nifti import NiftiReader
 from anomalyclip.readers.photograph import PhotographReader
 from anomalyclip.readers.selection import Selection, holder
@@ -33,6 +34,7 @@ from anomalyclip.readers.video import VideoReader
 __all__ = [
     "READERS",
     "Frame",
+    "Live",
     "Reader",
     "Selection",
     "Source",
@@ -53,7 +55,7 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.ui
 """A path (or the id of one image in a file), an `anomalyclip.addresses.Address`, the content of an image file as bytes,
 a file open in binary mode, a PIL image, or an (H, W, 3) or (H, W) uint8 array."""
 
-READERS: list[Reader] = [PhotographReader(), DicomReader(), NiftiReader(), VideoReader()]
+READERS: list[Reader] = [PhotographReader(), DicomReader(), NiftiReader(), VideoReader(), LiveReader()]
 """In the order of their registration; the first reads all files that no other reader handles."""
 
 _NUMBERED = re.compile(r"(.+)#([1-9][0-9]{0,9})", re.DOTALL)

@@ -179,6 +179,10 @@ class Decoding:
         What is decoded.
     damaged : int
         Packets and frames that were left out so far.
+    seconds : float
+        Time of the last frame.
+    broken : str
+        Why nothing more can be read; empty if the end was reached, or is still to come.
 
     Raises
     ------
@@ -199,7 +203,7 @@ class Decoding:
         start = container.start_time
         self._start = None if start is None else Fraction(start, _MICRO)
         self._end = Fraction(0)
-        self._time, self._first_damaged, self._broken = 0.0, 0.0, ""
+        self.seconds, self._first_damaged, self.broken = 0.0, 0.0, ""
         self.damaged = 0
 
     def __iter__(self) -> Iterator[tuple[int, float, Any]]:
@@ -210,8 +214,8 @@ class Decoding:
                 if frame.is_corrupt:
                     self._leave_out()
                     continue
-                self._time = self._time_of(frame)
-                yield number, self._time, frame
+                self.seconds = self._time_of(frame)
+                yield number, self.seconds, frame
 
     def complain(self) -> None:
         """Say what was left out, and whether the end is missing.
@@ -227,10 +231,10 @@ class Decoding:
             said.append(f"{what} left out, the first near {self._first_damaged:.2f} s")
         promised = Fraction(self._container.duration or 0, _MICRO)
         missing = promised - (self._end - (self._start or 0))
-        if self._broken or missing > min(Fraction(1), promised / 10) + Fraction(1, 10):
-            why = f"its header says {float(promised):.2f} s" if not self._broken else self._broken
+        if self.broken or missing > min(Fraction(1), promised / 10) + Fraction(1, 10):
+            why = f"its header says {float(promised):.2f} s" if not self.broken else self.broken
             said.append(
-                f"it is cut off or damaged after {self._time:.2f} s ({why}); the frames before were read"
+                f"it is cut off or damaged after {self.seconds:.2f} s ({why}); the frames before were read"
             )
         if said:
             raise InputError(f"{self._name}: {'; '.join(said)}")
@@ -244,7 +248,7 @@ class Decoding:
             except StopIteration:
                 return
             except OSError as error:  # of FFmpeg too
-                self._broken = said_by(error)
+                self.broken = said_by(error)
                 return
             if packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
@@ -266,7 +270,7 @@ class Decoding:
 
     def _leave_out(self) -> None:
         if not self.damaged:
-            self._first_damaged = self._time
+            self._first_damaged = self.seconds
         self.damaged += 1
 
     def _time_of(self, frame: Any) -> float:
