@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import warnings
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -365,3 +366,13 @@ def test_frames_of_a_video_are_normal_images_for_fit_and_calibrate(tmp_path, cli
     assert 4 <= after[0]["time"] < 4.65, done.out
     assert all(record["pred_label"] for record in after)
     assert max(r["pred_score"] for r in before) + 0.3 < min(r["pred_score"] for r in after)
+
+
+def test_frames_in_an_archive_have_their_times_too(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [(0, plain(9)), (1.5, plain(90))])
+    with zipfile.ZipFile(tmp_path / "videos.zip", "w") as archive:
+        archive.write(path, "line/a.mp4")
+    (image,) = find_images([tmp_path / "videos.zip"])
+    found = list(frames(image.path))
+    assert [(frame.id, frame.time) for frame in found] == [(f"{image.path}#1", 0.0), (f"{image.path}#2", 1.5)]
+    assert open_image(found[1].id).getpixel((5, 5))[0] == pytest.approx(90, abs=3)

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from io import UnsupportedOperation
 from typing import BinaryIO
@@ -221,7 +222,7 @@ def _here(id: str | os.PathLike[str], *, again: bool = False) -> Iterator[tuple[
 def _in_object(file: str, address: Address, frame: Frame) -> Frame:
     """Return a frame of an object's copy as one of the object."""
     copy = file[: len(file) - len(address.inner)]
-    return Frame(Address(address.url, str(frame.id)[len(copy) :]), frame.image)
+    return replace(frame, id=Address(address.url, str(frame.id)[len(copy) :]))
 
 
 def open_image(id: str | os.PathLike[str], *, value_range: Range | None = None) -> Image.Image:
@@ -292,7 +293,7 @@ def _refuse_special(path: str) -> None:
     """Refuse pipes, sockets and devices for every reader, without opening them; what else is wrong, the reader says."""
     if os.path.exists(path) and not os.path.isdir(path):
         require_regular(path)
-    elif as_address(path) is not None:
+    elif as_address(path) is not None and not exists(path):  # a live source exists while it is open
         raise InputError(
             f"{masked(path)}: no such file, and a text is not followed as an address: pass "
             "anomalyclip.addresses.Address(...)"

@@ -89,7 +89,7 @@ class ArchiveReader(Reader):
         for member in [path] if inner else self.members(path):
             with self._unpacked(member) as file:
                 for frame in self._reader_for(file).frames(file):
-                    yield Frame(str(frame.id).replace(file, member), frame.image)
+                    yield replace(frame, id=str(frame.id).replace(file, member))
 
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Return one image of a member."""
