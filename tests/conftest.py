@@ -19,6 +19,7 @@ from anomalyclip.methods.anomalyclip import assemble
 from anomalyclip.prompts import Prompts, load_prompts
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.texts import Texts
+from tests.serving import serving as serving
 
 # No test is timed; a clean clone must give the same answer every time.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))

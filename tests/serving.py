@@ -130,3 +130,13 @@ def service(folder: Path, *options: object) -> Iterator[Running]:
             process.terminate()
             process.wait(timeout=60)
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A service that several modules share; what a test makes in it, it also takes away."""
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "jobs").mkdir()
+    given = ("--threshold", "0.5", "--models", 2, "--jobs", 1, "--jobs-folder", folder / "jobs")
+    with service(folder, *given) as found:
+        yield found

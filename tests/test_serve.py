@@ -4,19 +4,20 @@ import base64
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from anomalyclip import DetectorSpec
-from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part, service
+from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part
+from tests.videos import write_video
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    with service(tmp_path_factory.mktemp("serve"), "--threshold", "0.5") as found:
-        yield found
+def running(serving):
+    return serving
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def test_predictions_are_those_of_the_detector_under_the_names_of_the_jsonl(runn
         assert said == {
             "name": file.name,
             "index": 1,
+            "time": None,
             **expected,
             "map": None,
             "preview": None,
@@ -131,6 +133,41 @@ def test_pages_and_members_of_archives_are_entries_of_their_own(running):
     assert preview.format == "JPEG"
     assert preview.size == (30, 20)
     assert abs(int(np.asarray(preview).mean()) - 200) <= 1
+
+
+def test_frames_of_videos_and_slices_of_volumes_are_those_of_predict(running, detector, tmp_path):
+    nibabel = pytest.importorskip("nibabel", reason="needs the extra [nifti]")
+    pytest.importorskip("av", reason="needs the extra [video]")
+    shades = np.linspace(20, 220, 6).astype(np.uint8)
+    write_video(
+        tmp_path / "line.mp4", [(n / 5, np.full((48, 64, 3), shade)) for n, shade in enumerate(shades)]
+    )
+    values = np.arange(40 * 30 * 3, dtype=np.int16).reshape(40, 30, 3)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii.gz")
+    found = running.predict(tmp_path / "line.mp4", tmp_path / "scan.nii.gz", every="2", axis="coronal")
+    said = found.json["predictions"]
+    expected = [
+        *detector.stream([f"{tmp_path}/line.mp4#every=2"]),
+        *detector.stream([f"{tmp_path}/scan.nii.gz#axis=coronal&every=2"]),
+    ]
+    assert len(said) == 3 + 15
+    assert [(one["index"], one["time"]) for one in said[:3]] == [(1, 0.0), (3, 0.4), (5, 0.8)]
+    assert [one["pred_score"] for one in said] == pytest.approx(
+        [one.pred_score for one in expected], abs=1e-5
+    )
+    assert (
+        running.predict(GOOD, every="0").error["message"].startswith("every 0: expected a number of images")
+    )
+
+
+def test_dicom_is_recognised_by_its_content_whatever_its_name(running, detector):
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra [dicom]")
+    file = Path(pydicom.__file__).parent / "data" / "test_files" / "MR_small.dcm"
+    answer = running.send("/v1/predict", [("IM0001", file.read_bytes())], preview="1")
+    (said,) = answer.json["predictions"]
+    assert said["pred_score"] == pytest.approx(detector.predict(file).pred_score, abs=1e-5)
+    assert said["image_size"] == [64, 64]
+    assert said["preview"]["width"] == 64
 
 
 @pytest.mark.parametrize(

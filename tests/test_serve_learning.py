@@ -6,17 +6,14 @@ import pytest
 
 from anomalyclip import Detector, DetectorSpec, calibrate, fit, remember
 from anomalyclip.demo import PICTURES
-from tests.serving import CRACK, GOOD, service
+from tests.serving import CRACK, GOOD
 
 GOODS = sorted(PICTURES.glob("*_good.jpg"))
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve")
-    (folder / "jobs").mkdir()
-    with service(folder, "--jobs-folder", folder / "jobs", "--models", 2, "--jobs", 1) as found:
-        yield found
+def running(serving):
+    return serving
 
 
 @pytest.fixture(scope="module")
@@ -123,4 +120,6 @@ def test_jobs_are_cancelled_and_only_so_many_are_kept(running):
     assert running.get(f"/v1/jobs/{id}").json["images_done"] < 400
     assert running.ask("DELETE", f"/v1/jobs/{id}").status == 204
     assert running.get(f"/v1/jobs/{id}").status == 404
-    assert running.send("/v1/jobs", many[:1]).status == 202
+    last = running.send("/v1/jobs", many[:1])
+    assert last.status == 202
+    assert running.ask("DELETE", f"/v1/jobs/{last.json['id']}").status == 204

@@ -22,6 +22,7 @@ def entry(
     name: str,
     index: int,
     *,
+    time: float | None = None,
     prediction: Prediction | None = None,
     map: dict[str, Any] | None = None,
     preview: dict[str, Any] | None = None,
@@ -35,6 +36,8 @@ def entry(
         Of the file that was sent.
     index : int
         Number of the image in its file, counted from 1.
+    time : float, optional
+        Seconds of a video's frame.
     prediction : Prediction, optional
         None: the image could not be used, and `error` says why.
     map, preview : dict, optional
@@ -44,8 +47,9 @@ def entry(
     Examples
     --------
     >>> entry("a.png", 1, error="a.png: empty file")
-    {'name': 'a.png', 'index': 1, 'pred_score': None, 'pred_label': None, 'threshold': None, 'pixel_threshold': None,
-     'image_size': None, 'regions': [], 'map': None, 'preview': None, 'error': 'a.png: empty file'}
+    {'name': 'a.png', 'index': 1, 'time': None, 'pred_score': None, 'pred_label': None, 'threshold': None,
+     'pixel_threshold': None, 'image_size': None, 'regions': [], 'map': None, 'preview': None,
+     'error': 'a.png: empty file'}
     """
     if prediction is None:
         said: dict[str, Any] = dict.fromkeys(
@@ -55,7 +59,15 @@ def entry(
     else:
         said = prediction.to_dict()
         del said["image_path"]
-    return {"name": name, "index": index, **said, "map": map, "preview": preview, "error": error}
+    return {
+        "name": name,
+        "index": index,
+        "time": time,
+        **said,
+        "map": map,
+        "preview": preview,
+        "error": error,
+    }
 
 
 def encoded_map(prediction: Prediction, form: str, longest: int | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import signal
 import socket
 import sys
 import time
@@ -69,6 +70,11 @@ def run(
     """
     _more_connections()
     _log_as_json()
+    for sent in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # uvicorn raises them again when all is finished: that is the end
+        signal.signal(sent, lambda *_: None)
     server = _Server(
         uvicorn.Config(
             build(detector, settings),
@@ -86,8 +92,7 @@ def run(
         ),
         ready,
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):

@@ -121,11 +121,11 @@ class _Steps:
     position: int = 0
 
     def of(self, uploads: Iterable[Sent]) -> Iterator[Decoded | None]:
-        scale = self.detector.scale()
+        scale, unpacked = self.detector.scale(), self.scoring.settings.unpacked_bytes
         for upload in uploads:
             index, name = 1, upload.name
             try:
-                for found in images_of(upload, unpacked=self.scoring.settings.unpacked_bytes):
+                for found in images_of(upload, unpacked=unpacked, selection=self.wanted.selection):
                     index, name = found.index, found.name
                     if self.position >= self.most:
                         raise TooLargeError(
@@ -158,7 +158,10 @@ class _Steps:
                 self.keep(position, prediction)
             map = encoded_map(prediction, self.wanted.map, self.wanted.map_size)
             self.entries.add(
-                position, entry(found.name, found.index, prediction=prediction, map=map, preview=preview)
+                position,
+                entry(
+                    found.name, found.index, time=found.time, prediction=prediction, map=map, preview=preview
+                ),
             )
 
         def fail(error: InputError) -> None:

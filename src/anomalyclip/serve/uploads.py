@@ -3,6 +3,7 @@
 Readers open paths. On Linux a file in memory has one (`os.memfd_create`), so that every reader works on uploads too.
 """
 
+import gzip
 import io
 import os
 import sys
@@ -17,13 +18,22 @@ from typing import IO, Protocol
 from PIL import Image
 
 from anomalyclip.depth import Deep
-from anomalyclip.errors import InputError, TooLargeError
+from anomalyclip.errors import InputError, TooLargeError, UnknownKindError
 from anomalyclip.images import decode_pages, decoding
-from anomalyclip.readers import READERS, Frame, Reader, suffixes
+from anomalyclip.readers import Frame, recognised, suffixes
 from anomalyclip.readers.archive import ARCHIVES
+from anomalyclip.readers.selection import Selection
 
 LONGEST_NAME = 255
 
+ALL = Selection()
+"""Every image of a file."""
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PHOTOGRAPHS = (b"\x89PNG", b"\xff\xd8", b"BM", b"GIF8", b"P2", b"P3", b"P5", b"P6", *_TIFF)
+"""How files begin that Pillow reads; WebP says so later, and so does DICOM, which may begin as any of them."""
+
+_GZIP = b"\x1f\x8b"
 _ZIP, _TAR_AT, _TAR = b"PK\x03\x04", 257, b"ustar"
 _CHUNK = 1 << 20
 
@@ -80,12 +90,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """One image of an upload: its file's name, its number there, its pixels, and for a video its time in seconds."""
+    """One image of an upload: name of its file, number there, seconds of a video's frame, and pixels."""
 
     name: str
     index: int
+    time: float | None
     image: Image.Image | Deep
-    time: float | None = None
 
 
 def shown_name(name: object, number: int) -> str:
@@ -101,7 +111,7 @@ def shown_name(name: object, number: int) -> str:
     return text[-LONGEST_NAME:] if text not in ("", ".", "..") else f"image-{number}"
 
 
-def images_of(sent: Sent, *, unpacked: int) -> Iterator[Uploaded]:
+def images_of(sent: Sent, *, unpacked: int, selection: Selection = ALL) -> Iterator[Uploaded]:
     """Yield the images of an upload in order; each is decoded only when it is requested.
 
     Parameters
@@ -109,6 +119,8 @@ def images_of(sent: Sent, *, unpacked: int) -> Iterator[Uploaded]:
     sent : Sent
     unpacked : int
         Bytes of an archive's members at most.
+    selection : Selection
+        Which images of a video or a volume are wanted.
 
     Raises
     ------
@@ -126,47 +138,47 @@ def images_of(sent: Sent, *, unpacked: int) -> Iterator[Uploaded]:
         members = iter([upload])
     found = False
     for member in members:
-        for index, frame in enumerate(_pages(member), start=1):
+        for count, frame in enumerate(_frames(member, selection, unpacked), start=1):
             found = True
-            yield Uploaded(member.name, index, frame.image, frame.time)
+            number = str(frame.id).rpartition("#")[2]  # of those that were left out too
+            index = int(number) if number.isdecimal() else count
+            yield Uploaded(member.name, index, frame.time, frame.image)
+            del frame  # a large one is not held while the next one is decoded
     if not found:
         raise InputError(f"{upload.name}: no images in this archive")
 
 
-def _pages(upload: Upload) -> Iterator[Frame]:
-    reader = _reader_of(upload)
-    if reader is READERS[0]:  # photographs are decoded from bytes on every system
-        yield from (Frame(None, image) for image in decode_pages(upload.content, name=upload.name))
+def _frames(upload: Upload, selection: Selection, unpacked: int) -> Iterator[Frame]:
+    """Yield the images of a file that is no archive; its content alone says what kind of file it is."""
+    content = upload.content
+    is_photograph = content.startswith(_PHOTOGRAPHS) or content[8:12] == b"WEBP"
+    if is_photograph and content[128:132] != b"DICM":  # it is decoded from bytes, on every system
+        for image in decode_pages(content, name=upload.name):
+            yield Frame(None, image)
         return
-    with _in_memory(upload) as path, decoding(upload.name):
+    if content.startswith(_GZIP):
+        with decoding(upload.name), gzip.open(io.BytesIO(content)) as packed:
+            content = _bounded(packed, upload.name, unpacked, unpacked)
+    with _in_memory(content) as path, decoding(upload.name):
+        reader = None if path is None else recognised(path)
+        if path is None or reader is None:
+            raise UnknownKindError(f"{upload.name}: not an image of a known format")
         try:
-            yield from reader.frames(path)
+            yield from reader.frames(reader.select(path, selection))
         except InputError as error:
-            raise InputError(str(error).replace(path, upload.name)) from None
-
-
-def _reader_of(upload: Upload) -> Reader:
-    """Return the reader for a file's content; its name only decides between those that do not look at content."""
-    if upload.content[128:132] == b"DICM":
-        return next(reader for reader in READERS if ".dcm" in reader.suffixes)
-    matches = [
-        (len(suffix), position)
-        for position, reader in enumerate(READERS)
-        for suffix in reader.suffixes
-        if upload.name.lower().endswith(suffix)
-    ]
-    return READERS[max(matches)[1]] if matches else READERS[0]
+            raise type(error)(str(error).replace(path, upload.name)) from None
 
 
 @contextmanager
-def _in_memory(upload: Upload) -> Iterator[str]:
-    """Give the path of a file that is in memory alone."""
+def _in_memory(content: bytes) -> Iterator[str | None]:
+    """Give the path of a file that is in memory alone; None on systems that have no such files."""
     if sys.platform != "linux":
-        raise InputError(f"{upload.name}: this kind of file can be uploaded only to a service on Linux")
+        yield None
+        return
     file = os.memfd_create("upload")
     try:
         with open(file, "wb", closefd=False) as target:
-            target.write(upload.content)
+            target.write(content)
         yield f"/proc/self/fd/{file}"
     finally:
         os.close(file)
@@ -208,7 +220,7 @@ def _is_wanted(name: str) -> bool:
     return lower.endswith(tuple(suffixes())) and not lower.endswith(ARCHIVES) and not lower.startswith("._")
 
 
-def _bounded(member: IO[bytes], name: str, left: int, unpacked: int) -> bytes:
+def _bounded(member: IO[bytes] | gzip.GzipFile, name: str, left: int, unpacked: int) -> bytes:
     """Return the content of a member, and read no more of it than is left."""
     parts: list[bytes] = []
     while chunk := member.read(min(_CHUNK, left + 1)):

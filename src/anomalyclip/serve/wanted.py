@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.readers.selection import Selection
 from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.uploads import ALL
 
 MAPS = ("none", "png", "npy", "rle")
 """How the map can be sent: not at all, as 8-bit gray PNG, as float32 of NumPy, or as the mask's runs."""
 
-FIELDS = ("model", "map", "map_size", "threshold", "class_name", "preview")
+FIELDS = ("model", "map", "map_size", "threshold", "class_name", "preview", "every", "axis")
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Wanted:
         What the images show, for methods that name it.
     preview : bool
         Whether a small JPEG of each image is sent too.
+    selection : Selection
+        Which images of videos and volumes are wanted: the fields ``every`` and ``axis``.
 
     Examples
     --------
     >>> Wanted.of({"map": "png", "map_size": "256", "preview": "1"})
-    Wanted(model=None, map='png', map_size=256, threshold=None, class_name=None, preview=True)
+    Wanted(model=None, map='png', map_size=256, threshold=None, class_name=None, preview=True,
+           selection=Selection(every=None, axis=None))
     """
 
     model: str | None = None
@@ -43,6 +49,7 @@ class Wanted:
     threshold: float | None = None
     class_name: str | None = None
     preview: bool = False
+    selection: Selection = ALL
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Wanted":
@@ -63,6 +70,7 @@ class Wanted:
             threshold=share(given, "threshold"),
             class_name=_text(given, "class_name"),
             preview=truth(given, "preview"),
+            selection=_selection(given),
         )
 
 
@@ -71,6 +79,13 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
     if value is not None and (not isinstance(value, str) or len(value) > 200):
         raise Refusal(422, f"{name}: expected a text of at most 200 characters")
     return value
+
+
+def _selection(given: Mapping[str, Any]) -> Selection:
+    try:
+        return Selection(every=_text(given, "every"), axis=_text(given, "axis"))
+    except AnomalyCLIPError as error:
+        raise error if isinstance(error, Refusal) else Refusal(422, str(error)) from None
 
 
 def _one_of(given: Mapping[str, Any], name: str, known: tuple[str, ...]) -> str:
