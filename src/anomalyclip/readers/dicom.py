@@ -10,7 +10,7 @@ patient is.
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import PurePath
 from typing import Any
 
@@ -89,9 +89,11 @@ class DicomReader(Reader):
         """Yield the frames of a file in order."""
         header = _header(path)
         count = _count(header)
-        # The open file, not its path: pydicom resolves a path, which a file in memory does not have.
-        with open(path, "rb") as file:
-            pixels = _library(path).pixels.iter_pixels(file, decoding_plugin=_decoder(header))
+        library, decoder = _library(path).pixels, _decoder(header)
+        with (
+            open(path, "rb") as file,  # pydicom would resolve a path, and files in memory have none then
+            closing(library.iter_pixels(file, decoding_plugin=decoder)) as pixels,
+        ):
             for index in range(count):
                 with _decoding(header, path):
                     values = next(pixels)
@@ -104,9 +106,9 @@ class DicomReader(Reader):
         header = _header(path)
         if number > _count(header):
             raise InputError(f"{path}#{number}: the file holds fewer images")
-        with _decoding(header, path), open(path, "rb") as file:
+        with _decoding(header, path):
             values = _library(path).pixels.pixel_array(
-                file, index=number - 1, decoding_plugin=_decoder(header)
+                path, index=number - 1, decoding_plugin=_decoder(header)
             )
         return _image(header, number - 1, values, path)
 

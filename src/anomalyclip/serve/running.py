@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from anomalyclip.detector import Detector
-from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.serve.app import build
 from anomalyclip.serve.settings import ServeSettings
 
@@ -141,7 +141,7 @@ def _log_as_json() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("anomalyclip.serve").setLevel(logging.INFO)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it quotes what callers send
-    warnings.simplefilter("ignore", AnomalyCLIPWarning)  # they name callers' files
+    warnings.simplefilter("ignore")  # they name callers' files
 
 
 def _more_connections() -> None:
