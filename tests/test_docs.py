@@ -1,8 +1,10 @@
 """Every command and every Python example of the README and the docs runs as it stands there."""
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +67,12 @@ def test_what_a_page_shows_can_be_run_in_its_order(page, cli, store, tmp_path, m
                 assert done.code == 0, f"{command}\n{done.out}{done.err}"
             else:
                 subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True, env=environment)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path):
+    """A process that a page starts, and whose number it keeps in a file, ends with the page."""
+    yield
+    for file in tmp_path.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
