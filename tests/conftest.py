@@ -97,7 +97,7 @@ def tiny_clip(tiny_state: dict[str, torch.Tensor]) -> CLIP:
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as a file of OpenAI's form, for the command line."""
-    path = tmp_path_factory.mktemp("backbone") / "tiny.pt"
+    path = tmp_path_factory.mktemp("openai") / "tiny.pt"
     torch.save(tiny_state, path)
     return path
 
@@ -138,7 +138,7 @@ def rival_backbone(
     """The small CLIP with these embeddings, as a file of OpenAI's form."""
     words = tiny_state["token_embedding.weight"].clone()
     words[rival_inputs["word_ids"].astype(np.int64)] = torch.from_numpy(rival_inputs["word_embeddings"])
-    path = tmp_path_factory.mktemp("rivals") / "tiny.pt"
+    path = tmp_path_factory.mktemp("openai") / "tiny.pt"
     torch.save(tiny_state | {"token_embedding.weight": words}, path)
     return str(path)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.framing import Framing
 from anomalyclip.readers import open_image
 from anomalyclip.scorer import Description
 from anomalyclip.tiling import Tiling, score_tiles
@@ -82,7 +83,7 @@ def test_two_tiles_that_share_a_half_are_blended_by_a_squared_sine():
 
 def test_a_spot_is_found_at_its_place_in_the_map_of_full_size():
     image = picture(300, 200, (190, 120))
-    score, anomaly_map = score_tiles(Darkness(), image, Tiling(SIDE * 2), image_size=SIDE, batch_size=4)
+    score, anomaly_map = score_tiles(Darkness(), image, Tiling(SIDE * 2), framing=Framing(SIDE), batch_size=4)
     assert anomaly_map.shape == (200, 300)
     assert anomaly_map.dtype == np.float32
     assert anomaly_map[124, 194] > 0.9
@@ -94,7 +95,9 @@ def test_a_spot_is_found_at_its_place_in_the_map_of_full_size():
 
 def test_a_plain_image_has_no_seams():
     plain = Image.new("L", (333, 217), 100)
-    _, anomaly_map = score_tiles(Darkness(), plain, Tiling(50, overlap=0.4), image_size=SIDE, batch_size=3)
+    _, anomaly_map = score_tiles(
+        Darkness(), plain, Tiling(50, overlap=0.4), framing=Framing(SIDE), batch_size=3
+    )
     np.testing.assert_allclose(anomaly_map, 155 / 255, atol=1e-5)
 
 
@@ -102,7 +105,7 @@ def test_the_score_is_the_mean_of_the_whole_and_of_the_highest_tile():
     image = picture(256, 256, (40, 40))
     model = Darkness()
     whole = float(model(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))[None])[0][0])
-    score, _ = score_tiles(model, image, Tiling(SIDE), image_size=SIDE, batch_size=8)
+    score, _ = score_tiles(model, image, Tiling(SIDE), framing=Framing(SIDE), batch_size=8)
     assert whole < 1
     assert score == pytest.approx((whole + 1) / 2, abs=1e-6)
 
@@ -110,8 +113,8 @@ def test_the_score_is_the_mean_of_the_whole_and_of_the_highest_tile():
 def test_tiles_go_through_the_model_in_batches_and_the_batch_size_changes_nothing():
     image, tiling = picture(200, 100, (150, 30)), Tiling(60)
     one, many = Darkness(), Darkness()
-    score, anomaly_map = score_tiles(one, image, tiling, image_size=SIDE, batch_size=1)
-    again, same = score_tiles(many, image, tiling, image_size=SIDE, batch_size=5)
+    score, anomaly_map = score_tiles(one, image, tiling, framing=Framing(SIDE), batch_size=1)
+    again, same = score_tiles(many, image, tiling, framing=Framing(SIDE), batch_size=5)
     assert score == again
     np.testing.assert_array_equal(anomaly_map, same)
     assert max(one.batches) == 1
@@ -128,7 +131,7 @@ def test_an_image_no_larger_than_a_tile_is_scored_as_without_tiles():
 
 def test_a_long_narrow_image_is_cut_along_its_long_side_only():
     _, anomaly_map = score_tiles(
-        Darkness(), picture(500, 20, (400, 5)), Tiling(100), image_size=SIDE, batch_size=2
+        Darkness(), picture(500, 20, (400, 5)), Tiling(100), framing=Framing(SIDE), batch_size=2
     )
     assert anomaly_map.shape == (20, 500)
     assert anomaly_map[9, 404] > 0.9

@@ -196,7 +196,7 @@ def enlarge(grids: Tensor, size: int, *, sigma: float = 0.0) -> Tensor:
     return matrix @ grids @ matrix.T
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def enlarging_matrix(grid: int, size: int, sigma: float) -> Tensor:
     """Return A, (S, g) float32: its rows are convex combinations, so maps keep their range."""
     with torch.inference_mode(False):  # a cached constant must be usable in training too

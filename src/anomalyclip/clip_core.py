@@ -15,6 +15,10 @@ from anomalyclip.clip.model import PLAIN, CLIPConfig, ImageFeatures, LocalPath, 
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.core import Core
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.framing import Framing
+
+_KEPT_TABLES = 8
+"""Positional tables that are kept for images of other proportions."""
 
 _VISION_ONLY = 448
 """Pixels of the side of an image, as AnomalyDINO was published."""
@@ -40,6 +44,8 @@ class ClipCore(Core):
         Gaussian smoothing of the maps in pixels.
     score_rule : str
         A key of `anomalyclip.spec.IMAGE_SCORES`.
+    framing : Framing, optional
+        How images become its input. None: squashed to S x S.
     full_size : bool
         Whether `compare` gives maps of S x S, rather than one value for each patch.
 
@@ -64,6 +70,7 @@ class ClipCore(Core):
         sigma: float,
         score_rule: str,
         full_size: bool = False,
+        framing: Framing | None = None,
     ) -> None:
         size = default_image_size(config) if image_size is None else image_size
         check_size(config, size)
@@ -74,6 +81,7 @@ class ClipCore(Core):
             grid=size if full_size else side,
             sigma=sigma,
             score_rule=score_rule,
+            framing=framing,
             mean=config.mean,
             std=config.std,
         )
@@ -82,6 +90,7 @@ class ClipCore(Core):
         self.visual = visual
         positions = visual.positions(side, side, rule=taps.positions).detach().clone()
         self.register_buffer("positions", positions, persistent=False)
+        self._other_positions: dict[tuple[int, int], Tensor] = {}
 
     def settings(self) -> dict[str, object]:
         """Return what determines the scores besides weights and texts, JSON-ready."""
@@ -97,7 +106,20 @@ class ClipCore(Core):
 
     def encode_for(self, pixels: Tensor, taps: Taps) -> Features:
         """Return what one pass keeps for several cores, of which this is one."""
-        return tower.run(self.visual, pixels, self.positions, taps)
+        rows, columns = (length // self.config.patch_size for length in pixels.shape[-2:])
+        return tower.run(self.visual, pixels, self._positions(rows, columns), taps)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Return the positional table (1 + h * w, D) for a grid; of those that are not square a few are kept."""
+        if (rows, columns) == (self.patch_grid, self.patch_grid):
+            return self.positions
+        if (rows, columns) not in self._other_positions:
+            with torch.inference_mode(False), torch.no_grad():
+                table = self.visual.positions(rows, columns, rule=self.taps.positions).to(self.positions)
+            while len(self._other_positions) >= _KEPT_TABLES:
+                self._other_positions.pop(next(iter(self._other_positions)), None)
+            self._other_positions[rows, columns] = table
+        return self._other_positions[rows, columns]
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
         """Return raw tokens (..., D) in the space that images and texts share, (..., E)."""
@@ -140,6 +162,7 @@ class ClipCore(Core):
         """Turn the image tower and the positional table to half precision, in place."""
         self.visual.half()
         self.positions = self.positions.half()
+        self._other_positions = {grid: table.half() for grid, table in self._other_positions.items()}
         return self
 
 

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from anomalyclip.anomaly import enlarging_matrix, image_score
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.framing import Framing
 from anomalyclip.images import OPENAI_MEAN, OPENAI_STD
 
 
 class Core(nn.Module):
-    """Maps uint8 RGB images (B, S, S, 3) to scores (B,) and maps (B, S, S), float32 within [0, 1].
+    """Maps uint8 RGB images (B, H, W, 3) to scores (B,) and maps (B, H, W), float32 within [0, 1].
+
+    H and W are the side S unless the method keeps the proportions of images.
 
     Parameters
     ----------
@@ -28,6 +31,8 @@ class Core(nn.Module):
         Gaussian smoothing of the maps in pixels; 0 disables it.
     score_rule : str
         How the image score is computed: a key of `anomalyclip.spec.IMAGE_SCORES`.
+    framing : Framing, optional
+        How images become its input. None: squashed to S x S.
     mean, std : sequence of float
         What pixels within [0, 1] are normalised with, by channel; by default as for OpenAI's CLIPs.
 
@@ -51,6 +56,7 @@ class Core(nn.Module):
         grid: int,
         sigma: float,
         score_rule: str,
+        framing: Framing | None = None,
         mean: Sequence[float] = OPENAI_MEAN,
         std: Sequence[float] = OPENAI_STD,
     ) -> None:
@@ -58,6 +64,7 @@ class Core(nn.Module):
         if not 0 <= sigma <= image_size:
             raise AnomalyCLIPError(f"sigma {sigma}: expected 0 to {image_size} pixels, the image size")
         self.image_size, self.sigma, self.score_rule = image_size, sigma, score_rule
+        self.framing = framing or Framing(image_size)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.register_buffer("enlarging", enlarging_matrix(grid, image_size, float(sigma)), persistent=False)
@@ -67,7 +74,7 @@ class Core(nn.Module):
         return self.finish(*self.compare(self.encode(self.normalise(image))))
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Convert uint8 RGB (B, S, S, 3) to the encoder's float32 (B, 3, S, S); channels last in memory on CUDA."""
+        """Convert uint8 RGB (B, H, W, 3) to the encoder's float32 (B, 3, H, W); channels last in memory on CUDA."""
         pixels = ((image.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
         return pixels if pixels.is_cuda else pixels.contiguous()
 
@@ -77,7 +84,7 @@ class Core(nn.Module):
 
     @abstractmethod
     def compare(self, features: Any) -> tuple[Tensor, Tensor]:
-        """Return the anomaly probability of each image (B,) and of each patch (B, g, g), float32 within [0, 1]."""
+        """Return the anomaly probability of each image (B,) and of each patch (B, h, w), float32 within [0, 1]."""
 
     def over_class(self, scores: Tensor, highest: Tensor) -> Tensor | None:
         """Return image scores (B,) for all test images of a class together; None: every image is scored alone."""
@@ -113,7 +120,7 @@ class Core(nn.Module):
         raise AnomalyCLIPError(f"{type(self).__name__} does not support half precision")
 
     def finish(self, text: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn the result of `compare` into scores (B,) and smoothed maps (B, S, S)."""
+        """Turn the result of `compare` into scores (B,) and smoothed maps (B, H, W)."""
         maps = self.enlarged(grids)
         return self.scored(text, grids, maps), maps
 
@@ -122,5 +129,13 @@ class Core(nn.Module):
         return image_score(text, maps, self.score_rule, grids=grids)
 
     def enlarged(self, grids: Tensor) -> Tensor:
-        """Return maps (B, S, S) of maps (B, g, g), smoothed."""
-        return (self.enlarging @ grids @ self.enlarging.T).clamp(0, 1)
+        """Return maps (B, H, W) of maps (B, h, w), smoothed."""
+        rows, columns = (self._enlarging(patches) for patches in grids.shape[-2:])
+        return (rows @ grids @ columns.T).clamp(0, 1)
+
+    def _enlarging(self, patches: int) -> Tensor:
+        """Return the matrix that enlarges and smooths along a side of so many patches."""
+        if patches == self.enlarging.shape[1]:
+            return self.enlarging
+        size = patches * self.image_size // self.enlarging.shape[1]
+        return enlarging_matrix(patches, size, float(self.sigma)).to(self.enlarging.device)

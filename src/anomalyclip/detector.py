@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalyclip.batches import Batches
-from anomalyclip.decoding import OnError
+from anomalyclip.decoding import OnError, name_of
 from anomalyclip.depth import Range, Scale, require_range
 from anomalyclip.depth.in_scale import Shown, decode_in_scale
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.framing import alike, framing_of
 from anomalyclip.identity import differences
-from anomalyclip.images import squash
 from anomalyclip.nearest import NearestNormal, noting
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.readers import Source
@@ -333,7 +333,8 @@ class Detector:
         )
         if self.tiling is not None and self.tiling.cuts(image.size):
             return replace(prepared, uncut=image)
-        return replace(prepared, pixels=squash(image, self.scorer.image_size))
+        pixels = framing_of(self.scorer)(image, name=name_of(shown.source, shown.id))
+        return replace(prepared, pixels=pixels)
 
     def score(
         self, prepared: Iterable[Prepared], *, batch_size: int, on_error: OnError | None = None
@@ -355,28 +356,33 @@ class Detector:
         yield from Batches(score, self._score_gray, at_once, on_error).of(iter(prepared))
 
     def _score_batch(self, batch: list[Prepared]) -> list[Prediction]:
-        with noting() as noted:
-            scores, maps = self.scorer(np.stack([item.pixels for item in batch if item.pixels is not None]))
-        nearest: Sequence[NearestNormal | None] = noted or [None] * len(batch)
-        return [
-            self._prediction(item, float(score), anomaly_map, place)
-            for item, score, anomaly_map, place in zip(batch, scores, maps, nearest, strict=True)
-        ]
+        found: dict[int, Prediction] = {}
+        for group in alike([item.pixels.shape for item in batch if item.pixels is not None]):
+            items = [batch[index] for index in group]
+            with noting() as noted:
+                scores, maps = self.scorer(
+                    np.stack([item.pixels for item in items if item.pixels is not None])
+                )
+            nearest: Sequence[NearestNormal | None] = noted or [None] * len(group)
+            for index, *one in zip(group, items, scores, maps, nearest, strict=True):
+                item, score, anomaly_map, place = one
+                found[index] = self._prediction(item, float(score), anomaly_map, place)
+        return [found[index] for index in range(len(batch))]
 
     def _score_tiled(self, batch: list[Prepared], *, tiling: Tiling, batch_size: int) -> list[Prediction]:
         (item,) = batch
         if item.uncut is None:
             return self._score_batch(batch)
         score, anomaly_map = score_tiles(
-            self.scorer, item.uncut, tiling, image_size=self.scorer.image_size, batch_size=batch_size
+            self.scorer, item.uncut, tiling, framing=framing_of(self.scorer), batch_size=batch_size
         )
         return [self._prediction(item, score, anomaly_map)]
 
     def _score_gray(self) -> None:
         """Score a plain gray image, which nothing is wrong with."""
-        side = self.scorer.image_size
-        gray = np.full((side, side, 3), 128, np.uint8)
-        self._score_batch([Prepared(gray, None, (side, side), gray)])
+        rows, columns = framing_of(self.scorer).blank
+        gray = np.full((rows, columns, 3), 128, np.uint8)
+        self._score_batch([Prepared(gray, None, (columns, rows), gray)])
 
     def _prediction(
         self,

@@ -136,10 +136,11 @@ def _unlike_the_others(work: Gathering, memory: Memory) -> list[str]:
     """Return the names of references whose farthest patches are much farther from the others than is usual."""
     if work.copies:
         return []
-    owners = [one for _, one in work.in_order() if one.texts is not None for _ in range(one.pieces)]
-    if len(memory) < _ENOUGH or len(owners) != len(memory.left_out):
+    left_out = memory.left_out_maps()
+    owners = [one for _, one in work.in_order() if one.texts is not None for _ in one.texts]
+    if len(memory) < _ENOUGH or len(owners) != len(left_out):
         return []
-    farthest = highest(memory.left_out, 0.01)
+    farthest = torch.cat([highest(one[None], 0.01) for one in left_out])
     usual = float(farthest.median())
     return list(
         dict.fromkeys(

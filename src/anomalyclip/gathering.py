@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,13 @@ _VIEWED = 8
 """Pieces of a single reference that are turned for the scale."""
 
 
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+
+
 @dataclass(frozen=True)
 class Shown:
-    """A reference as it was decoded: its name, its pieces (S, S, 3) uint8, and a small picture of it as JPEG."""
+    """A reference as it was decoded: its name, its pieces (H, W, 3) uint8, and a small picture of it as JPEG."""
 
     name: str
     pieces: list[NDArray[np.uint8]]
@@ -41,18 +46,25 @@ class Shown:
 
 @dataclass
 class Reference:
-    """One reference, of `pieces` images as the model takes them, each with all its views.
+    """One reference, of one or several images as the model takes them (pieces), each with all its views.
 
     Rows number its patches: view after view, piece after piece, patch after patch.
     """
 
     name: str
-    pieces: int
+    grids: list[Grid]  # of its pieces, in each view
     banks: dict[str, Tensor]  # (rows, D) float16 or float32
     rows: Tensor  # (rows,) int64
-    texts: tuple[Tensor, Tensor] | None  # of its pieces, not turned: (Q,) and (Q, g, g)
+    texts: list[tuple[Tensor, Tensor]] | None  # of its pieces, not turned: (1,) and (1, h, w)
     picture: bytes = b""
-    whole: dict[str, Tensor] | None = None  # (Q, N, D): features of these, where `banks` are only a coreset
+    whole: dict[str, list[Tensor]] | None = (
+        None  # (N, D): features of these, where `banks` are only a coreset
+    )
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of patches of each piece in each view."""
+        return [rows * columns for rows, columns in self.grids]
 
 
 class Gathering:
@@ -86,7 +98,7 @@ class Gathering:
         self.repeated: list[str] = []
         self.copies = False
         self.single: list[NDArray[np.uint8]] = []  # pieces of the only reference so far
-        self.turned: Tensor | None = None  # of the only reference of a memory that is added to
+        self.turned: list[Tensor] | None = None  # of the only reference of a memory that is added to
         self.patches = self.kept = 0  # in all, and in `references`
 
     @property
@@ -99,11 +111,11 @@ class Gathering:
         name = f"{type(source).__name__} in memory" if frame.id is None else Path(frame.id).name
         image, _ = self.scale(frame.image, name=name)
         picture = reference_pictures.encoded(image) if self.pictures else b""
-        return Shown(name, list(pieces(image, self.detector.tiling, self.core.image_size)), picture)
+        return Shown(name, list(pieces(image, self.detector.tiling, self.core.framing)), picture)
 
     def add(self, shown: Shown) -> None:
         """Take a reference, unless there is one with the same pixels."""
-        digest = hashlib.sha256(np.stack(shown.pieces).tobytes()).hexdigest()
+        digest = hashlib.sha256(b"".join(piece.tobytes() for piece in shown.pieces)).hexdigest()
         if digest in self.references:
             self.repeated.append(shown.name)
             return
@@ -117,23 +129,21 @@ class Gathering:
 
     def _encoded(self, shown: Shown) -> Reference:
         found: dict[str, list[Tensor]] = {}
-        texts = []
+        texts, grids = [], []
         for piece in shown.pieces:
             for number, view in enumerate(views(piece)[: self.views]):
-                banks, text = self._encode(view)  # one at a time: the same features in any company
+                banks, text, grid = self._encode(view)  # one at a time: the same features in any company
                 for bank, features in banks.items():
                     found.setdefault(bank, []).append(features)
+                grids.append(grid)
                 if number == 0:
                     texts.append(text)
         banks = {bank: torch.cat(parts) for bank, parts in found.items()}
-        count = len(shown.pieces) * self.views * self.core.patch_grid**2
-        scores, maps = (torch.cat(part) for part in zip(*texts, strict=True))
-        return Reference(
-            shown.name, len(shown.pieces), banks, torch.arange(count), (scores, maps), shown.picture
-        )
+        every = torch.arange(sum(rows * columns for rows, columns in grids))
+        return Reference(shown.name, grids, banks, every, texts, shown.picture)
 
-    def _encode(self, pixels: NDArray[np.uint8]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Return the features (N, D) of one image, and what the texts say of it."""
+    def _encode(self, pixels: NDArray[np.uint8]) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor], Grid]:
+        """Return the features (N, D) of one image, what the texts say of it, and its grid."""
         batch = self.scorer.normalised(pixels[None].copy())
         with self.scorer.autocast():
             features = self.core.encode_for(batch, self.taps)
@@ -146,7 +156,7 @@ class Gathering:
                 f"the model gave NaN or infinite features at precision {self.scorer.precision}: the weights are "
                 "damaged, or half precision overflows (try --precision fp32)"
             )
-        return banks, (score.float().cpu(), maps.float().cpu())
+        return banks, (score.float().cpu(), maps.float().cpu()), features.grid
 
     def take(self, memory: Memory) -> None:
         """Begin with the references of a memory."""
@@ -161,21 +171,37 @@ class Gathering:
         )
         self.augment, self.max_patches = bool(memory.settings["augment"]), int(memory.settings["max_patches"])
         self.pictures = bool(memory.pictures)
-        self.turned = memory.left_out if len(memory) == 1 else None
-        patches, at = self.core.patch_grid**2, 0
+        self.turned = memory.left_out_maps() if len(memory) == 1 else None
+        first = 0
         for number, (name, digest) in enumerate(zip(memory.names, memory.hashes, strict=True)):
             own = int((memory.piece_reference == number).sum())
-            first, count = at * self.views, own // self.views
-            banks = {}
-            for bank, features in memory.banks.items():
-                rows = len(features) // len(memory.piece_reference)  # of each piece
-                banks[bank] = features[first * rows : (first + own) * rows]
-            texts = memory.text_scores[at : at + count], memory.text_maps[at : at + count]
-            every, picture = torch.arange(own * patches), memory.picture(number)
-            self.references[digest] = Reference(name, count, banks, every, texts, picture)
-            at += count
-            self.patches += own * patches
-            self.kept += own * patches
+            grids = [memory.grid(piece) for piece in range(first, first + own)]
+            banks = {
+                bank: self._slice(memory, features, first, own) for bank, features in memory.banks.items()
+            }
+            texts = [self._text(memory, piece) for piece in range(first, first + own, self.views)]
+            count = sum(rows * columns for rows, columns in grids)
+            self.references[digest] = Reference(
+                name, grids, banks, torch.arange(count), texts, memory.picture(number)
+            )
+            first += own
+            self.patches += count
+            self.kept += count
+
+    def _slice(self, memory: Memory, features: Tensor, first: int, own: int) -> Tensor:
+        """Return the rows of some pieces."""
+        counts = [memory.grid(piece) for piece in range(len(memory.piece_reference))]
+        sizes = [rows * columns for rows, columns in counts]
+        if sum(sizes) != len(features):  # of windows there are other numbers, as many of each piece
+            sizes = [len(features) // len(sizes)] * len(sizes)
+        return features[sum(sizes[:first]) : sum(sizes[: first + own])]
+
+    def _text(self, memory: Memory, piece: int) -> tuple[Tensor, Tensor]:
+        """Return what the texts say of a piece that is not turned; nothing where the method has none."""
+        at = piece // self.views
+        if memory.grids is not None:
+            return memory.text_scores[at : at + 1], torch.zeros(1, *memory.grid(piece))
+        return memory.text_scores[at : at + 1], memory.text_maps[at : at + 1]
 
     def in_order(self) -> list[tuple[str, Reference]]:
         """Return the references by their digests, in the order of these."""
@@ -209,14 +235,17 @@ class Gathering:
             one.banks = {bank: features[rows] for bank, features in one.banks.items()}
             one.rows = one.rows[rows]
 
-    def _unturned(self, one: Reference) -> dict[str, Tensor]:
-        """Return the features (Q, N, D) of a reference's pieces, not turned."""
+    def _unturned(self, one: Reference) -> dict[str, list[Tensor]]:
+        """Return the features (N, D) of a reference's pieces, not turned."""
         if one.whole is not None:
             return one.whole
-        return {
-            bank: features.view(one.pieces, self.views, -1, features.shape[1])[:, 0]
-            for bank, features in one.banks.items()
-        }
+        found = {}
+        for bank, features in one.banks.items():
+            counts = one.counts
+            if sum(counts) != len(features):  # of windows there are other numbers, as many of each piece
+                counts = [len(features) // len(counts)] * len(counts)
+            found[bank] = list(features.split_with_sizes(counts))[:: self.views]
+        return found
 
     def memory(self) -> Memory:
         """Return all of it.
@@ -232,24 +261,27 @@ class Gathering:
             self._reduce()
         ordered = self.in_order()
         first = ordered[0][1]
-        patches = self.core.patch_grid**2
         banks = {bank: torch.cat([one.banks[bank] for _, one in ordered]) for bank in first.banks}
-        counts = torch.tensor([one.pieces * self.views for _, one in ordered])
+        counts = torch.tensor([len(one.grids) for _, one in ordered])
         starts = counts.cumsum(0) - counts
         piece_reference = torch.arange(len(ordered)).repeat_interleave(counts)
+        places = [_places(one) for _, one in ordered]
         row_piece = torch.cat(
-            [one.rows // patches + start for (_, one), start in zip(ordered, starts.tolist(), strict=True)]
+            [piece + start for (piece, _), start in zip(places, starts.tolist(), strict=True)]
         )
-        texts = [one.texts for _, one in ordered if one.texts is not None]
+        texts = [text for _, one in ordered for text in one.texts or ()]
+        grids = [grid for _, one in ordered for grid in one.grids]
+        square = set(grids) == {(self.core.patch_grid, self.core.patch_grid)}
+        left_out = self._left_out(ordered, banks)
         spec = {} if self.detector.spec is None else _without_folders(self.detector.spec.to_dict())
         return Memory(
             banks=banks,
             row_piece=row_piece.int(),
-            row_patch=torch.cat([one.rows % patches for _, one in ordered]).int(),
+            row_patch=torch.cat([patch for _, patch in places]).int(),
             piece_reference=piece_reference.int(),
-            left_out=self._left_out(ordered, banks),
+            left_out=torch.stack(left_out) if square else torch.cat([one.flatten() for one in left_out]),
             text_scores=torch.cat([scores for scores, _ in texts]),
-            text_maps=torch.cat([maps for _, maps in texts]),
+            text_maps=torch.cat([maps for _, maps in texts]) if square else torch.zeros(0),
             names=tuple(one.name for _, one in ordered),
             hashes=tuple(digest for digest, _ in ordered),
             identity=features_made_with(self.scorer),
@@ -264,17 +296,17 @@ class Gathering:
             pictures=tuple(one.picture for _, one in ordered[: reference_pictures.MOST])
             if self.pictures
             else (),
+            grids=None if square else torch.tensor(grids, dtype=torch.int32),
+            left_out_grids=None
+            if square
+            else torch.tensor([one.shape for one in left_out], dtype=torch.int32),
         )
 
-    def _left_out(self, ordered: list[tuple[str, Reference]], banks: dict[str, Tensor]) -> Tensor:
-        """Return the distances (V, g, g) of normal patches to references that they do not come from."""
+    def _left_out(self, ordered: list[tuple[str, Reference]], banks: dict[str, Tensor]) -> list[Tensor]:
+        """Return the distances (h, w) of normal patches to references that they do not come from."""
         if len(ordered) > 1:
-            found = self._to_the_others(ordered, banks)
-        elif self.turned is not None:
-            return self.turned
-        else:
-            found = self._to_turned_views(ordered[0][1])
-        return torch.cat(found).view(-1, self.core.patch_grid, self.core.patch_grid)
+            return self._to_the_others(ordered, banks)
+        return self._to_turned_views(ordered[0][1]) if self.turned is None else self.turned
 
     def _to_the_others(self, ordered: list[tuple[str, Reference]], banks: dict[str, Tensor]) -> list[Tensor]:
         owners = {
@@ -285,22 +317,41 @@ class Gathering:
         for number, (_, one) in enumerate(ordered):
             if one.texts is None or not (others := without(banks, owners, number)):
                 continue
-            own = {bank: part.float() for bank, part in self._unturned(one).items()}
-            found.append(self.held.distances(own, others))
-            within.append(self.held.within(own))
-        if are_copies(found, within):
+            for own, grid in zip(_one_by_one(self._unturned(one)), one.grids[:: self.views], strict=True):
+                found.append(self.held.distances(own, others).view(*grid))
+                inside = self.held.within(own, grid)
+                within.append(None if inside is None else inside.view(*grid))
+        if are_copies(
+            [one.flatten() for one in found], [None if one is None else one.flatten() for one in within]
+        ):
             self.copies = True
             return [part for part in within if part is not None]
         return found
 
     def _to_turned_views(self, one: Reference) -> list[Tensor]:
-        whole = {bank: features.flatten(0, 1) for bank, features in self._unturned(one).items()}
+        whole = {bank: torch.cat(features) for bank, features in self._unturned(one).items()}
         shown = self.single[:: -(-len(self.single) // _VIEWED)]
-        turned = (self._encode(view)[0] for piece in shown for view in views(piece)[1:])
+        turned = (self._encode(view) for piece in shown for view in views(piece)[1:])
         return [
-            self.held.distances({bank: part.float()[None] for bank, part in features.items()}, whole)
-            for features in turned
+            self.held.distances({bank: part.float()[None] for bank, part in features.items()}, whole).view(
+                *grid
+            )
+            for features, _, grid in turned
         ]
+
+
+def _one_by_one(banks: dict[str, list[Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Yield the features (1, N, D) float32 of each piece."""
+    for parts in zip(*banks.values(), strict=True):
+        yield {bank: part.float()[None] for bank, part in zip(banks, parts, strict=True)}
+
+
+def _places(one: Reference) -> tuple[Tensor, Tensor]:
+    """Return the piece, counted within the reference, and the patch there, of each row that is kept."""
+    counts = torch.tensor(one.counts)
+    ends = counts.cumsum(0)
+    piece = torch.searchsorted(ends, one.rows, right=True)
+    return piece, one.rows - (ends - counts)[piece]
 
 
 def _without_folders(spec: dict[str, Any]) -> dict[str, Any]:

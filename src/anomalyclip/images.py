@@ -360,20 +360,21 @@ def to_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
     return normalise(squash(image, size))
 
 
-def read_mask(path: str | os.PathLike[str], size: int | None = None) -> NDArray[np.bool_]:
+def read_mask(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None) -> NDArray[np.bool_]:
     """Read a defect mask: every pixel above zero is a defect.
 
     Parameters
     ----------
     path : path-like
         A mask image; colours are converted to gray.
-    size : int, optional
-        Side S to resize to by the published rule (bilinear, antialiased, at least half defect); None keeps the size.
+    size : int or (int, int), optional
+        Side S, or rows and columns, to resize to by the published rule (bilinear, antialiased, at least half defect);
+        None keeps the size.
 
     Returns
     -------
     ndarray of bool
-        (S, S), or (height, width) of the file.
+        (S, S), (rows, columns), or (height, width) of the file.
 
     Raises
     ------
@@ -387,4 +388,5 @@ def read_mask(path: str | os.PathLike[str], size: int | None = None) -> NDArray[
         if size is None:
             return gray
         binary = Image.fromarray(gray.astype(np.uint8) * np.uint8(255))
-        return np.asarray(binary.resize((size, size), Image.Resampling.BILINEAR)) > 127
+        rows, columns = (size, size) if isinstance(size, int) else size
+        return np.asarray(binary.resize((columns, rows), Image.Resampling.BILINEAR)) > 127

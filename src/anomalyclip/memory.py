@@ -209,29 +209,31 @@ mostly below 0.07: `python -m benchmarks.few_shot copies`.
 """
 
 
-def within(features: Banks) -> Tensor | None:
+def within(features: Banks, grid: tuple[int, int]) -> Tensor | None:
     """Return how far each patch is from the nearest other one of its own image, more than two patches away.
 
     Parameters
     ----------
     features : mapping of str to Tensor
-        (B, N, D) each, normalised, N patches on a square grid.
+        (B, N, D) each, normalised, N patches row by row.
+    grid : (int, int)
+        Rows and columns of the patches.
 
     Returns
     -------
     Tensor or None
-        (B, N) float32: the mean over banks. None if the features are not those of a grid of 4 x 4 patches or more.
+        (B, N) float32: the mean over banks. None if the features are not those of a grid with a side of 6 patches
+        or more: in a smaller one every other patch may be near.
 
     Examples
     --------
-    >>> within({"4": F.normalize(torch.ones(1, 16, 3), dim=-1)}).amax().round(decimals=6)
+    >>> within({"4": F.normalize(torch.ones(1, 36, 3), dim=-1)}, (6, 6)).amax().round(decimals=6)
     tensor(0.)
     """
-    counts = {bank.shape[1] for bank in features.values()}
-    side = math.isqrt(max(counts))
-    if len(counts) > 1 or side**2 not in counts or side <= BEYOND + 1:
+    (rows, columns), counts = grid, {bank.shape[1] for bank in features.values()}
+    if counts != {rows * columns} or max(grid) < 2 * BEYOND + 2:
         return None
-    row, column = torch.arange(side**2) // side, torch.arange(side**2) % side
+    row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
     around = ((row[:, None] - row).abs() <= BEYOND) & ((column[:, None] - column).abs() <= BEYOND)
     cosines = (bank.float() @ bank.float().transpose(1, 2) for bank in features.values())  # B N N
     nearest_other = [(1 - found.masked_fill(around, -1).amax(dim=-1)).clamp(0, 2) for found in cosines]

@@ -11,6 +11,7 @@ from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore
+from anomalyclip.core import Core
 from anomalyclip.memory import (
     Banks,
     distance,
@@ -79,9 +80,9 @@ class PatchMemory:
         """Return (B, N) float32: how far each patch is from those of the banks."""
         return distance(features, banks)
 
-    def within(self, features: Banks) -> Tensor | None:
+    def within(self, features: Banks, grid: tuple[int, int]) -> Tensor | None:
         """Return (B, N) float32: how far each patch is from others of its image; None if the features are no grid's."""
-        return within(features)
+        return within(features, grid)
 
     def scale(self, memory: Memory) -> float:
         """Return the one constant that comes from the references."""
@@ -105,6 +106,10 @@ class PatchMemory:
         memory = flattened(on_scale(distances, core.scale), unknown).view(maps.shape)  # B g g
         score = image_score(text, core.enlarged(memory), core.memory_rule, grids=memory)
         return lifted(score, unknown), (maps + memory) / 2, unknown
+
+    def enlarged(self, core: "MemoryCore", grids: Tensor) -> Tensor:
+        """Return maps (B, H, W) of the maps that `fused` returned."""
+        return Core.enlarged(core, grids)
 
     def over_class(self, core: "MemoryCore", scores: Tensor, highest: Tensor) -> Tensor | None:
         """Return the image scores that were published for all test images of a class together; None: the same.
@@ -160,6 +165,7 @@ class MemoryCore(ClipCore):
             sigma=core.sigma,
             score_rule="text",
             full_size=core.enlarging.shape[1] == core.image_size,
+            framing=core.framing,
         )
         self.text_core, self.memory, self.held = core, memory, held
         self.memory_rule = score_rule or held.rule
@@ -180,7 +186,7 @@ class MemoryCore(ClipCore):
         own = self.held.features(features)
         distances = self.held.distances(own, self.banks)
         if not torch.compiler.is_compiling() and is_noting():  # nor exporting
-            note(self._nearest(own, distances))
+            note(self._nearest(own, distances, features.grid))
         return self.fused(text, maps, distances)
 
     def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,6 +199,10 @@ class MemoryCore(ClipCore):
         if not torch.compiler.is_compiling():  # nor exporting
             self.seen += len(unknown)
             self.unknown += int((unknown > 0.5).sum())
+
+    def enlarged(self, grids: Tensor) -> Tensor:
+        """Return maps (B, H, W) of maps (B, h, w); see `PatchMemory.enlarged`."""
+        return self.held.enlarged(self, grids)
 
     def over_class(self, scores: Tensor, highest: Tensor) -> Tensor | None:
         """Return other image scores for a class's test images together; see `PatchMemory.over_class`."""
@@ -211,7 +221,7 @@ class MemoryCore(ClipCore):
         """Return small JPEG pictures of the references, by their numbers; of the first ones, or none."""
         return self.memory.pictures
 
-    def _nearest(self, own: Banks, distances: Tensor) -> Iterator[NearestNormal]:
+    def _nearest(self, own: Banks, distances: Tensor, grid: tuple[int, int]) -> Iterator[NearestNormal]:
         """Yield, for each image, its farthest patch, and the patch of a reference that is nearest to it."""
         rows, memory = len(self.memory.row_piece), self.memory
         if memory.settings.get("tiles"):  # where a tile was is not remembered
@@ -226,5 +236,5 @@ class MemoryCore(ClipCore):
         found = nearest_rows(patches, self.banks[names[-1]])
         for far, place, row in zip(farthest.values, farthest.indices, found, strict=True):
             number, box = memory.place(int(row))
-            own_box = box_of(int(place), self.patch_grid)
+            own_box = box_of(int(place), grid)
             yield NearestNormal(memory.names[number], number, own_box, box, round(float(far), 6))

@@ -10,16 +10,17 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom, as shares of an image."""
 
 
-def box_of(patch: int, side: int) -> Box:
-    """Return where a patch is on a square grid, row by row, as shares of the image.
+def box_of(patch: int, grid: tuple[int, int]) -> Box:
+    """Return where a patch is on a grid of rows and columns, row by row, as shares of the image.
 
     Examples
     --------
-    >>> box_of(5, 4)
-    (0.25, 0.25, 0.5, 0.5)
+    >>> box_of(5, (2, 4))
+    (0.25, 0.5, 0.5, 1.0)
     """
-    row, column = divmod(patch, side)
-    return column / side, row / side, (column + 1) / side, (row + 1) / side
+    rows, columns = grid
+    row, column = divmod(patch, columns)
+    return column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
 
 
 @dataclass(frozen=True)

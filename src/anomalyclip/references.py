@@ -43,11 +43,11 @@ class Memory:
     piece_reference : Tensor
         (Q,) int32: the reference that a piece belongs to.
     left_out : Tensor
-        (V, g, g) float32: distances of normal patches to the *other* references (for a single reference, of its turned
-        views to itself). They give the scale.
+        (V, g, g) float32, or of grids that are not square (sum of h * w,): distances of normal patches to the *other*
+        references (for a single reference, of its turned views to itself). They give the scale.
     text_scores, text_maps : Tensor
         (V',) and (V', g, g) float32: what the texts say of the references that `left_out` is about; of the single
-        reference itself if there is only one.
+        reference itself if there is only one. Maps are empty for grids that are not square: such methods have no texts.
     names, hashes : tuple of str
         Of the references, in the order of their hashes: file names as they were given, and SHA-256 of their pixels.
     identity : mapping
@@ -56,6 +56,9 @@ class Memory:
         What the references were made into: augment, max_patches, patches before a coreset was taken.
     spec : mapping
         The detector's specification, for people; paths in it are names only.
+    grids, left_out_grids : Tensor, optional
+        (Q, 2) and (V, 2) int32: rows and columns of the patches of the pieces, and of `left_out`. None: all are the
+        same square.
     pictures : tuple of bytes
         Small JPEG pictures of the references, in their order; of the first ones only, or none, if it is shorter. They
         change no score.
@@ -74,6 +77,8 @@ class Memory:
     settings: Mapping[str, Any]
     spec: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[bytes, ...] = ()
+    grids: Tensor | None = None
+    left_out_grids: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of references."""
@@ -98,6 +103,21 @@ class Memory:
         """Return the small picture of a reference, by its place in `names`, as JPEG; empty if there is none."""
         return self.pictures[number] if number < len(self.pictures) else b""
 
+    def grid(self, piece: int) -> tuple[int, int]:
+        """Return the rows and columns of the patches of a piece."""
+        if self.grids is None:
+            return self.left_out.shape[1], self.left_out.shape[2]
+        rows, columns = self.grids[piece].tolist()
+        return rows, columns
+
+    def left_out_maps(self) -> list[Tensor]:
+        """Return `left_out` one by one: (h, w) each."""
+        if self.left_out_grids is None:
+            return list(self.left_out)
+        grids = self.left_out_grids.tolist()
+        flat = self.left_out.split_with_sizes([rows * columns for rows, columns in grids])
+        return [part.view(*grid) for part, grid in zip(flat, grids, strict=True)]
+
     def place(self, row: int) -> tuple[int, Box]:
         """Return which reference a patch comes from, and where it is there; of references that are not cut into tiles.
 
@@ -108,11 +128,14 @@ class Memory:
         tuple of float
             Left, top, right and bottom, as shares of the reference as it was given, not turned.
         """
-        piece, side = int(self.row_piece[row]), self.left_out.shape[-1]
+        piece = int(self.row_piece[row])
         number = int(self.piece_reference[piece])
-        view = piece - int(torch.searchsorted(self.piece_reference, number))
-        patches = views(np.arange(side * side).reshape(side, side))[view]  # as they lie in the view
-        return number, box_of(int(patches.flat[int(self.row_patch[row])]), side)
+        first = int(torch.searchsorted(self.piece_reference, number))
+        rows, columns = grid = self.grid(first)
+        patches = views(np.arange(rows * columns).reshape(rows, columns))[
+            piece - first
+        ]  # as they lie in the view
+        return number, box_of(int(patches.flat[int(self.row_patch[row])]), grid)
 
     def digest(self) -> str:
         """Return the SHA-256, in hex, of everything that determines scores: the features, and the scale."""
@@ -131,6 +154,8 @@ class Memory:
             "left_out": self.left_out,
             "text_scores": self.text_scores,
             "text_maps": self.text_maps,
+            **({} if self.grids is None else {"grids": self.grids}),
+            **({} if self.left_out_grids is None else {"left_out_grids": self.left_out_grids}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -222,6 +247,7 @@ def _check(memory: Memory) -> None:
         or int(memory.row_piece.max()) >= len(memory.piece_reference)
     ):
         raise ValueError("its patches do not belong to its references")
+    _check_grids(memory)
     _check_places(memory)
     if len(memory.pictures) > len(memory.names):
         raise ValueError("it has more pictures than references")
@@ -233,15 +259,37 @@ def _check(memory: Memory) -> None:
 
 def _check_places(memory: Memory) -> None:
     """Refuse patches and pieces that are not where `Memory.place` looks for them."""
-    if memory.left_out.ndim != 3 or memory.left_out.shape[1] != memory.left_out.shape[2]:
-        raise ValueError("its distances are not those of square grids")
-    patches, pieces = memory.left_out.shape[1] ** 2, memory.piece_reference.long()
-    if int(memory.row_patch.min()) < 0 or int(memory.row_patch.max()) >= patches:
-        raise ValueError("it has patches outside of its references")
+    pieces = memory.piece_reference.long()
     if int(memory.row_piece.min()) < 0 or int(pieces.min()) < 0 or bool((pieces.diff() < 0).any()):
         raise ValueError("its patches do not belong to its references")
     if not memory.settings.get("tiles") and int(pieces.bincount().max()) > _VIEWS:
         raise ValueError("it has more views of a reference than there are")
+
+
+def _check_grids(memory: Memory) -> None:
+    """Refuse patches outside of their pieces, and distances that do not belong to grids."""
+    if (memory.grids is None) != (memory.left_out_grids is None):
+        raise ValueError("it has grids of its pieces or of their distances alone")
+    if memory.grids is None or memory.left_out_grids is None:
+        if memory.left_out.ndim != 3 or memory.left_out.shape[1] != memory.left_out.shape[2]:
+            raise ValueError("its distances are not those of square grids")
+        patches = torch.tensor(memory.left_out.shape[1] ** 2)
+    else:
+        for grids, count in ((memory.grids, len(memory.piece_reference)), (memory.left_out_grids, None)):
+            if (
+                grids.ndim != 2
+                or grids.shape[1] != 2
+                or (count or len(grids)) != len(grids)
+                or (grids < 1).any()
+            ):
+                raise ValueError("its pieces have no grids")
+        if memory.left_out.ndim != 1 or int(memory.left_out_grids.long().prod(dim=1).sum()) != len(
+            memory.left_out
+        ):
+            raise ValueError("its distances do not belong to its grids")
+        patches = memory.grids.long().prod(dim=1)[memory.row_piece.long()]
+    if int(memory.row_patch.min()) < 0 or bool((memory.row_patch >= patches).any()):
+        raise ValueError("it has patches outside of its references")
 
 
 def is_memory_file(path: str | os.PathLike[str]) -> bool:
@@ -250,7 +298,7 @@ def is_memory_file(path: str | os.PathLike[str]) -> bool:
 
 
 def views(pixels: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return an image, or a grid of patches, (S, S, ...), and its 7 other flips and quarter turns.
+    """Return an image, or a grid of patches, (H, W, ...), and its 7 other flips and quarter turns.
 
     Examples
     --------

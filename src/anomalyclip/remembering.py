@@ -85,7 +85,9 @@ def left_out_scores(detector: Detector) -> Iterator[tuple[float, NDArray[np.floa
             "more references"
         )
     with torch.inference_mode():
-        for text, maps, distances in zip(memory.text_scores, memory.text_maps, memory.left_out, strict=True):
+        left_out = memory.left_out_maps()
+        said = memory.text_maps if memory.grids is None else [torch.zeros_like(one) for one in left_out]
+        for text, maps, distances in zip(memory.text_scores, said, left_out, strict=True):
             batch = (part[None].to(scorer.device) for part in (text, maps, distances.flatten()))
             score, full = core.finish(*core.fused(*batch))
             yield float(score), full[0].cpu().numpy()

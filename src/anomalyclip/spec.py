@@ -169,13 +169,13 @@ class DetectorSpec(Settings):
 
     backbone: str = _option(
         DEFAULT_BACKBONE,
-        "CLIP weights: a name (ViT-L-14-336, micro, ...) or a file or folder.",
+        "Weights: a name (ViT-L-14-336, micro, ...; `anomalyclip models` lists them) or a file or folder.",
         fixed_by_model=True,
     )
     method: str = _option(
         DEFAULT_METHOD,
-        "How images are scored: anomalyclip, clip, clip-ac, words, winclip, april-gan, coop, or a method that another "
-        "package brings.",
+        "How images are scored: anomalyclip, clip, clip-ac, words, winclip, april-gan, anomalydino, coop, or a "
+        "method that another package brings.",
         fixed_by_model=True,
     )
     prompts: str | None = _option(
@@ -186,7 +186,8 @@ class DetectorSpec(Settings):
     )
     image_size: int | None = _option(
         None,
-        "Side in pixels to which images are squashed. Default: the backbone's own, 518 for ViT-L-14-336.",
+        "Side in pixels to which images are squashed; for anomalydino the short side. Default: the backbone's own, 518 "
+        "for ViT-L-14-336, 448 for vision-only ones.",
         fixed_by_model=True,
     )
     layers: tuple[int, ...] | None = _option(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.images import squash
+from anomalyclip.framing import Framing
 
 Score = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -80,20 +80,20 @@ class Tiling:
 
 
 def score_tiles(
-    score: Score, image: Image.Image, tiling: Tiling, *, image_size: int, batch_size: int
+    score: Score, image: Image.Image, tiling: Tiling, *, framing: Framing, batch_size: int
 ) -> tuple[float, NDArray[np.float32]]:
     """Score an image by its tiles.
 
     Parameters
     ----------
     score : callable
-        The model: pixels (B, S, S, 3) uint8 to scores (B,) and maps (B, S, S).
+        The model: pixels (B, H, W, 3) uint8 to scores (B,) and maps (B, H, W).
     image : PIL.Image.Image
         In any mode and size.
     tiling : Tiling
         How to cut it.
-    image_size : int
-        The model's S.
+    framing : Framing
+        How an image becomes the model's input.
     batch_size : int
         Tiles per batch.
 
@@ -107,14 +107,14 @@ def score_tiles(
         (height, width) of the image, in [0, 1].
     """
     width, height = image.size
-    whole = float(score(np.stack([squash(image, image_size)]))[0][0])
+    whole = float(score(np.stack([framing(image)]))[0][0])
     rows, columns = tiling.weights(height), tiling.weights(width)
     anomaly_map = np.zeros((height, width), np.float32)
     highest = 0.0
     tiles = _tiles(tiling, width, height)
     while batch := list(islice(tiles, batch_size)):
         boxes = [(x, y, x + columns.shape[1], y + rows.shape[1]) for _, y, _, x in batch]
-        scores, maps = score(np.stack([squash(image.crop(box), image_size) for box in boxes]))
+        scores, maps = score(np.stack([framing(image.crop(box)) for box in boxes]))
         highest = max(highest, float(scores.max()))
         for (row, y, column, x), tile_map in zip(batch, maps, strict=True):
             size = columns.shape[1], rows.shape[1]
@@ -125,14 +125,14 @@ def score_tiles(
     return (whole + highest) / 2, anomaly_map
 
 
-def pieces(image: Image.Image, tiling: Tiling | None, image_size: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield all that the model is shown of an image, (S, S, 3) uint8: the whole, squashed, and then its tiles."""
-    yield squash(image, image_size)
+def pieces(image: Image.Image, tiling: Tiling | None, framing: Framing) -> Iterator[NDArray[np.uint8]]:
+    """Yield all that the model is shown of an image, (H, W, 3) uint8: the whole, and then its tiles."""
+    yield framing(image)
     if tiling is not None and tiling.cuts(image.size):
         width, height = image.size
         for _, y, _, x in _tiles(tiling, width, height):
             box = (x, y, min(x + tiling.size, width), min(y + tiling.size, height))
-            yield squash(image.crop(box), image_size)
+            yield framing(image.crop(box))
 
 
 def _tiles(tiling: Tiling, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:

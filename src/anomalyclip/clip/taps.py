@@ -155,6 +155,8 @@ class Features(NamedTuple):
         Side and step to (B, W, D) float, CLS of each window after the last block, row by row.
     more : dict of LocalPath to dict of int to Tensor
         Tokens of other local paths.
+    grid : (int, int)
+        Rows and columns of the patches.
     """
 
     cls: Tensor
@@ -162,6 +164,7 @@ class Features(NamedTuple):
     local: dict[int, Tensor]
     windows: dict[Window, Tensor]
     more: dict[LocalPath, dict[int, Tensor]]
+    grid: tuple[int, int]
 
     def of(self, path: LocalPath) -> "Features":
         """Return the same with the tokens of another local path as `local`, if they were kept."""
@@ -176,17 +179,17 @@ def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps
     visual : VisionTransformer
         The tower.
     pixels : Tensor
-        (B, 3, g * P, g * P) float, normalised.
+        (B, 3, h * P, w * P) float, normalised.
     positions : Tensor
-        (1 + g * g, D), the positional table for this grid.
+        (1 + h * w, D), the positional table for this grid.
     taps : Taps
         What is kept; nothing else is computed.
     """
     tokens = visual.embed(pixels.to(positions.dtype), positions)  # B 1+N D
     found = visual.run(tokens, plain=taps.plain, local=taps.local, path=taps.path, more=dict(taps.more))
-    side = round((tokens.shape[1] - 1) ** 0.5)
-    windows = {window: _windows(visual, tokens, window, side) for window in taps.windows}
-    return Features(found.cls, found.plain, found.local, windows, found.more)
+    grid = pixels.shape[-2] // visual.patch_size, pixels.shape[-1] // visual.patch_size
+    windows = {window: _windows(visual, tokens, window, grid[0]) for window in taps.windows}
+    return Features(found.cls, found.plain, found.local, windows, found.more, grid)
 
 
 def starts(side: int, window: Window) -> list[int]:

@@ -8,14 +8,19 @@ from typing import Any
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json
+from anomalyclip.framing import Framing
 from anomalyclip.prediction import Threshold
 from anomalyclip.tiling import Tiling
 
 KEY = "anomalyclip"
 """Name of the metadata entry, in ONNX's ``metadata_props`` or OpenVINO's ``rt_info``. Its value is JSON."""
 
-VERSION = 2
+VERSION = 3
 """Version of inputs, outputs and card; raised with every change that an older runtime would get wrong."""
+
+
+_WITHOUT_SHAPES = 2
+"""The version whose files take squares alone; those are still written as such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,9 @@ class ModelCard:
         The values that become black and white in images of more than 8 bits.
     threshold : mapping, optional
         ``score``, ``pixel``, ``info``, as in a threshold file.
+    patch, shape : int and (int, int), optional
+        For methods that keep the proportions of images: the number of which both sides are multiples, and the rows and
+        columns that the file takes. None: it takes S x S, to which images are squashed.
     labels : tuple of str
         Names for ``pred_label`` False and True.
     made_with : mapping
@@ -63,6 +71,8 @@ class ModelCard:
     overlap: float | None = None
     value_range: Range | None = None
     threshold: Mapping[str, Any] | None = None
+    patch: int | None = None
+    shape: tuple[int, int] | None = None
     labels: tuple[str, ...] = ("normal", "anomalous")
     made_with: Mapping[str, str] = field(default_factory=dict)
     version: int = VERSION
@@ -73,13 +83,23 @@ class ModelCard:
         return None if self.threshold is None else Threshold(**self.threshold)
 
     @property
+    def framing(self) -> Framing:
+        """How images become the file's input."""
+        return Framing(self.image_size, self.patch, self.shape)
+
+    @property
     def tiling(self) -> Tiling | None:
         """How images are cut into tiles."""
         return None if self.tile is None else Tiling(self.tile, overlap=self.overlap or 0.0)
 
     def to_json(self) -> str:
-        """Return the card as the value of the metadata entry."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return the card as the value of the metadata entry; only one with a shape needs the newest runtime."""
+        content = asdict(self)
+        if self.shape is None:
+            content = {name: v for name, v in content.items() if name not in ("shape", "patch")} | {
+                "version": min(self.version, _WITHOUT_SHAPES)
+            }
+        return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | None, *, name: object) -> "ModelCard":
@@ -118,6 +138,9 @@ class ModelCard:
         try:
             if version == 1:
                 content = _from_version_1(content)
+            if content.get("shape") is not None:
+                rows, columns = map(int, content["shape"])
+                content["shape"] = rows, columns
             content["value_range"] = require_range(content.get("value_range"))
             card = cls(**{**content, "labels": tuple(content["labels"])})
             card._check()

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -27,9 +28,10 @@ from anomalyclip.engines.exported import ExportedScorer, first_line
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import check_writable, staging, writing
-from anomalyclip.images import squash
+from anomalyclip.framing import Framing
 from anomalyclip.inputs import find_images
 from anomalyclip.loading import measured
+from anomalyclip.memory_core import MemoryCore
 from anomalyclip.methods import METHODS
 from anomalyclip.prediction import Threshold, as_threshold
 from anomalyclip.readers import open_deep
@@ -135,8 +137,9 @@ def export(
         check_writable(file, overwrite=overwrite)
     detector = _prepared(detector, threshold)
     scorer = _torch_scorer(detector)
-    images = _calibration_pixels(spread(listed, _MAX_CALIBRATION), scorer.image_size, detector.value_range)
-    card = _card(detector, scorer, precision, images)
+    framing = fixed(scorer.core)
+    images = _calibration_pixels(spread(listed, _MAX_CALIBRATION), framing, detector.value_range)
+    card = _card(detector, scorer, precision, images, framing)
     for remark in detector.remarks():
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     with writing(output), staging(output.parent) as folder:
@@ -149,7 +152,7 @@ def export(
             )
         make = _finish_onnx if format == "onnx" else _finish_openvino
         files = make(graph, folder / output.name, card, images)
-        probes = images if precision == "int8" else probe_pixels(scorer.image_size)
+        probes = images if precision == "int8" else probe_pixels(*framing.blank)
         report = replace(_compare(scorer, files, probes, output), listed=len(listed))
         # The weights first, and never under another file's .xml: a half-replaced model must not load.
         if len(files) > 1:
@@ -172,13 +175,24 @@ def spread(items: Sequence[str | os.PathLike[str]], most: int) -> Sequence[str |
     return [items[int(index)] for index in np.linspace(0, len(items) - 1, most).round()]
 
 
-def probe_pixels(size: int) -> NDArray[np.uint8]:
-    """Return very different images, (4, S, S, 3) uint8: noise, a ramp, black, and blocks."""
+def fixed(core: Core) -> Framing:
+    """Return how images become the input of an export: of a method that keeps proportions, those of most references."""
+    framing = core.framing
+    if framing.patch is None or not isinstance(core, MemoryCore):
+        return framing
+    grids = Counter(core.memory.grid(piece) for piece in range(len(core.memory.piece_reference)))
+    rows, columns = max(grids, key=lambda grid: grids[grid])
+    return replace(framing, only=(rows * framing.patch, columns * framing.patch))
+
+
+def probe_pixels(rows: int, columns: int | None = None) -> NDArray[np.uint8]:
+    """Return very different images, (4, H, W, 3) uint8: noise, a ramp, black, and blocks; None: as wide as high."""
+    columns = rows if columns is None else columns
     random = np.random.default_rng(0)
-    noise = random.integers(0, 256, (size, size, 3))
-    ramp = np.stack(np.broadcast_arrays(*np.ogrid[0 : 255 : size * 1j, 0 : 255 : size * 1j], 128), axis=-1)
-    blocks = random.integers(0, 256, (8, 8, 3)).repeat(-(-size // 8), axis=0).repeat(-(-size // 8), axis=1)
-    return np.stack([noise, ramp, np.zeros_like(noise), blocks[:size, :size]]).astype(np.uint8)
+    noise = random.integers(0, 256, (rows, columns, 3))
+    ramp = np.stack(np.broadcast_arrays(*np.ogrid[0 : 255 : rows * 1j, 0 : 255 : columns * 1j], 128), axis=-1)
+    blocks = random.integers(0, 256, (8, 8, 3)).repeat(-(-rows // 8), axis=0).repeat(-(-columns // 8), axis=1)
+    return np.stack([noise, ramp, np.zeros_like(noise), blocks[:rows, :columns]]).astype(np.uint8)
 
 
 def check_export(output: Path, *, format: str, precision: str, calibrated: bool) -> None:
@@ -256,14 +270,16 @@ def _torch_scorer(detector: Detector) -> TorchScorer:
 
 
 def _calibration_pixels(
-    paths: Sequence[str | os.PathLike[str]], size: int, value_range: Range | None
+    paths: Sequence[str | os.PathLike[str]], framing: Framing, value_range: Range | None
 ) -> NDArray[np.uint8]:
     scale = Scale(value_range)
-    pixels = [squash(scale(open_deep(path), name=os.fspath(path))[0], size) for path in paths]
-    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+    pixels = [framing(scale(open_deep(path), name=os.fspath(path))[0]) for path in paths]
+    return np.stack(pixels) if pixels else np.zeros((0, *framing.blank, 3), np.uint8)
 
 
-def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArray[np.uint8]) -> ModelCard:
+def _card(
+    detector: Detector, scorer: TorchScorer, precision: str, images: NDArray[np.uint8], framing: Framing
+) -> ModelCard:
     threshold, tiling, about = detector.threshold, detector.tiling, detector.describe()
     limits = None
     if threshold is not None:
@@ -273,6 +289,9 @@ def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArr
         limits = {"score": threshold.score, "pixel": threshold.pixel, "info": info}
     # An int8 file depends on the calibration images as well as on the weights.
     ranges = {"calibration_sha256": hashlib.sha256(images.tobytes()).hexdigest()} if len(images) else {}
+    shown: dict[str, Any] = {"patch": framing.patch, "shape": framing.only}
+    if tiling is not None:
+        shown |= {"tile": tiling.size, "overlap": tiling.overlap}
     return ModelCard(
         image_size=scorer.image_size,
         precision=precision,
@@ -280,8 +299,7 @@ def _card(detector: Detector, scorer: TorchScorer, precision: str, images: NDArr
         title=about.title,
         facts=_without_paths({name: value for name, value in about.facts.items() if name != "device"}),
         training=about.training,
-        tile=None if tiling is None else tiling.size,
-        overlap=None if tiling is None else tiling.overlap,
+        **shown,
         value_range=detector.value_range,
         threshold=limits,
         made_with=installed(),
@@ -306,9 +324,13 @@ def installed() -> dict[str, str]:
 def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool, dynamic: bool) -> None:
     from onnxscript.optimizer import fold_constants
 
-    graph = exportable(scorer.core, half=half)
     # Two images for a dynamic batch: the exporter treats a dimension of 1 as fixed.
-    example = torch.zeros(2 if dynamic else 1, scorer.image_size, scorer.image_size, 3, dtype=torch.uint8)
+    example = torch.zeros(2 if dynamic else 1, *card.framing.blank, 3, dtype=torch.uint8)
+    if card.shape is not None:
+        scorer(
+            example[:1].numpy()
+        )  # the constants of this shape are made once, and are then part of the graph
+    graph = exportable(scorer.core, half=half)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph,
@@ -433,7 +455,7 @@ def _linear_layers(graph: Path) -> list[str]:
 
     model = onnx.load(graph)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    width = next(shape[0] for name, shape in shapes.items() if name.endswith("ln_pre.weight"))
+    width = next(shape[0] for name, shape in shapes.items() if name.endswith("ln_post.weight"))
     return [
         node.name
         for node in model.graph.node

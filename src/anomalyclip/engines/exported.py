@@ -73,7 +73,7 @@ class ExportedScorer:
             raise AnomalyCLIPError(f"{threads} threads: expected 1 or more")
         load = _load_openvino if _is_xml(self.path) else _load_onnx
         self.card, self.device, self._batch, self._run = load(self.path, providers, threads)
-        self.image_size = self.card.image_size
+        self.image_size, self.framing = self.card.image_size, self.card.framing
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; a file with a fixed batch size is run several times.
@@ -81,24 +81,24 @@ class ExportedScorer:
         Parameters
         ----------
         pixels : ndarray of uint8
-            (B, S, S, 3) RGB.
+            (B, H, W, 3) RGB; S x S, unless the file is of a method that keeps proportions.
 
         Returns
         -------
         scores : ndarray of float32
             (B,) within [0, 1].
         maps : ndarray of float32
-            (B, S, S) within [0, 1].
+            (B, H, W) within [0, 1].
 
         Raises
         ------
         AnomalyCLIPError
             The pixels have the wrong shape or type, or the results are NaN or infinite.
         """
-        side = self.image_size
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+        rows, columns = self.framing.blank
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (rows, columns, 3):
             raise AnomalyCLIPError(
-                f"pixels of {pixels.dtype} {pixels.shape}; {self.path} takes uint8 (B, {side}, {side}, 3)"
+                f"pixels of {pixels.dtype} {pixels.shape}; {self.path} takes uint8 (B, {rows}, {columns}, 3)"
             )
         step = self._batch or len(pixels)
         try:
@@ -108,7 +108,7 @@ class ExportedScorer:
             raise AnomalyCLIPError(
                 f"{self.path}: does not run on {self.device} ({first_line(error)}); export it again"
             ) from None
-        if scores.shape != (len(pixels),) or maps.shape != (len(pixels), side, side):
+        if scores.shape != (len(pixels),) or maps.shape != (len(pixels), rows, columns):
             raise AnomalyCLIPError(
                 f"{self.path}: returned scores {scores.shape} and maps {maps.shape} for {len(pixels)} images; "
                 "export it again"

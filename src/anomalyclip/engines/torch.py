@@ -73,7 +73,7 @@ class TorchScorer:
     ) -> None:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self.image_size = core.image_size
+        self.image_size, self.framing = core.image_size, core.framing
         packs = self.device.type == "cpu" and self.precision == "fp32" and not compiled
         if not packs:
             core.unpack()  # another scorer may have packed its weights

@@ -62,6 +62,9 @@ class Options:
     threshold: Threshold | None = None
 
 
+_ROUNDING = 0.05
+"""By how much the proportions of a map may differ from those of its mask: half a patch of sixteen or more."""
+
 _LONGEST = 100
 """Bytes of a class's name that its files are called by; most file systems allow 255, endings included."""
 
@@ -341,12 +344,19 @@ class ClassWork:
         path = os.path.join(self.root, item.sample.mask)
         height, width = read_map(item.map_file).shape
         mask = read_mask(path, width if height == width else None)
+        if mask.shape != (height, width) and _is_of_proportions(mask.shape, (height, width)):
+            mask = read_mask(path, (height, width))  # of a model that keeps proportions
         if mask.shape != (height, width):
             raise InputError(
                 f"{path}: has {mask.shape[1]} x {mask.shape[0]} pixels, but its map {item.map_file} has {width} x "
-                f"{height}: a map that is not square must have the size of its mask"
+                f"{height}: a map that is not square must have the proportions of its mask"
             )
         return region_areas(mask) if mask.any() else None
+
+
+def _is_of_proportions(mask: tuple[int, ...], map: tuple[int, int]) -> bool:
+    """Return whether a map has the proportions of a mask, but for rounding to a model's patches."""
+    return abs(mask[0] / mask[1] * map[1] / map[0] - 1) < _ROUNDING
 
 
 def with_scores(result: ClassResult, scored: Sequence[Scored]) -> ClassResult:

@@ -17,13 +17,13 @@ from anomalyclip.decoding import OnError
 from anomalyclip.depth import Range, Scale
 from anomalyclip.depth.in_scale import Shown, decode_in_scale
 from anomalyclip.engines.torch import Compared, Encode, TorchScorer
-from anomalyclip.images import squash
+from anomalyclip.framing import Framing, alike, framing_of
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import Source
 from anomalyclip.scorer import Scorer
 
-Pixels = Mapping[int, NDArray[np.uint8]]
-"""By side S: (B, S, S, 3) RGB."""
+Pixels = Mapping[Framing, NDArray[np.uint8]]
+"""By how images become the input: (B, H, W, 3) RGB."""
 
 Scores = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -72,9 +72,9 @@ class JointScorer:
         self._passes = list(_share(self.scorers, same_maps or {}))
 
     @property
-    def sizes(self) -> list[int]:
-        """Sides S of the images that are needed."""
-        return sorted({scorer.image_size for scorer in self.scorers.values()})
+    def framings(self) -> list[Framing]:
+        """The inputs that are needed of an image."""
+        return list(dict.fromkeys(framing_of(scorer) for scorer in self.scorers.values()))
 
     @property
     def shared(self) -> list[tuple[str, ...]]:
@@ -82,7 +82,7 @@ class JointScorer:
         return [tuple(one.names) for one in self._passes]
 
     def __call__(self, pixels: Pixels, spent: Spent | None = None) -> dict[str, Scores]:
-        """Return scores (B,) and maps (B, S, S) by name; see `anomalyclip.scorer.Scorer`."""
+        """Return scores (B,) and maps (B, H, W) by name; see `anomalyclip.scorer.Scorer`."""
         spent = Spent() if spent is None else spent
         spent.images += len(next(iter(pixels.values())))
         found: dict[str, Scores] = {}
@@ -114,7 +114,7 @@ class _Pass:
 
     def score(self, pixels: Pixels, spent: Spent) -> dict[str, Scores]:
         first = next(iter(self.scorers.values()))
-        images = pixels[first.image_size]
+        images = pixels[framing_of(first)]
         start = time.perf_counter()
         if not isinstance(first, TorchScorer):
             found = {self.names[0]: first(images)}
@@ -155,7 +155,7 @@ def _share(scorers: Mapping[str, Scorer], same_maps: Mapping[str, str]) -> Itera
     groups: dict[Any, dict[str, TorchScorer]] = {}
     for name, scorer in scorers.items():
         if isinstance(scorer, TorchScorer) and isinstance(core := scorer.core, ClipCore):
-            key = (id(core.visual), core.image_size, scorer.device, scorer.precision, scorer.compiled)
+            key = (id(core.visual), core.framing, scorer.device, scorer.precision, scorer.compiled)
             groups.setdefault(key, {})[name] = scorer
         else:
             yield _Pass({name: scorer})
@@ -195,7 +195,7 @@ class _Prepared:
     id: str | None
     size: tuple[int, int]
     value_range: Range | None
-    pixels: dict[int, NDArray[np.uint8]]
+    pixels: dict[Framing, NDArray[np.uint8]]
 
 
 def stream(
@@ -227,10 +227,17 @@ def stream(
     """
 
     def prepare(shown: Shown) -> _Prepared:
-        pixels = {side: squash(shown.image, side) for side in scorer.sizes}
+        pixels = {framing: framing(shown.image) for framing in scorer.framings}
         return _Prepared(shown.source, shown.id, shown.image.size, shown.value_range, pixels)
 
     def score(batch: Sequence[_Prepared]) -> list[dict[str, Prediction]]:
+        predictions: dict[int, dict[str, Prediction]] = {}
+        for group in alike([tuple(one.shape for one in item.pixels.values()) for item in batch]):
+            chosen = [batch[index] for index in group]
+            predictions |= dict(zip(group, score_alike(chosen), strict=True))
+        return [predictions[index] for index in range(len(batch))]
+
+    def score_alike(batch: Sequence[_Prepared]) -> list[dict[str, Prediction]]:
         found = scorer(_stacked([item.pixels for item in batch]), spent)
         return [
             {
@@ -247,12 +254,12 @@ def stream(
         ]
 
     def check() -> None:
-        scorer({side: np.full((1, side, side, 3), 128, np.uint8) for side in scorer.sizes})
+        scorer({one: np.full((1, *one.blank, 3), 128, np.uint8) for one in scorer.framings})
 
     depth = 2 * max(batch_size, 1)
     prepared = decode_in_scale(images, prepare, scale or Scale(), depth=depth, on_error=on_error, skip=skip)
     yield from Batches(score, check, batch_size, on_error).of(prepared)
 
 
-def _stacked(several: Sequence[dict[int, NDArray[np.uint8]]]) -> dict[int, NDArray[np.uint8]]:
-    return {side: np.stack([pixels[side] for pixels in several]) for side in several[0]}
+def _stacked(several: Sequence[dict[Framing, NDArray[np.uint8]]]) -> dict[Framing, NDArray[np.uint8]]:
+    return {framing: np.stack([pixels[framing] for pixels in several]) for framing in several[0]}

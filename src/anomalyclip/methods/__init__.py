@@ -261,6 +261,11 @@ register(
     names_class=True,
 )
 register(
+    "anomalydino",
+    "anomalyclip.methods.anomalydino:build",
+    options=["backbone", "image_size", "sigma", "precision", "compiled", "layers", *_REFERENCES],
+)
+register(
     "coop",
     "anomalyclip.methods.coop:build",
     options=[*_COMMON, "layers", "ln_post", "class_name", "activation", "trained"],

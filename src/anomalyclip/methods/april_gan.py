@@ -166,7 +166,7 @@ class AprilGANMemory(PatchMemory):
             for number in self.blocks
         }
 
-    def within(self, features: Banks) -> None:
+    def within(self, features: Banks, grid: tuple[int, int]) -> None:
         """Return nothing: raw tokens say more about their place than about what is there."""
 
     def scale(self, memory: Memory) -> float:
