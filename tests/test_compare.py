@@ -393,6 +393,17 @@ def test_methods_get_of_the_common_options_what_they_take(toys):
         DetectorSpec(method="dark", image_size=56),
     ]
     assert list(named(found)) == ["anomalyclip, sigma 2", "anomalyclip, sigma 4", "dark"]
+    files = [
+        DetectorSpec("micro", prompts=prompts)
+        for prompts in (None, "runs/a/learned.pth", "runs/b/learned.pth")
+    ]
+    assert list(named(files)) == [
+        *(
+            "anomalyclip, prompts default",
+            "anomalyclip, prompts a/learned.pth",
+            "anomalyclip, prompts b/learned.pth",
+        )
+    ]
     assert parsed("layers", "6") == (6,)
 
 

@@ -29,6 +29,9 @@ _HOW = (
     "AUROC, not corrected for the number of methods. An interval that contains 0 shows no difference."
 )
 
+_LONGEST = 28
+"""Characters of a cell in the table of costs."""
+
 
 def write_comparison(found: Comparison, folder: Path) -> bool:
     """Write ``report.html``; pictures are taken from the data sets' folders below.
@@ -155,7 +158,9 @@ def _cost(found: Comparison) -> str:
     rows = []
     for name, cost in found.costs.items():
         operations = DASH if cost.gflop is None else f"{cost.gflop:.3g}"
-        others = f"{len(cost.others)} others" if len(cost.others) > 2 else ", ".join(cost.others) or "none"
+        others = ", ".join(cost.others) or "none"
+        if len(others) > _LONGEST:
+            others = f"{len(cost.others)} other{'s' if len(cost.others) > 1 else ''}"
         cells = [
             *(milliseconds(value) for value in (cost.alone, cost.shared, cost.own)),
             operations,

@@ -6,6 +6,7 @@ import time
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from anomalyclip.data.meta import SampleList
@@ -167,7 +168,7 @@ def named(specs: Iterable[DetectorSpec]) -> dict[str, DetectorSpec]:
             for one in fields(spec)
             if len({repr(getattr(other, one.name)) for other in siblings}) > 1
         ]
-        name = ", ".join([spec.method, *(_said(field, getattr(spec, field)) for field in differ)])
+        name = ", ".join([spec.method, *(_said(field, spec, siblings) for field in differ)])
         if name in found:
             raise AnomalyCLIPError(f"{name} is given twice: the methods must differ in an option")
         found[name] = spec
@@ -178,11 +179,34 @@ def named(specs: Iterable[DetectorSpec]) -> dict[str, DetectorSpec]:
     return found
 
 
-def _said(field: str, value: Any) -> str:
+def _said(field: str, spec: DetectorSpec, siblings: Iterable[DetectorSpec]) -> str:
+    value = getattr(spec, field)
     if isinstance(value, float):
         value = f"{value:g}"
+    elif value is not None and field in _PATHS:
+        value = tail(value, [str(getattr(other, field)) for other in siblings])
     shown = "default" if value is None else "+".join(map(str, value)) if isinstance(value, tuple) else value
     return f"{field.replace('_', ' ')} {shown}"
+
+
+_PATHS = ("backbone", "prompts", "trained", "templates")
+"""Options that may be paths, of which a name has no more than it needs."""
+
+
+def tail(path: str, others: Iterable[str]) -> str:
+    """Return the last parts of a path, as many as tell it apart from others.
+
+    Examples
+    --------
+    >>> tail("runs/a/prompts.pth", ["runs/a/prompts.pth", "visa"]), tail("a/1.pth", ["a/1.pth", "b/1.pth"])
+    ('prompts.pth', 'a/1.pth')
+    """
+    whole = Path(path).parts
+    differ = [Path(other).parts for other in others if other != path]
+    for count in range(1, len(whole)):
+        if all(whole[-count:] != other[-count:] for other in differ):
+            return "/".join(whole[-count:])
+    return path
 
 
 @runtime_checkable
