@@ -12,7 +12,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,deep,dicom,export,nifti,openvino,remote,report,serve,track,video]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,deep,dicom,export,nifti,openvino,ray,remote,report,serve,track,video]'
 	touch $@
 
 demo: $(VENV)/.core

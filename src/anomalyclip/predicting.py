@@ -263,7 +263,7 @@ def scoring(
     _tell_origin(detector)
     _tell_what_it_knows(detector)
     settings = {**detector.identity(), "threshold": limits, **({} if shard is None else {SHARD: str(shard)})}
-    with folder.begin(settings, about=_about(detector)) as place:
+    with folder.begin(settings, about=about(detector)) as place:
         check_page(place, overwrite=bool(folder.overwrite))
         if prepare is not None:
             prepare(place)
@@ -282,7 +282,7 @@ def scoring(
                 work.close()
 
 
-def _about(detector: Detector | Workers) -> dict[str, Any]:
+def about(detector: Detector | Workers) -> dict[str, Any]:
     """Return what a run tells of its model beside the settings that decide the scores."""
     made_of = {} if detector.spec is None else {"spec": detector.spec.located().to_dict()}
     origin = "" if detector.threshold is None else detector.threshold.origin

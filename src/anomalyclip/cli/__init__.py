@@ -24,6 +24,7 @@ from anomalyclip.cli.models import models
 from anomalyclip.cli.predict import predict
 from anomalyclip.cli.prepare import prepare
 from anomalyclip.cli.serve import serve
+from anomalyclip.cli.summarize import summarize
 from anomalyclip.cli.synth import synth
 from anomalyclip.cli.test import test
 from anomalyclip.cli.train import train
@@ -76,6 +77,7 @@ for verb in (
     predict,
     watch,
     merge,
+    summarize,
     serve,
     fit,
     calibrate,

@@ -34,7 +34,7 @@ def open_live(
     """Return the source of an address; what makes no sense with it is refused."""
     from anomalyclip.readers import Live
 
-    names = ("from_file", "axis", "resume", "shard", "processes")
+    names = ("from_file", "axis", "resume", "shard", "processes", "ray")
     options.refuse(context, names, "cannot be combined with --live: it has no files, and does not come again")
     if others:
         raise AnomalyCLIPError(f"{others[0]}: --live takes the place of files; give one of them")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomalyclip.cli import live as live_source
-from anomalyclip.cli import options, saving
+from anomalyclip.cli import on_cluster, options, saving
 from anomalyclip.cli.console import stoppable, track
 from anomalyclip.cli.prediction_view import name_failures, show
 from anomalyclip.errors import AnomalyCLIPError
@@ -55,6 +55,7 @@ def predict(
     ] = False,
     shard: options.OneShard = None,
     processes: options.Processes = 1,
+    ray: options.Ray = None,
     batch_size: options.BatchSize = 1,
     colormap: saving.Colors = saving.ColorMap.inferno,
     alpha: saving.Alpha = 0.7,
@@ -71,16 +72,20 @@ def predict(
 
     skipped: Counter[str] = Counter()
     part = options.one_shard(shard)
+    at_once = part is None and ray is None
     source = (
         None
         if live is None
         else live_source.open_live(context, live, every=every, batch_size=batch_size, others=paths or [])
     )
     images = (
-        _images(paths or [], from_file, skipped, options.selection(every, axis), at_once=part is None)
+        _images(paths or [], from_file, skipped, options.selection(every, axis), at_once=at_once)
         if source is None
         else live_source.frames_of(source)
     )
+    if ray is not None:
+        on_cluster.predict(context, spec, images, output, skipped, context.params)
+        return
     results = saving.results(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
     )

@@ -28,13 +28,16 @@ def name_failures() -> Callable[[str, InputError], None]:
     return name
 
 
-def show(run: "PredictionRun", skipped: Counter[str]) -> None:
+def show(run: "PredictionRun", skipped: Counter[str], *, in_parquet: bool = False) -> None:
     """Print the most anomalous images, and counts."""
     from rich.text import Text
 
+    from anomalyclip.distributed.tables import PARTS
     from anomalyclip.overview import PAGE
     from anomalyclip.overview.summary import moment
+    from anomalyclip.writers import ERRORS, PREDICTIONS
 
+    lines, errors = (PARTS, PARTS) if in_parquet else (PREDICTIONS, ERRORS)
     if run.top:
         table = new_table("score", *["verdict"] * run.judged, "image", right=["score"])
         for record in run.top:
@@ -45,19 +48,20 @@ def show(run: "PredictionRun", skipped: Counter[str]) -> None:
             )
         out().print(table)
         if run.scored > len(run.top):
-            out().print(
-                f"... the {len(run.top)} most anomalous of {run.scored}; all are in predictions.jsonl"
-            )
+            out().print(f"... the {len(run.top)} most anomalous of {run.scored}; all are in {lines}")
     if run.failed > _NAMED:
-        fail(f"... and {run.failed - _NAMED} more images could not be used; all are in errors.jsonl")
+        fail(f"... and {run.failed - _NAMED} more images could not be used; all are in {errors}")
     counts = [f"{run.scored} scored"]
     if run.judged:
         counts.append(f"{run.anomalous} anomalous")
-    others = "done before", "given more than once", "failed (errors.jsonl)"
+    others = "done before", "given more than once", f"failed ({errors})"
     numbers = run.skipped, run.repeated, run.failed
     counts += [f"{number} {what}" for number, what in zip(numbers, others, strict=True) if number]
     if skipped:
         kinds = ", ".join(f"{number} {printable(suffix)}" for suffix, number in skipped.most_common(5))
         counts.append(f"{skipped.total()} other files skipped ({kinds})")
     out().print(f"{', '.join(counts)}; results in {run.folder}", markup=False)
+    if in_parquet:
+        out().print(f"To look at them: anomalyclip summarize {run.folder}", markup=False)
+        return
     out().print(f"To look at them, open {run.folder / PAGE}", markup=False)

@@ -1,0 +1,269 @@
+"""A run on a Ray cluster: this process lists and writes, actors on all nodes read and score."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from anomalyclip.addresses import Address
+from anomalyclip.distributed.cluster import Actors, actors_for, connected
+from anomalyclip.distributed.names import Names
+from anomalyclip.distributed.predictor import Predictor
+from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, valid
+from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.inputs import ImageFile, absolute
+from anomalyclip.loading import load, measured
+from anomalyclip.predicting import PredictionRun, about, stream_images
+from anomalyclip.prediction import Threshold, as_threshold
+from anomalyclip.progress import Track, silent
+from anomalyclip.runs import RunFolder
+from anomalyclip.spec import DetectorSpec
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_LISTED = 8192
+"""Names that are looked up at a time."""
+
+_BLOCK = 64
+"""Images of a task at most."""
+
+_ROUNDS = 3
+"""How often images without a result are given to the cluster."""
+
+COMMAND = "predict --ray"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a run is done.
+
+    Parameters
+    ----------
+    address : str
+        ``local``: this machine alone; ``auto``: the cluster that this machine belongs to; or ``HOST:PORT`` or
+        ``ray://HOST:PORT``.
+    actors : int, optional
+        At most so many copies of the model. None: one for each GPU of the cluster, or for each core.
+    """
+
+    address: str = "auto"
+    actors: int | None = None
+
+
+def predict(
+    images: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile] | Any",
+    spec: DetectorSpec,
+    output: str | os.PathLike[str] | RunFolder | None = None,
+    *,
+    threshold: float | Threshold | str | os.PathLike[str] | None = None,
+    maps: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 1,
+    rows_per_file: int = ROWS,
+    cluster: Cluster = Cluster(),
+    on_error: Callable[[str, InputError], None] | None = None,
+    track: Track = silent,
+) -> PredictionRun:
+    """Score images on a Ray cluster into Parquet files: ``OUTPUT/part-000000.parquet``, ...
+
+    Every image has one row, whatever happens: nodes may be lost, and this process may be killed and resume the run.
+    Files are written by this process alone and are whole or not there; before anything is scored, the images are
+    compared with what is written.
+
+    Parameters
+    ----------
+    images : path, sequence of paths, iterable of ImageFile, or ray.data.Dataset
+        Files, folders and patterns, which every node must see under the same path; or a data set with the columns of
+        `Predictor`.
+    spec : DetectorSpec
+        What each actor loads. Its files must be on every node, under the same path or by name.
+    output : path or RunFolder, optional
+        The folder, on the machine of this process. None: a new one, ``runs/predict-1``, ``-2``, ...
+    threshold : float, Threshold or path, optional
+        As for `DetectorSpec.load`.
+    maps : bool
+        Whether rows have the anomaly map; `map_of` decodes it.
+    resume, overwrite : bool
+        Resume the run in `output` (images that failed are tried again), or start again there.
+    batch_size : int
+        Images per step of the model.
+    rows_per_file : int
+        A file is written as soon as it has so many rows, or 64 MB, or its first row is 30 seconds old.
+    cluster : Cluster
+        Where.
+    on_error : callable, optional
+        Called with each image that cannot be used, and the error.
+    track : Track
+        Reports progress.
+
+    Returns
+    -------
+    PredictionRun
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Ray is missing or too old or there is no cluster; there is no image; the folder cannot be used; or images have
+        no result after three attempts.
+    """
+    arrow()
+    folder = (
+        output if isinstance(output, RunFolder) else run_folder(output, resume=resume, overwrite=overwrite)
+    )
+    spec, limits = measured(spec).located(), as_threshold(threshold)
+    detector = load(spec, threshold=limits)
+    given = detector.threshold
+    settings = {
+        **detector.identity(),
+        "threshold": None if given is None else {"score": given.score, "pixel": given.pixel},
+        "maps": maps,
+    }
+    described = about(detector)
+    del detector
+    kept = {"spec": spec.to_json(), "threshold": given, "maps": maps, "batch_size": batch_size}
+    with connected(cluster.address) as package, folder.begin(settings, about=described) as place:
+        parts = Parts(place, maps=maps, overwrite=bool(folder.overwrite), rows=rows_per_file)
+        run = PredictionRun(place, skipped=parts.skipped)
+        work = _Work(package, cluster, spec, kept, parts, run, on_error)
+        if isinstance(images, package.data.Dataset):
+            work.score_dataset(images, track)
+        else:
+            work.score_listed(_listed(images), track)
+    work.run.trim()
+    return work.run
+
+
+def run_folder(
+    output: str | os.PathLike[str] | None, *, resume: bool = False, overwrite: bool = False
+) -> RunFolder:
+    """Return the folder for the results of a run on a cluster."""
+    return RunFolder(COMMAND, output, resume=resume, overwrite=overwrite, results=PARTS)
+
+
+def _listed(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[ImageFile],
+) -> Iterator[str]:
+    """Yield absolute paths, or addresses: actors have working folders of their own."""
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
+        images = stream_images([os.fspath(image) for image in images])
+    for image in images:
+        path = absolute(image.path)  # type: ignore[union-attr]
+        if isinstance(path, Address) and path.hides:
+            raise AnomalyCLIPError(
+                f"{path}: addresses with a query or a password are not sent to a cluster; give the credentials to its "
+                "nodes, as the documentation of the store says"
+            )
+        yield path
+
+
+@dataclass
+class _Work:
+    """A run in progress."""
+
+    package: Any
+    cluster: Cluster
+    spec: DetectorSpec
+    kept: dict[str, Any]
+    parts: Parts
+    run: PredictionRun
+    told: Callable[[str, InputError], None] | None
+
+    def score_listed(self, paths: Iterator[str], track: Track) -> None:
+        """Score files, and those again for which no result came."""
+        left = self._missing(paths)
+        listed = len(left)
+        if not listed and not self.run.skipped:
+            raise AnomalyCLIPError("there was no image to score")
+        with track("Scoring", listed) as advance:
+            for _ in range(_ROUNDS):
+                if not len(left):
+                    return
+                actors = self._actors(readers=False)
+                size = max(1, min(_BLOCK, len(left) // (4 * actors.count)))
+                blocks = [left.slice(start, size) for start in range(0, len(left), size)]
+                self._score(self.package.data.from_arrow(blocks), actors, advance, follow=True)
+                left = self._missing(os.fsdecode(path) for path in left["path"].to_pylist())
+        if len(left):
+            raise AnomalyCLIPError(
+                f"{len(left):,} images have no result after {_ROUNDS} attempts, such as "
+                f"{os.fsdecode(left['path'][0].as_py())}; resume the run with --resume"
+            )
+
+    def score_dataset(self, dataset: Any, track: Track) -> None:
+        """Score a data set, without the rows that are done."""
+        rest = dataset.map_batches(_without, fn_args=[self.parts.done], batch_format="pyarrow")
+        with track("Scoring", None) as advance:
+            self._score(rest, self._actors(readers=True), advance)
+
+    def _missing(self, paths: Iterator[str]) -> "pyarrow.Table":
+        """Return the paths without a result."""
+        pa = arrow()
+        chunks = []
+        while chunk := list(islice(paths, _LISTED)):
+            done = self.parts.done.have([valid(path) for path in chunk])
+            chunks.append(
+                [os.fsencode(path) for path, is_done in zip(chunk, done, strict=True) if not is_done]
+            )
+        return pa.table({"path": pa.chunked_array(chunks, pa.binary())})
+
+    def _actors(self, *, readers: bool) -> Actors:
+        return actors_for(self.package, self.spec, most=self.cluster.actors, readers=readers)
+
+    def _score(
+        self, dataset: Any, actors: Actors, advance: Callable[[], None], *, follow: bool = False
+    ) -> None:
+        """Score the rows of a data set and write them as they come."""
+        data = self.package.data
+        scored = dataset.map_batches(
+            Predictor,
+            fn_constructor_kwargs={**self.kept, "follow": follow},
+            batch_format="numpy",
+            batch_size=None if actors.gpus == 0 else max(_BLOCK, self.kept["batch_size"]),
+            compute=data.ActorPoolStrategy(min_size=1, max_size=actors.count),
+            num_cpus=actors.cpus,
+            num_gpus=actors.gpus,
+        )
+        try:
+            for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                for new in self.parts.add(table):
+                    self._count(new, advance)
+        except self.package.exceptions.RayError as error:
+            raise _cause(error) from None
+        finally:
+            self.parts.flush()
+
+    def _count(self, rows: "pyarrow.Table", advance: Callable[[], None]) -> None:
+        for row in rows.select(["path", "score", "label", "error"]).to_pylist():
+            if row["error"] is None:
+                self.run.add(
+                    {"image_path": row["path"], "pred_score": row["score"], "pred_label": row["label"]}
+                )
+            else:
+                self.run.failed += 1
+                if self.told is not None:
+                    self.told(row["path"], InputError(row["error"]))
+        advance()
+
+
+def _without(rows: "pyarrow.Table", done: Names) -> "pyarrow.Table":
+    """Return the rows of a data set that are not written."""
+    paths = [valid(os.fsdecode(path)) for path in rows["path"].to_pylist()]
+    return rows.filter(arrow().array(~done.have(paths)))
+
+
+def _cause(error: BaseException) -> AnomalyCLIPError:
+    """Return what failed on the cluster, in one sentence."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(cause := getattr(seen, "cause", None), AnomalyCLIPError):
+            return cause
+        if isinstance(seen, AnomalyCLIPError):
+            return seen
+        seen = seen.__cause__
+    last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    return AnomalyCLIPError(f"the cluster could not go on: {last.strip()}")

@@ -1,0 +1,217 @@
+"""Predictions as tables: their columns, and the Parquet files of a run, each of which is whole or not there."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomalyclip.distributed.names import Names
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import replacing, writing
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PARTS = "part-*.parquet"
+"""Pattern of the files of a run."""
+
+ROWS, _BYTES, _SECONDS = 1000, 64 << 20, 30.0
+"""When a file is written: as soon as it has so many rows or bytes, or the first row waits for so long."""
+
+
+def arrow() -> Any:
+    """Return the ``pyarrow`` package, with the modules that are used here.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise AnomalyCLIPError("Parquet files need pyarrow: pip install 'anomalyclip[ray]'") from None
+    return pyarrow
+
+
+def schema(*, maps: bool) -> "pyarrow.Schema":
+    """Return the columns of a table of predictions."""
+    pa = arrow()
+    region = pa.struct(
+        [
+            ("box", pa.list_(pa.int64())),
+            ("area", pa.int64()),
+            ("peak_score", pa.float64()),
+            ("peak_position", pa.list_(pa.int64())),
+        ]
+    )
+    columns = [
+        ("path", pa.string()),
+        ("source", pa.string()),
+        ("images", pa.int32()),
+        ("score", pa.float64()),
+        ("label", pa.bool_()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("time", pa.float64()),
+        ("value_range", pa.list_(pa.float64())),
+        ("nearest", pa.string()),
+        ("regions", pa.list_(region)),
+        ("error", pa.string()),
+    ]
+    return pa.schema(columns + [("map", pa.binary())] * maps)
+
+
+def valid(path: str) -> str:
+    r"""Return a path as Parquet can hold it; bytes that are no text are spelled out.
+
+    Examples
+    --------
+    >>> valid("größe.png"), valid("bad\udcff.png")
+    ('größe.png', 'bad\\udcff.png')
+    """
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def table_of(rows: Iterable[dict[str, Any]], *, maps: bool) -> "pyarrow.Table":
+    """Return rows as a table."""
+    texts = ("path", "source", "error")
+    wanted = [
+        {**row, **{name: valid(row[name]) for name in texts if row.get(name) is not None}} for row in rows
+    ]
+    return arrow().Table.from_pylist(wanted, schema=schema(maps=maps))
+
+
+class Parts:
+    """The Parquet files of a run; one process writes them.
+
+    A file is written under another name and renamed, and holds all images of a source or none, so that what is
+    written is known from the files alone.
+
+    Parameters
+    ----------
+    folder : Path
+    overwrite : bool
+        Delete those of an earlier run.
+    maps : bool
+        Whether there are maps.
+    rows : int
+        A file is written as soon as it has so many.
+
+    Attributes
+    ----------
+    done : Names
+        Sources that are written.
+    skipped : int
+        Images in the files of an earlier part of the run.
+    """
+
+    def __init__(self, folder: Path, *, maps: bool, overwrite: bool = False, rows: int = ROWS) -> None:
+        self._rows = rows
+        self._folder, self._schema = folder, schema(maps=maps)
+        self._number = 0
+        self._tables: list[pyarrow.Table] = []
+        self._since = time.monotonic()
+        self._pending: dict[str, list[pyarrow.Table]] = {}
+        self.done, self.skipped = Names(), 0
+        for path in sorted(folder.glob(PARTS)):
+            if overwrite:
+                with writing(path):
+                    path.unlink()
+                continue
+            self._take_up(path)
+            self._number = max(self._number, int(path.stem.rpartition("-")[2]) + 1)
+
+    def add(self, table: "pyarrow.Table") -> Iterator["pyarrow.Table"]:
+        """Take rows, and yield those of sources that are complete and were not there before.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            A file cannot be written.
+        """
+        for source, rows in _by_source(table):
+            waiting = self._pending.setdefault(source, [])
+            waiting.append(rows)
+            if sum(len(rows) for rows in waiting) < rows["images"][0].as_py():
+                continue
+            whole = self._pending.pop(source)
+            if self.done.have([source])[0]:  # it was scored twice, since a node was lost
+                continue
+            self.done.add([source])
+            if not self._tables:
+                self._since = time.monotonic()
+            self._tables += whole
+            yield from whole
+        if self._is_due():
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        if not self._tables:
+            return
+        pa = arrow()
+        path = self._folder / f"part-{self._number:06}.parquet"
+        with writing(path), replacing(path) as temporary:
+            content = pa.concat_tables(self._tables).cast(self._schema)
+            pa.parquet.write_table(content, temporary, compression="zstd")
+        self._tables, self._number = [], self._number + 1
+
+    def _is_due(self) -> bool:
+        rows, size = sum(map(len, self._tables)), sum(table.nbytes for table in self._tables)
+        late = bool(self._tables) and time.monotonic() - self._since > _SECONDS
+        return late or rows >= self._rows or size >= _BYTES
+
+    def _take_up(self, path: Path) -> None:
+        """Note what a file holds. Images that failed are tried again: their rows are removed."""
+        pa = arrow()
+        try:
+            table = pa.parquet.read_table(path, columns=["source", "error"])
+        except (OSError, pa.ArrowException) as error:
+            raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, or start again") from None
+        failed = set(table.filter(table["error"].is_valid())["source"].to_pylist())
+        sources = table["source"].to_pylist()
+        good = [source not in failed for source in sources]
+        self.skipped += sum(good)
+        self.done.add(list({source for source, is_good in zip(sources, good, strict=True) if is_good}))
+        if not failed:
+            return
+        with writing(path):
+            if not any(good):
+                path.unlink()
+                return
+            with replacing(path) as temporary:
+                rest = pa.parquet.read_table(path).filter(pa.array(good))
+                pa.parquet.write_table(rest, temporary, compression="zstd")
+
+
+def _by_source(table: "pyarrow.Table") -> Iterator[tuple[str, "pyarrow.Table"]]:
+    """Cut a table into the rows of each source, which are next to each other."""
+    sources = table["source"].to_pylist()
+    start = 0
+    for place in range(1, len(sources) + 1):
+        if place == len(sources) or sources[place] != sources[start]:
+            yield sources[start], table.slice(start, place - start)
+            start = place
+
+
+def rows_of(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a run's Parquet files, a few thousand in memory at a time.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A file is damaged, or pyarrow is not installed.
+    """
+    pa = arrow()
+    for path in sorted(folder.glob(PARTS)):
+        try:
+            with pa.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(4096, columns=columns):
+                    yield from batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise AnomalyCLIPError(
+                f"{os.fspath(path)} is damaged ({error}); delete it, and resume the run"
+            ) from None
