@@ -15,12 +15,7 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.spec import EXPORTED, FIXED_BY_MODEL, OPTIONS, DetectorSpec
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from anomalyclip.detector import Detector
     from anomalyclip.readers import Selection
-    from anomalyclip.sharding import Shard
-    from anomalyclip.workers import Workers
 
 
 def with_options(command: Command) -> Command:
@@ -86,32 +81,6 @@ def spelled(name: str) -> str:
     return str(flag or f"--{name.replace('_', '-')}")
 
 
-def loaded(
-    spec: DetectorSpec, threshold: str | None, processes: int
-) -> "AbstractContextManager[Detector | Workers]":
-    """Return the detector of a spec, in this process or in several."""
-    from contextlib import nullcontext
-
-    if processes == 1:
-        return nullcontext(spec.load(threshold=threshold))
-    from anomalyclip.workers import Workers
-
-    return Workers(spec, processes, threshold=threshold)
-
-
-def one_shard(text: str | None) -> "Shard | None":
-    """Return the shard that ``--shard`` names, and say which one ``auto`` is."""
-    from anomalyclip.cli.console import note
-    from anomalyclip.sharding import Shard
-
-    if text is None:
-        return None
-    shard = Shard.parse(text)
-    if text == "auto":
-        note(f"this process does shard {shard}")
-    return shard
-
-
 def part(text: str | None) -> tuple[int, int] | None:
     """Return which part of the work a process does: ``I/N`` as numbers; None is all of it."""
     if text is None:
@@ -122,8 +91,6 @@ def part(text: str | None) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
-LARGE_RUNS = "Large runs"
-
 ALL = tuple(OPTIONS)
 """Every option of a model."""
 
@@ -131,35 +98,6 @@ OF_EXPORTED = tuple(name for name in OPTIONS if OPTIONS[name].metadata["group"] 
 """Options for exported files."""
 
 BatchSize = Annotated[int, typer.Option(help="Images per batch.", min=1)]
-OneShard = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        help="I/N: score the I-th of N parts of the images, into a folder of its own in --output; auto: the part that "
-        "SLURM or torchrun give this process. `anomalyclip merge` puts the parts together.",
-        show_default=False,
-        rich_help_panel=LARGE_RUNS,
-    ),
-]
-Processes = Annotated[
-    int,
-    typer.Option(
-        help="Processes on this machine that score images, each with its own copy of the model and its share of the "
-        "cores and GPUs.",
-        min=1,
-        rich_help_panel=LARGE_RUNS,
-    ),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        help="Score on a Ray cluster, into Parquet files: local (this machine alone), auto (the cluster that this "
-        "machine belongs to), HOST:PORT or ray://HOST:PORT. --processes: at most so many copies of the model.",
-        metavar="ADDRESS",
-        show_default=False,
-        rich_help_panel=LARGE_RUNS,
-    ),
-]
 Threshold = Annotated[
     str | None,
     typer.Option(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomalyclip.cli import large, on_cluster, options, saving
 from anomalyclip.cli import live as live_source
-from anomalyclip.cli import on_cluster, options, saving
 from anomalyclip.cli.console import stoppable, track
 from anomalyclip.cli.prediction_view import name_failures, show
 from anomalyclip.errors import AnomalyCLIPError
@@ -53,9 +53,9 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start again in --output and replace its results.")
     ] = False,
-    shard: options.OneShard = None,
-    processes: options.Processes = 1,
-    ray: options.Ray = None,
+    shard: large.Shards = None,
+    processes: large.Processes = 1,
+    ray: large.Ray = None,
     batch_size: options.BatchSize = 1,
     colormap: saving.Colors = saving.ColorMap.inferno,
     alpha: saving.Alpha = 0.7,
@@ -71,7 +71,7 @@ def predict(
     from anomalyclip import predicting
 
     skipped: Counter[str] = Counter()
-    part = options.one_shard(shard)
+    part = large.one_shard(shard)
     at_once = part is None and ray is None
     source = (
         None
@@ -100,7 +100,7 @@ def predict(
 
     with (
         stoppable(stopped),
-        options.loaded(spec, threshold, processes) as detector,
+        large.loaded(spec, threshold, processes) as detector,
         live_source.until_stopped(source),
     ):
         run = predicting.predict(
