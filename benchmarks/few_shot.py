@@ -51,6 +51,7 @@ from anomalyclip.evaluation.shots import draw
 from anomalyclip.fitting import fit
 from anomalyclip.images import read_mask, squash
 from anomalyclip.memory import (
+    PART,
     coreset,
     distance,
     flattened,
@@ -366,18 +367,27 @@ def _one_with_a_defect(encoded: Sequence[Encoded], way: Way) -> None:
 
 
 def _reduced(encoded: Sequence[Encoded], way: Way) -> None:
-    for share in (1.0, 0.5, 0.25, 0.1, 0.03):
+    for share, part in (
+        (1.0, PART),
+        (0.5, PART),
+        (0.25, PART),
+        (0.1, PART),
+        (0.03, PART),
+        (0.1, 450),
+        (0.03, 450),
+    ):
         found = []
         for product, references, turned, test in encoded:
-            banks = {name: part.flatten(0, 1) for name, part in way.features(references.tokens).items()}
-            rows = coreset(banks, round(share * len(next(iter(banks.values())))))
+            banks = {name: bank.flatten(0, 1) for name, bank in way.features(references.tokens).items()}
+            rows = coreset(banks, round(share * len(next(iter(banks.values())))), part=part)
             distances = distance(
-                way.features(test.tokens), {name: part[rows] for name, part in banks.items()}
+                way.features(test.tokens), {name: bank[rows] for name, bank in banks.items()}
             )
             scale = scale_for(way, references, range(REFERENCES), turned)
             found.append(figures(product, *way.fused(test.scores, test.maps, distances, scale)))
-        image, pixel = (100 * statistics.fmean(part) for part in zip(*found, strict=True))
-        print(f"16 references, coreset of {100 * share:g} %: {image:.1f} / {pixel:.1f}")
+        image, pixel = (100 * statistics.fmean(values) for values in zip(*found, strict=True))
+        apart = f" in parts of {part}" if part < PART else ""
+        print(f"16 references, coreset of {100 * share:g} %{apart}: {image:.1f} / {pixel:.1f}")
 
 
 def copies(scorer: TorchScorer, root: Path | None) -> None:

@@ -453,7 +453,7 @@ def test_an_export_carries_its_memory(tiny_state, paper_case, good, tmp_path):
     card = ExportedScorer(tmp_path / "few.onnx").card
     assert card.identity["references_sha256"] == memory.digest()
     assert sorted(card.facts["references"]) == sorted(memory.names)
-    assert card.facts["references_mb"] == pytest.approx(memory.size / 1e6, abs=0.01)
+    assert card.facts["references_mb"] == pytest.approx(memory.exported_size / 1e6, abs=0.01)
     exported = Detector.from_exported(tmp_path / "few.onnx")
     for picture in (good[0], good[5]):
         one, other = exported.predict(picture), few_shot.predict(picture)
@@ -465,7 +465,7 @@ def test_an_export_carries_its_memory(tiny_state, paper_case, good, tmp_path):
 def test_the_file_grows_by_the_memory(few_shot, detector, memory, tmp_path):
     plain = export(detector, tmp_path / "plain.onnx")
     report = export(few_shot, tmp_path / "few.onnx", dynamic_batch=True)
-    assert report.size - plain.size == pytest.approx(memory.size, abs=150_000)
+    assert report.size - plain.size == pytest.approx(memory.exported_size, abs=150_000)
 
 
 OTHERS = [("few.xml", {"format": "openvino"}), ("half.onnx", {"precision": "fp16"})]

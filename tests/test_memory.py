@@ -125,6 +125,18 @@ def test_a_coreset_holds_a_patch_of_every_cluster(chance):
     assert torch.equal(coreset({"a": members}, 500), torch.arange(200))
 
 
+def test_a_coreset_chosen_in_parts_covers_nearly_as_well_as_one_chosen_at_once(chance):
+    """Of 3000 patches, most of which are alike, 300 are kept: the farthest patch is at most half as far again."""
+    usual = unit(5, 8, chance=chance)[torch.randint(0, 5, (2400,), generator=chance)]
+    usual = F.normalize(usual + 0.1 * torch.randn(2400, 8, generator=chance), dim=-1)
+    members = torch.cat([usual, unit(600, 8, chance=chance)])
+    at_once, in_parts = (coreset({"a": members}, 300, part=part) for part in (3000, 500))
+    assert len(in_parts.unique()) == len(at_once.unique()) == 300
+    at_random = torch.randperm(3000, generator=chance)[:300]
+    farthest = [float(nearest(members, members[rows]).max()) for rows in (at_once, in_parts, at_random)]
+    assert farthest[0] < farthest[1] < 1.5 * farthest[0] < farthest[2]
+
+
 def test_a_coreset_covers_better_than_as_many_patches_at_random(chance):
     members = unit(600, 16, chance=chance)
     chosen = coreset({"a": members}, 60)

@@ -18,7 +18,7 @@ Banks = Mapping[str, Tensor]
 BLOCK = 4096
 """Reference patches that are compared at once: the matrix of cosines is never larger than B * N * BLOCK."""
 
-_PART = 8192
+PART = 8192
 """Patches among which a coreset is chosen at once."""
 
 _SKETCH = 64
@@ -256,12 +256,12 @@ def are_copies(left_out: Sequence[Tensor], inside: Sequence[Tensor | None]) -> b
     return scale_of(torch.cat(list(left_out))) < COPIES * scale_of(torch.cat(known))
 
 
-def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:
+def coreset(banks: Banks, count: int, *, seed: int = 0, part: int = PART) -> Tensor:
     """Choose patches that stand for all: greedily, each time the one that is farthest from those chosen (k-centre).
 
     Features of all banks are taken together, and projected at random to a width of 64, which keeps distances well
-    enough to choose by. More than 8192 patches are dealt at random into parts of that size, and each part gives its
-    share, so that the time grows with the number of patches and not with its square.
+    enough to choose by. More patches than a part has are dealt at random into parts, and each part gives its share, so
+    that the time grows with the number of patches and not with its square.
 
     Parameters
     ----------
@@ -270,7 +270,9 @@ def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:
     count : int
         How many patches are kept.
     seed : int
-        Of the projection.
+        Of the projection, and of the parts.
+    part : int
+        Patches among which is chosen at once.
 
     Returns
     -------
@@ -291,14 +293,14 @@ def coreset(banks: Banks, count: int, *, seed: int = 0) -> Tensor:
     if rows <= count:
         return torch.arange(rows)
     sketch = _sketch(banks, seed)  # M d
-    parts = -(-rows // _PART)
+    parts = -(-rows // part)
     if parts == 1:
         return _farthest(sketch, count).sort().values
     dealt = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     shares = [count * (n + 1) // parts - count * n // parts for n in range(parts)]
     chosen = [
-        part[_farthest(sketch[part], share)]
-        for part, share in zip(dealt.tensor_split(parts), shares, strict=True)
+        own[_farthest(sketch[own], share)]
+        for own, share in zip(dealt.tensor_split(parts), shares, strict=True)
     ]
     return torch.cat(chosen).sort().values
 

@@ -96,8 +96,13 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes of the features."""
+        """Bytes of the features, as a detector holds them."""
         return sum(bank.numel() * bank.element_size() for bank in self.banks.values())
+
+    @property
+    def exported_size(self) -> int:
+        """Bytes of the features in float32, by which an exported file in that precision grows."""
+        return sum(bank.numel() * 4 for bank in self.banks.values())
 
     def picture(self, number: int) -> bytes:
         """Return the small picture of a reference, by its place in `names`, as JPEG; empty if there is none."""

@@ -156,7 +156,7 @@ def _with(base: TorchScorer, memory: Memory, *, rule: str | None) -> TorchScorer
             {
                 **description.facts,
                 "references": list(memory.names[:_TOLD]),
-                "references_mb": round(memory.size / 1e6, 2),
+                "references_mb": round(memory.exported_size / 1e6, 2),
             },
             description.training,
         ),
