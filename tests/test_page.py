@@ -448,10 +448,10 @@ def test_a_busy_service_and_one_that_is_gone_are_asked_again(page):
 
 
 @pytest.mark.slow
-def test_the_key_is_asked_for_and_kept_for_the_tab_alone(browser, tmp_path):
+def test_the_key_is_asked_for_and_kept_for_the_tab_alone_and_a_full_queue_is_waited_for(browser, tmp_path):
     (tmp_path / "key").write_text("0123456789abcdef-right\n")
     with (
-        service(tmp_path, "--key-file", tmp_path / "key") as locked,
+        service(tmp_path, "--key-file", tmp_path / "key", "--queue", 1) as locked,
         opened(browser, locked.url, wait="#key[open]") as page,
     ):
         page.fill("#key-text", "wrong")
@@ -460,8 +460,11 @@ def test_the_key_is_asked_for_and_kept_for_the_tab_alone(browser, tmp_path):
         page.fill("#key-text", "0123456789abcdef-right")
         page.keyboard.press("Enter")
         page.wait_for_selector("html.ready")
-        drop(page, file(STAIN))
-        scored(page, 1)
+        busy = []
+        page.on("response", lambda answer: busy.append(answer.url) if answer.status == 429 else None)
+        drop(page, *((f"{number}.jpg", STAIN.read_bytes()) for number in range(24)))
+        scored(page, 24)  # the queue holds one request, and the page has two on their way
+        assert busy
         assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
             ["0123456789abcdef-right"], 0, "",
         ]  # fmt: skip

@@ -25,8 +25,9 @@ function add({ found, skipped }) {
 
 const showCounts = () => {
   const { all, done, failed, waiting, anomalous } = state.counts, judged = state.thresholds.score !== null;
-  for (const id of ["overview", "bar", "add", "add-folder", "downloads"]) $(id).hidden = !all;
+  for (const id of ["overview", "bar", "add", "downloads"]) $(id).hidden = !all;
   $("start").hidden = Boolean(all);
+  $("add-folder").hidden = !all || !("webkitdirectory" in $("folder"));
   const parts = [["", done, "scored"]];
   if (judged) parts.push(["bad", anomalous, "anomalous"], ["good", done - anomalous, "normal"]);
   if (failed) parts.push(["", failed, "failed"]);
@@ -101,6 +102,10 @@ for (const id of ["choose-folder", "add-folder"]) $(id).addEventListener("click"
 for (const id of ["files", "folder"]) {
   $(id).addEventListener("change", ({ target }) => { add(filesOfInput(target)); target.value = ""; });
 }
+
+// A phone turns its photographs into JPEG only for those who ask for images; a folder cannot be chosen everywhere.
+if (matchMedia("(pointer: coarse)").matches) $("files").accept = "image/*,video/*,.dcm,.zip";
+if (!("webkitdirectory" in $("folder"))) $("choose-folder").remove();
 
 let depth = 0;
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");

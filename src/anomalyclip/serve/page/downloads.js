@@ -16,7 +16,7 @@ export async function recordOf(item, map = null) {
   const regions = pixel === null ? [] : regionsOf(map ?? (await mapOf(item)), pixel, item.size);
   return {
     image_path: titleOf(item), pred_score: item.score, pred_label: state.verdict(item), threshold: score, pixel_threshold: pixel,
-    image_size: item.size, ...(item.time === null ? {} : { time: item.time }), regions: regions.map((region) => ({ ...region, mark: item.marks.get(keyOf(region)) ?? null })),
+    image_size: item.size, ...(item.time === null ? {} : { time: item.time }), ...(item.nearest === null ? {} : { nearest: item.nearest }), regions: regions.map((region) => ({ ...region, mark: item.marks.get(keyOf(region)) ?? null })),
     mark: item.mark, model: state.model?.title ?? null,
   };
 }

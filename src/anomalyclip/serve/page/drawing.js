@@ -65,6 +65,22 @@ export function drawBoxes(context, regions, [width, height], chosen) {
   });
 }
 
+// Draw an image into a square canvas, around a box given as shares of it, and mark the box.
+export function drawPlace(canvas, image, [left, top, right, bottom]) {
+  const side = Math.min(image.width, image.height, 4 * Math.max((right - left) * image.width, (bottom - top) * image.height));
+  const start = (low, high, length) => Math.min(Math.max(((low + high) / 2) * length - side / 2, 0), length - side);
+  const [x, y] = [start(left, right, image.width), start(top, bottom, image.height)];
+  const context = canvas.getContext("2d"), scale = canvas.width / side;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, x, y, side, side, 0, 0, canvas.width, canvas.height);
+  const box = [scale * (left * image.width - x), scale * (top * image.height - y), scale * (right - left) * image.width, scale * (bottom - top) * image.height];
+  for (const [width, color] of [[4, "rgba(0, 0, 0, 0.7)"], [2, "#fff"]]) {
+    context.lineWidth = width;
+    context.strokeStyle = color;
+    context.strokeRect(...box);
+  }
+}
+
 export function blobOf(canvas, type = "image/png", quality) {
   if (canvas.convertToBlob) return canvas.convertToBlob({ type, quality });
   return new Promise((resolve, reject) =>

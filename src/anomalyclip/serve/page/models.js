@@ -5,6 +5,7 @@ import { scoreAgain } from "./scoring.js";
 import { shown, state } from "./state.js";
 
 let models = [], references = [], busy = false;
+const compared = new Map(); // by model: the files that it was made of
 
 export function buildModels() {
   $("model-choice").addEventListener("change", ({ target }) => use(models.find((one) => one.id === target.value)));
@@ -61,6 +62,9 @@ function setThresholds(threshold) {
   state.setThreshold("pixel", threshold?.pixel ?? null);
 }
 
+// The flawless picture of this name that the model compares with, if it was given on this page.
+export const referenceOf = (name) => (compared.get(state.model?.id) ?? []).find((file) => file.name === name) ?? null;
+
 export const resetThresholds = () => setThresholds(state.model?.threshold);
 
 function showWords() {
@@ -100,7 +104,8 @@ function formOf(files) {
 const without = (failed) => (failed?.length ? ` ${many(failed.length, "file")} could not be used: ${failed.map((one) => one.error).slice(0, 3).join("; ")}.` : "");
 
 async function remember() {
-  const model = await ask("POST", "/v1/memories", { body: formOf(references) });
+  const files = [...references], model = await ask("POST", "/v1/memories", { body: formOf(files) });
+  compared.set(model.id, files);
   adopt(model);
   return `Pictures are compared with ${many(model.references.length, "flawless picture")} now.${without(model.failed)} “Find a threshold” gives verdicts.`;
 }
@@ -110,6 +115,7 @@ async function calibrate() {
   const compares = state.model.references.length > 0, form = formOf(compares ? [] : references);
   form.append("false_alarm_rate", $("rate").value);
   const answer = await ask("POST", "/v1/calibrate", { body: form });
+  compared.set(answer.model, compared.get(state.model.id) ?? []);
   await loadModels();
   adopt(models.find((one) => one.id === answer.model), { rescored: true });
   const of = compares ? "each compared with the others" : "scored";

@@ -123,7 +123,7 @@ function fill(item, prediction, model) {
     Object.assign(item, { status: "failed", error: prediction.error });
     return;
   }
-  Object.assign(item, { status: "done", score: prediction.pred_score, size: prediction.image_size });
+  Object.assign(item, { status: "done", score: prediction.pred_score, size: prediction.image_size, nearest: prediction.nearest ?? null });
   if (prediction.preview) item.preview = new Blob([decodeBase64(prediction.preview.data)], { type: "image/jpeg" });
   keep(item, prediction.map);
 }

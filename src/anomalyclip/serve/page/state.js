@@ -86,7 +86,7 @@ export const state = new (class extends EventTarget {
 
 const EMPTY = {
   file: null, name: "", index: 1, time: null, status: "waiting", error: null, score: null, size: null, map: null, small: null,
-  preview: null, thumbnail: null, mark: null, modelId: null, numbered: false,
+  nearest: null, preview: null, thumbnail: null, mark: null, modelId: null, numbered: false,
 };
 
 export const isMarked = (item) => item.mark !== null || item.marks.size > 0;

@@ -1,7 +1,8 @@
 // One picture, large: the map over it, its regions, and marks.
 import { $, atNextFrame, make, many, printable, say } from "./dom.js";
-import { drawBoxes, drawMap, fitted } from "./drawing.js";
+import { drawBoxes, drawMap, drawPlace, fitted } from "./drawing.js";
 import { regionsOf, resized } from "./maps.js";
+import { referenceOf } from "./models.js";
 import { mapOf, pictureOf } from "./scoring.js";
 import { keyOf, shown, state, titleOf } from "./state.js";
 
@@ -55,6 +56,7 @@ export async function openViewer(which) {
   if (item === which) {
     layOut();
     showRegions();
+    showNearest(which);
   }
 }
 
@@ -134,6 +136,21 @@ function regionRow(region, index) {
     return one;
   });
   return make("li", {}, button, ...marks);
+}
+
+// What the strangest place was compared with: it, and the place of a flawless picture that is most like it.
+async function showNearest(which) {
+  const { nearest } = which, file = nearest && bitmap ? referenceOf(nearest.reference) : null;
+  $("nearest").hidden = !nearest || / in memory$/.test(nearest.reference); // it has no name
+  $("nearest-pictures").hidden = true;
+  if (!nearest) return;
+  $("nearest-says").textContent = printable(`The strangest place is most like one in ${nearest.reference} (distance ${nearest.distance.toFixed(3)}).`);
+  const reference = file && (await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => null));
+  if (!reference || item !== which) return;
+  drawPlace($("nearest-own"), bitmap, nearest.box);
+  drawPlace($("nearest-reference"), reference, nearest.reference_box);
+  reference.close();
+  $("nearest-pictures").hidden = false;
 }
 
 export function choose(index) {
