@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import zipfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from anomalyclip import DetectorSpec
+from anomalyclip.serve.wanted import FIELDS
 from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part
 from tests.videos import write_video
 
@@ -305,6 +305,26 @@ def test_boundaries_may_come_in_pieces():
     ]
 
 
-def test_openapi_describes_the_routes(running):
-    paths = json.loads(running.get("/openapi.json").body)["paths"]
-    assert {"/v1/predict", "/v1/models", "/v1/models/{id}"} <= set(paths)
+def test_answers_are_what_openapi_says(running):
+    from anomalyclip.serve import schemas
+
+    described = running.get("/openapi.json").json
+    ok = described["paths"]["/v1/predict"]["post"]["responses"]["200"]
+    assert ok["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/PredictionsOut"}
+    form_body = described["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert set(form_body["schema"]["properties"]) == {"files", *FIELDS}
+    sent = [("a.jpg", CRACK.read_bytes()), ("b.jpg", b"x")]
+    for kind in ("none", "png", "npy", "rle"):
+        answer = running.send("/v1/predict", sent, map=kind, preview="1")
+        schemas.PredictionsOut.model_validate(answer.json)
+    schemas.ModelsOut.model_validate(running.get("/v1/models").json)
+    schemas.ErrorOut.model_validate(running.get("/nothing").json)
+    memory = running.send("/v1/memories", sent).json
+    schemas.MemoryOut.model_validate(memory)
+    compared = running.predict(CRACK, model=memory["id"]).json
+    schemas.PredictionsOut.model_validate(compared)
+    assert compared["predictions"][0]["nearest"]["reference"] == "a.jpg"
+    schemas.CalibrationOut.model_validate(running.send("/v1/calibrate", sent).json)
+    job = running.send("/v1/jobs", sent).json
+    schemas.JobOut.model_validate(job)
+    assert running.ask("DELETE", f"/v1/jobs/{job['id']}").status == 204

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.nearest import NearestNormal
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import Source
 
@@ -383,6 +384,8 @@ def prediction_of(said: Mapping[str, Any]) -> Prediction:
         threshold=said["threshold"],
         pixel_threshold=said["pixel_threshold"],
         value_range=said.get("value_range"),
+        time=said["time"],
+        nearest=NearestNormal.of(said),
     )
 
 

@@ -108,7 +108,10 @@ class Gathering:
 
     def prepare(self, source: Source, frame: Frame) -> Shown:
         """Return what is needed of a reference."""
-        name = f"{type(source).__name__} in memory" if frame.id is None else Path(frame.id).name
+        known = (
+            getattr(source, "filename", None) if frame.id is None else frame.id
+        )  # PIL's images may have one
+        name = Path(known).name if isinstance(known, str) and known else f"{type(source).__name__} in memory"
         image, _ = self.scale(frame.image, name=name)
         picture = reference_pictures.encoded(image) if self.pictures else b""
         return Shown(name, list(pieces(image, self.detector.tiling, self.core.framing)), picture)

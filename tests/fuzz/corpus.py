@@ -1,8 +1,10 @@
 """Real files of every kind that is read: each function writes its cases into a folder, one folder per case."""
 
+import base64
 import io
 import json
 import shutil
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -421,6 +423,41 @@ def own_words(folder: Path) -> None:
 
 
 DOWNLOAD = b"the weights" * 20
+
+
+BOUNDARY = b"8c1f0e"
+
+
+def requests(folder: Path) -> None:
+    """Bodies of requests to the service, in every form that it takes."""
+    file = io.BytesIO()
+    picture().save(file, "PNG")
+    content, text = file.getvalue(), base64.b64encode(file.getvalue()).decode()
+    head = b"--" + BOUNDARY + b"\r\nContent-Disposition: form-data; name="
+    form = head + b'"map"\r\n\r\npng\r\n' + head + b'"files"; filename="a.png"\r\n\r\n' + content
+    interface = (
+        '<View><Image name="i" value="$image"/><BrushLabels name="b" toName="i"><Label value="Defect"/>'
+        "</BrushLabels></View>"
+    )
+    tasks = {"tasks": [{"data": {"image": f"data:image/png;base64,{text}"}}], "label_config": interface}
+    given = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    binary = {**given, "parameters": {"binary_data_size": 4 + len(content)}}
+    pixels = {
+        "name": "pixels",
+        "datatype": "UINT8",
+        "shape": [1, 2, 1, 3],
+        "data": [[[[1, 2, 3]], [[4, 5, 6]]]],
+    }
+    for name, body in (
+        ("form.bin", form + b"\r\n--" + BOUNDARY + b"--\r\n"),
+        ("images.json", {"images": [{"name": "a.png", "data": text}], "threshold": 0.5}),
+        ("tasks.json", tasks),
+        ("infer.json", {"inputs": [{**given, "data": [text]}], "outputs": [{"name": "score"}]}),
+        ("infer.pixels.json", {"inputs": [pixels]}),
+        ("tensor.bin", json.dumps({"inputs": [binary]}).encode() + struct.pack("<I", len(content)) + content),
+    ):
+        written = body if isinstance(body, bytes) else json.dumps(body).encode()
+        (case(folder, name.replace(".", "_")) / name).write_bytes(written)
 
 
 def answers(folder: Path) -> None:

@@ -221,6 +221,38 @@ def use_tokenizer(path: Path) -> None:
 
 WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
 
+
+def answer_request(path: Path) -> None:
+    """As the service reads the body of a request, up to the pixels."""
+    from anomalyclip.serve import bodies, label_studio, oip
+    from anomalyclip.serve.settings import ServeSettings
+    from anomalyclip.serve.uploads import images_of
+    from anomalyclip.serve.wanted import Wanted
+
+    settings, body = ServeSettings(), path.read_bytes()
+    kind = path.name.partition(".")[0]
+    if kind == "form":
+        parser = bodies.FormParser(corpus.BOUNDARY, settings.max_files)
+        for start in range(0, len(body), 1000):
+            parser.feed(body[start : start + 1000])
+        form = parser.finish()
+        files, _ = form.files, Wanted.of(form.fields)
+    elif kind == "images":
+        form = bodies.form_of_json(bodies.as_object(body), settings.max_files)
+        files, _ = form.files, Wanted.of(form.fields)
+    elif kind == "tasks":
+        content = bodies.as_object(body)
+        controls = label_studio.controls_of(content.get("label_config"))
+        files = [label_studio.picture_of(task, controls, settings) for task in label_studio.tasks_of(content)]
+    else:
+        asked = oip.Asked.of(body, None if kind == "infer" else str(body.find(b"]}") + 2))
+        files = asked.files(settings)
+        assert asked.outputs(True)
+    for file in files:
+        for found in images_of(file, unpacked=settings.unpacked_bytes):
+            assert found.image.size
+
+
 TARGETS = [
     Target("image", 1600, corpus.images, score_image, error=InputError, memory=400),
     Target("dicom", 300, corpus.dicom_files, score_image, error=InputError, memory=500),
@@ -249,5 +281,6 @@ TARGETS = [
     Target("templates", 100, corpus.templates, read_templates),
     Target("tokenizer", 100, corpus.tokenizers, use_tokenizer),
     Target("words", 100, corpus.own_words, use_own_words),
+    Target("request", 300, corpus.requests, answer_request, memory=400, named=False),
     Target("answer", 200, corpus.answers, download),
 ]

@@ -2,28 +2,27 @@
 
 import json
 import secrets
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from anomalyclip.files import staging
 from anomalyclip.serve.bodies import Held, JobLimits, Lease, read_form
 from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.schemas import REFUSED, JobOut, takes
 from anomalyclip.serve.scoring import Entries
 from anomalyclip.serve.service import Service, service_of
 from anomalyclip.serve.uploads import Sent, Upload
 from anomalyclip.serve.v1 import detector_for
-from anomalyclip.serve.wanted import Wanted
+from anomalyclip.serve.wanted import FIELDS, Wanted
 from anomalyclip.serve.worker import Ticket
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSED)
 
 _LINES = 1000
 """Results in an answer at most."""
@@ -170,7 +169,7 @@ def _jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, response_model=JobOut, openapi_extra=takes(*FIELDS))
 async def start(request: Request) -> Response:
     """Start a job: a form with many `files`, and the fields of `/v1/predict`."""
     service, jobs = service_of(request), _jobs_of(request)
@@ -179,8 +178,7 @@ async def start(request: Request) -> Response:
     with ExitStack() as stack:
         folder, held = None, service.held
         if settings.jobs_folder is not None:
-            folder = Path(tempfile.mkdtemp(prefix="job-", dir=settings.jobs_folder))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = stack.enter_context(staging(settings.jobs_folder))
             held = Held(settings.job_bytes)
         lease = stack.enter_context(held.lease())
         limits = JobLimits(settings.max_job_files, settings.job_bytes, folder)
@@ -214,7 +212,7 @@ async def _started(
     return job
 
 
-@router.get("/{id}")
+@router.get("/{id}", response_model=JobOut)
 async def status(id: str, request: Request) -> dict[str, Any]:
     """Return the state of a job: queued, running, done or failed, and how far it is."""
     return _jobs_of(request)[id].describe()

@@ -129,9 +129,7 @@ async def predict(request: Request) -> Response:
     with service.held.lease() as lease:
         content = await read_json(request, service.settings, lease)
         controls = controls_of(content.get("label_config"))
-        tasks = content.get("tasks")
-        if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
-            raise Refusal(422, "tasks: expected a list of tasks")
+        tasks = tasks_of(content)
         if len(tasks) > service.settings.max_files:
             raise Refusal(413, f"{len(tasks)} tasks; expected at most {service.settings.max_files}")
         with service.admitted():
@@ -155,6 +153,20 @@ async def predict(request: Request) -> Response:
         ]
 
     return await service.json({"results": await service.aside(results)})
+
+
+def tasks_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the tasks of a request.
+
+    Raises
+    ------
+    Refusal
+        There are none.
+    """
+    tasks = content.get("tasks")
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise Refusal(422, "tasks: expected a list of tasks")
+    return tasks
 
 
 def picture_of(task: Mapping[str, Any], controls: list[Control], settings: ServeSettings) -> Upload:

@@ -14,14 +14,15 @@ from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.serve.bodies import Form, read_form
 from anomalyclip.serve.models import Served, with_threshold
 from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.schemas import REFUSED, CalibrationOut, MemoryOut, takes
 from anomalyclip.serve.service import Service, service_of
 from anomalyclip.serve.uploads import Sent, images_of
 from anomalyclip.serve.wanted import Wanted, share, truth
 
-router = APIRouter(prefix="/v1", tags=["learning"])
+router = APIRouter(prefix="/v1", tags=["learning"], responses=REFUSED)
 
 
-@router.post("/memories", status_code=201)
+@router.post("/memories", status_code=201, response_model=MemoryOut, openapi_extra=takes("model", "augment"))
 async def remember(request: Request) -> Response:
     """Make a model that compares images with flawless ones (few-shot).
 
@@ -75,13 +76,18 @@ def _images(
         try:
             for found in images_of(file, unpacked=unpacked):
                 image, _ = scale(found.image, name=found.name)
+                image.filename = found.name  # type: ignore[attr-defined] # fit takes it for the reference's name
                 names.append(found.name)
                 yield image
         except InputError as error:
             failed.append({"name": file.name, "error": str(error)})
 
 
-@router.post("/calibrate")
+@router.post(
+    "/calibrate",
+    response_model=CalibrationOut,
+    openapi_extra=takes("model", "false_alarm_rate", "false_pixel_share"),
+)
 async def calibrate(request: Request) -> Response:
     """Find a threshold, at a false-alarm rate of your choice, and make a model that uses it.
 

@@ -31,7 +31,7 @@ class Measures:
         )
         self._stages = Histogram(
             "anomalyclip_stage_seconds",
-            "Time of each stage: receive (per request), decode (per image), model (per batch), answer (per image).",
+            "Time of each stage: decode (per image), model (per batch), answer (per image).",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,

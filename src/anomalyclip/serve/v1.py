@@ -8,15 +8,31 @@ from starlette.responses import Response
 from anomalyclip.detector import Detector
 from anomalyclip.prediction import Threshold
 from anomalyclip.serve.bodies import read_form, read_json
-from anomalyclip.serve.models import Served, with_threshold
+from anomalyclip.serve.models import CHOOSABLE, Served, with_threshold
 from anomalyclip.serve.refusals import Refusal, error_content
+from anomalyclip.serve.schemas import REFUSED, ModelOut, ModelsOut, PredictionsOut, takes
 from anomalyclip.serve.service import service_of
-from anomalyclip.serve.wanted import Wanted
+from anomalyclip.serve.wanted import FIELDS, Wanted
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = APIRouter(prefix="/v1", tags=["models"], responses=REFUSED)
+
+_CHOICE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {name: {} for name in (*CHOOSABLE, "threshold")},
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
 
 
-@router.post("/predict")
+@router.post("/predict", response_model=PredictionsOut, openapi_extra=takes(*FIELDS))
 async def predict(request: Request) -> Response:
     """Score images: a form with `files`, or JSON with `images` as base64.
 
@@ -58,14 +74,14 @@ async def detector_for(request: Request, served: Served, wanted: Wanted) -> Dete
     return detector
 
 
-@router.get("/models")
+@router.get("/models", response_model=ModelsOut)
 async def models(request: Request) -> dict[str, Any]:
     """List the models that are here, and what others may be made of."""
     kept = service_of(request).models
     return {"models": [served.describe() for served in kept.all()], "offers": kept.offers()}
 
 
-@router.post("/models", status_code=201)
+@router.post("/models", status_code=201, response_model=ModelOut, openapi_extra=_CHOICE)
 async def choose(request: Request) -> Response:
     """Make a model: a JSON object with some of backbone, method, prompts, normal, abnormal, ... and threshold."""
     service = service_of(request)

@@ -239,7 +239,7 @@ class Worker:
 
     def _finish(self, ticket: Ticket, decoded: Decoded, outcome: Prediction | InputError) -> None:
         """Hand over an outcome; what that raises is the request's own."""
-        error = None
+        error, started = None, time.perf_counter()
         try:
             if ticket.cancelled:
                 pass
@@ -249,6 +249,7 @@ class Worker:
                 decoded.finish(outcome)
         except Exception as unforeseen:
             error = unforeseen
+        self._measures.took("answer", time.perf_counter() - started)
         with self._lock:
             ticket.waiting -= 1
         self._settle(ticket, error)
