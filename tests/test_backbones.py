@@ -215,7 +215,7 @@ def changed_state(**changes):
         ({"blocks__1__extra": torch.zeros(2)}, r"unexpected tensors: transformer\.resblocks\.1\.extra"),
         ({"blocks__0__mlp__w12__weight": torch.zeros(2)}, r"SwiGLU layers \(DINOv2 giant\).*use S, B or L"),
         ({"dist_token": torch.zeros(1, 1, 64)}, r"distilled DeiT.*use the plain one"),
-        ({"storage_tokens": torch.zeros(1, 1, 64)}, r"rotary positions \(DINOv3\)"),
+        ({"storage_tokens": torch.zeros(1, 1, 64)}, r"is a DINOv3 .*licence.*Use DINOv2"),
         ({"pos_embed": torch.zeros(1, 19, 64)}, r"positional_embedding has 19 rows; expected a square"),
         ({"norm__bias": torch.zeros(5)}, r"ln_post\.bias has the shape \(5,\); expected \(64,\)"),
         ({"norm__bias": torch.zeros(64, dtype=torch.int64)}, r"is torch\.int64; expected floating-point"),

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from anomalyclip import Detector, DetectorSpec, evaluate, export, fit
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.evaluation.shots import evaluate_shots
 from anomalyclip.fitting import Memory
 from anomalyclip.framing import Framing
 from anomalyclip.remembering import left_out_scores, remember
@@ -216,6 +217,26 @@ def test_without_references_it_says_that_it_needs_them(backbone):
         AnomalyCLIPError, match=r"'anomalydino' compares images with normal ones: give references"
     ):
         spec(backbone).load().predict(texture(0))
+
+
+def test_an_export_without_references_is_refused_before_anything_is_written(backbone, tmp_path):
+    with pytest.raises(
+        AnomalyCLIPError, match=r"'anomalydino' compares images with normal ones: give references"
+    ):
+        export(spec(backbone), tmp_path / "none.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shots_are_evaluated_without_a_run_that_has_none(backbone, tmp_path):
+    for kind in ("train/good", "test/good", "test/spot"):
+        (tmp_path / "data" / "cloth" / kind).mkdir(parents=True)
+    for seed in range(3):
+        texture(seed).save(tmp_path / f"data/cloth/train/good/{seed}.png")
+        texture(10 + seed).save(tmp_path / f"data/cloth/test/good/{seed}.png")
+        texture(20 + seed, spot=(40, 40)).save(tmp_path / f"data/cloth/test/spot/{seed}.png")
+    found = evaluate_shots(spec(backbone), tmp_path / "data", (2,))
+    assert {run.shots for run in found.runs} == {2}
+    assert all(run.evaluation.mean["image_auroc"] == 1 for run in found.runs)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,9 @@ class Core(nn.Module):
     std: Tensor
     enlarging: Tensor
 
+    needs_references: ClassVar[bool] = False
+    """Whether it can score nothing until it is given references."""
+
     rule_in_compare: ClassVar[bool] = False
     """Whether `compare` already uses the rule of the image score, rather than `finish` alone."""
 

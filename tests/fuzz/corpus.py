@@ -24,7 +24,7 @@ from anomalyclip.prompts import Prompts
 from anomalyclip.runs import begin
 from anomalyclip.training.start import prompt_ids, prompt_tokens
 from anomalyclip.writers import PredictionWriter
-from tests import clip_forms
+from tests import clip_forms, vit_forms
 from tests.conftest import GOLDEN, TINY
 from tests.videos import write_video
 
@@ -273,6 +273,14 @@ def weight_files(folder: Path) -> None:
         clip_forms.own_file,
     ):
         form(state, case(folder, form.__name__))
+
+
+def vision_only_files(folder: Path) -> None:
+    """timm's folders, and Meta's weights in a folder of transformers' name."""
+    for form in ("plain", "dinov2 registers"):
+        vit_forms.timm_folder(form, case(folder, form.replace(" ", "_")))
+    here = case(folder, "original")
+    vit_forms.original_dinov2(here).rename(here / "pytorch_model.bin")
 
 
 def weight_folders(folder: Path) -> None:

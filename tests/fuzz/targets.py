@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from anomalyclip import Detector, DetectorSpec, Threshold
+from anomalyclip.backbones.vit import PlainViT
+from anomalyclip.backbones.weights import ViTWeights, read_any
 from anomalyclip.clip.download import DownloadError, RemoteFile, fetch
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.tokenizer import Tokenizer
@@ -104,6 +106,14 @@ def use_weights(path: Path) -> None:
     assert fingerprint(weights.config, weights.state_dict)
     with torch.inference_mode():
         clip.encode_text(clip.token_embedding(torch.zeros(1, 4, dtype=torch.int64)), torch.tensor([3]))
+
+
+def use_vision_only(path: Path) -> None:
+    weights = read_any(path)
+    assert isinstance(weights, ViTWeights)
+    tower = PlainViT.frozen(weights.config, weights.state_dict)
+    with torch.inference_mode():
+        tower.run(tower.embed(torch.zeros(1, 3, 28, 42)), plain=[1])
 
 
 def use_card(path: Path) -> None:
@@ -219,7 +229,7 @@ def use_tokenizer(path: Path) -> None:
     tokenizer.prompt_tokens()
 
 
-WEIGHTS = ("*.pt", "*.safetensors", "*.bin", "*.json")
+WEIGHTS = ("*.pt", "*.pth", "*.safetensors", "*.bin", "*.json")
 
 
 def answer_request(path: Path) -> None:
@@ -266,6 +276,7 @@ TARGETS = [
     Target("prompts", 1000, corpus.prompts, use_prompts),
     Target("weights", 700, corpus.weight_files, use_weights, damaged=WEIGHTS, memory=400),
     Target("weights-folder", 500, corpus.weight_folders, use_weights, ".", WEIGHTS, memory=400),
+    Target("vision-only", 300, corpus.vision_only_files, use_vision_only, ".", WEIGHTS, memory=400),
     Target("card", 600, corpus.cards, use_card),
     Target("onnx", 100, corpus.onnx_files, score_exported, memory=500),
     Target("openvino", 100, corpus.openvino_files, score_exported, "*.xml", memory=500),

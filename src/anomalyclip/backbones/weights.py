@@ -60,6 +60,7 @@ def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
         It is none of these, incomplete or damaged, or its configuration contradicts its tensors.
     """
     with opened(path) as (file, tensors, metadata):
+        strangers.refuse(tensors.keys())
         if not strangers.is_vision_only(tensors.keys()):
             return weights_of(file, tensors, metadata, source=Path(path))
         try:

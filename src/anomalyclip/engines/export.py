@@ -261,6 +261,11 @@ def _torch_scorer(detector: Detector) -> TorchScorer:
         raise AnomalyCLIPError(
             f"method {method!r} cannot be exported: it does not run as one PyTorch module (anomalyclip.core.Core)"
         )
+    if scorer.core.needs_references:
+        raise AnomalyCLIPError(
+            f"method {detector.identity().get('method')!r} compares images with normal ones: give references "
+            "(--references PATH), which become part of the file"
+        )
     if scorer.precision != "fp32":
         raise AnomalyCLIPError(
             f"the detector computes in {scorer.precision}, but exports are compared with fp32: load it with precision "

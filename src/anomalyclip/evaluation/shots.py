@@ -22,6 +22,7 @@ from anomalyclip.evaluation.settings import EvaluationSettings, ShotSettings
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.files import replacing, writing
 from anomalyclip.fitting import fit
+from anomalyclip.framing import framing_of
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
 from anomalyclip.remembering import remember
@@ -207,7 +208,8 @@ def evaluate_shots(
     with begun(folder, lambda: {"shots": list(shots.shots), "seeds": shots.seeds}, about=dict) as place:
         resumed = folder is not None and folder.resume
         work = _Work(detector, sets, pool, replace(settings, dataset=None), threshold, place, resumed, track)
-        result = ShotEvaluation([work.run(count, seed) for count, seed in [(ZERO, 0), *draws]])
+        alone = [] if _needs_references(detector) else [(ZERO, 0)]
+        result = ShotEvaluation([work.run(count, seed) for count, seed in [*alone, *draws]])
         if folder is not None:
             _write(result, place)
     return result
@@ -248,6 +250,11 @@ class _Work:
             track=_titled(self.track, name),
         )
         return ShotRun(count, seed, references, evaluation)
+
+
+def _needs_references(detector: Detector) -> bool:
+    """Return whether there is nothing to evaluate without references."""
+    return bool(getattr(getattr(detector.scorer, "core", None), "needs_references", False))
 
 
 def _titled(track: Track, name: str) -> Track:
@@ -320,7 +327,7 @@ class _Drawn:
     """Scorers with the references of each class, which are encoded when the class is scored."""
 
     def __init__(self, detector: Detector, files: Mapping[str, list[str]], count: int, seed: int) -> None:
-        self.image_size = detector.scorer.image_size
+        self.image_size, self.framing = detector.scorer.image_size, framing_of(detector.scorer)
         self._detector, self._files = detector, files
         self._drawn = {"shots": count, "seed": seed}
 
@@ -349,7 +356,7 @@ class _Lazy:
     """The scorer of a class, whose references are encoded at the first image."""
 
     def __init__(self, detector: Detector, files: list[str], all_classes: _Drawn) -> None:
-        self.image_size = all_classes.image_size
+        self.image_size, self.framing = all_classes.image_size, all_classes.framing
         self._detector, self._files, self._all = detector, files, all_classes
         self._scorer: Scorer | None = None
 

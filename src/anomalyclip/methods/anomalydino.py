@@ -81,6 +81,8 @@ class AnomalyDINOCore(ClipCore):
         A value does not fit the backbone.
     """
 
+    needs_references = True
+
     def __init__(
         self,
         visual: VisionTransformer,

@@ -86,7 +86,5 @@ def _refuse_parts(names: Collection[str]) -> None:
         )
     if any(".mlp.w12." in name for name in names):
         raise Unusable("has SwiGLU layers (DINOv2 giant), which are not supported; use S, B or L")
-    if any(".rope" in name or name.startswith("rope") for name in names) or "storage_tokens" in names:
-        raise Unusable("has rotary positions (DINOv3), which this form of the file is not supported with")
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in names):
         raise Unusable("has its blocks in chunks; save the state dict of the whole model")

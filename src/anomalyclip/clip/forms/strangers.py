@@ -26,6 +26,16 @@ _STRANGERS = (
         "is a SigLIP, which is not supported: it has no CLS token and another tokenizer (docs/models.md says why); use "
         "a CLIP, or DINOv2 with --method anomalydino",
     ),
+    (
+        (
+            "rope_embed.",
+            "storage_tokens",
+            "embeddings.patch_embeddings.weight",
+            "embeddings.patch_embeddings.bias",
+        ),
+        "is a DINOv3 (rotary positions), which is not supported; its weights are under Meta's DINOv3 licence. Use "
+        "DINOv2, with registers if you like",
+    ),
     (("visual.layer1.",), "is a CLIP with a ResNet image encoder; expected a vision transformer (ViT)"),
     (("visual.trunk.",), "is a CLIP whose image encoder is one of timm's; expected open_clip's own ViT"),
     (("text.", "text_decoder."), "is a model with another text encoder; expected CLIP's own"),
