@@ -53,13 +53,17 @@ class Proxy:
     """Bytes of answers after which each of the next connections that gets so many is cut."""
     down: bool = False
     """Every connection is closed at once."""
+    limit: int | None = None
+    """Bytes of requests after which the line is dead for good."""
+    passed: int = 0
+    """Bytes of requests so far."""
     cut: int = 0
     """Connections that were cut."""
 
 
 def _forward(client: socket.socket, target: tuple[str, int], proxy: Proxy) -> None:
     with client, socket.create_connection(target) as server:
-        asked = Thread(target=_copy, args=(client, server), daemon=True)
+        asked = Thread(target=_ask, args=(client, server, proxy), daemon=True)
         asked.start()
         sent = 0
         with contextlib.suppress(OSError):
@@ -78,11 +82,17 @@ def _forward(client: socket.socket, target: tuple[str, int], proxy: Proxy) -> No
         asked.join()
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
+def _ask(client: socket.socket, server: socket.socket, proxy: Proxy) -> None:
     with contextlib.suppress(OSError):
-        while content := source.recv(1 << 14):
-            target.sendall(content)
-        target.shutdown(socket.SHUT_WR)
+        while content := client.recv(1 << 12):
+            proxy.passed += len(content)
+            if proxy.limit is not None and proxy.passed > proxy.limit:
+                proxy.down = True
+                proxy.cut += 1
+                client.shutdown(socket.SHUT_RDWR)
+                break
+            server.sendall(content)
+        server.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager

@@ -282,6 +282,7 @@ def test_a_query_and_credentials_are_used_and_never_shown(web, monkeypatch, tmp_
     assert "topsecret" not in repr(Address(address)) + str(Address(address))
 
 
+@pytest.mark.slow
 def test_https_is_read_if_the_certificate_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "PAUSE", 0.0)
     with http_files.serve(certificate=tmp_path / "server.pem") as files:

@@ -32,6 +32,7 @@ from anomalyclip.overview import (
 from anomalyclip.prediction import Prediction
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Selection, Source, holder, locate
+from anomalyclip.remote_runs import RemoteFolder
 from anomalyclip.runs import RunFolder
 from anomalyclip.sharding import Listing, Shard
 from anomalyclip.spec import DetectorSpec
@@ -66,7 +67,7 @@ class PredictionRun:
     Attributes
     ----------
     folder : Path
-        The folder with its results (`anomalyclip.writers`).
+        Where its results are (`anomalyclip.writers`).
     scored, skipped, failed, anomalous : int
         Images scored in this run, scored by an earlier run, that could not be used, and classified as anomalous.
     repeated : int
@@ -77,7 +78,7 @@ class PredictionRun:
         The records of the most anomalous images scored in this run, highest score first; at most 20.
     """
 
-    folder: Path
+    folder: Path | Address
     scored: int = 0
     skipped: int = 0
     failed: int = 0
@@ -131,7 +132,8 @@ def predict(
         Files, folders (searched recursively) and patterns; or a listing from `anomalyclip.inputs`, which may be
         endless.
     output : path or RunFolder, optional
-        The folder. None: a new one, ``runs/predict-1``, ``-2``, ...
+        The folder, or an address such as ``s3://bucket/run`` (`anomalyclip.remote_runs`). None: a new folder,
+        ``runs/predict-1``, ``-2``, ...
     save : collection of {"map", "heatmap", "mask", "csv", "sheet", "nifti", "video"}
         What to save in addition: files for each image ("mask" needs a pixel threshold), all lines as a table
         (predictions.csv), a contact sheet of the most anomalous images (sheet.jpg), the maps of each NIfTI volume as
@@ -186,7 +188,9 @@ def predict(
         listing = None if shard is None else Listing.write(place, shard, listed)
 
     ready = load(detector) if isinstance(detector, DetectorSpec) else detector
-    with scoring(ready, folder, results, shard=shard, prepare=write_listing, on_error=on_error) as work:
+    with scoring(
+        ready, folder, results, shard=shard, prepare=write_listing, on_error=on_error, on_scored=folder.note
+    ) as work:
         wanted = listed if listing is None else listing.images()
         total = listing.count if listing else len(listed) if isinstance(listed, Sequence) else None
         with track("Scoring", total) as advance:
@@ -201,6 +205,7 @@ def predict(
         if listing is not None:
             work.run.repeated = listing.repeated
             listing.finish()
+    work.run.folder = folder.place or work.folder
     return work.run
 
 
@@ -263,6 +268,10 @@ def scoring(
     _tell_origin(detector)
     _tell_what_it_knows(detector)
     settings = {**detector.identity(), "threshold": limits, **({} if shard is None else {SHARD: str(shard)})}
+    if "nifti" in results.save and isinstance(folder.place, Address):
+        raise AnomalyCLIPError(
+            f"--save nifti puts maps together, which needs a folder of this machine, not {folder.place}"
+        )
     with folder.begin(settings, about=about(detector)) as place:
         check_page(place, overwrite=bool(folder.overwrite))
         if prepare is not None:
@@ -354,7 +363,10 @@ def run_folder(
             raise AnomalyCLIPError(
                 "a shard needs a folder that all shards share: give --output FOLDER; each gets its own folder in it"
             )
-        output = Path(output) / shard.folder
+        address = as_address(os.fspath(output))
+        output = Path(output) / shard.folder if address is None else address.below(shard.folder)
+    if output is not None and (address := as_address(os.fspath(output))) is not None:
+        return RemoteFolder("predict", address, resume=resume, overwrite=overwrite)
     folder = RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
     if folder.output is not None:
         check_page(folder.output)
@@ -428,6 +440,8 @@ class Scoring:
     ----------
     run : PredictionRun
         What it did so far.
+    folder : Path
+        Where it writes; if the results are at an address, a folder that is sent there.
     done : set of str
         Absolute paths, or addresses, of the images that an earlier part of the run has scored.
     """
@@ -441,7 +455,8 @@ class Scoring:
         on_error: Callable[[str, InputError], None] | None,
         on_scored: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.run = PredictionRun(writer.output_dir)
+        self.folder = writer.output_dir
+        self.run = PredictionRun(self.folder)
         self.done = {absolute(path) for path in writer.done}
         self._detector, self._writer, self._results = detector, writer, results
         self._thumbnails = Thumbnails(
@@ -484,14 +499,14 @@ class Scoring:
     def finish(self) -> None:
         """Write what is made of the whole run, earlier parts included, and warn of what speaks against the model."""
         self.close()
-        finish(self.run.folder, self._results.save, self._made_films())
+        finish(self.folder, self._results.save, self._made_films())
         self.run.trim()
         for remark in self._detector.observations():
             warnings.warn(remark, AnomalyCLIPWarning, stacklevel=3)
 
     def refresh(self) -> None:
         """Write what is made of the whole run so far."""
-        refresh(self.run.folder, self._results.save, self._made_films())
+        refresh(self.folder, self._results.save, self._made_films())
 
     def close(self) -> None:
         """Complete the video that is being written, if there is one."""

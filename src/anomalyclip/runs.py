@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from anomalyclip.addresses import Address, as_address
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.identity import differences
@@ -64,21 +66,38 @@ class RunFolder:
     ) -> None:
         self.command, self.resume, self.overwrite = command, resume, overwrite
         self.output = None if output is None else Path(output)
+        if output is not None and as_address(_unmangled(output)) is not None:
+            raise AnomalyCLIPError(
+                f"{_unmangled(output)}: this run writes to a folder of this machine only (anomalyclip {command}); give "
+                "one, and copy the results"
+            )
         if resume and overwrite:
             raise AnomalyCLIPError("--resume and --overwrite cannot be combined: choose one of them")
         if self.output is None:
             if resume:
                 raise AnomalyCLIPError("--resume needs the folder of the run: give --output FOLDER")
             return
-        there = any(self.output.glob(results))
-        if there and not (resume or overwrite):
-            ways = "--resume or" if overwrite is None else "--resume, --overwrite or"
-            raise AnomalyCLIPError(f"{self.output} already has results: use {ways} another --output")
-        if there and resume and not (self.output / SETTINGS).exists():
+        self._check(
+            self.output, any(self.output.glob(results)), has_settings=(self.output / SETTINGS).exists()
+        )
+
+    def _check(self, place: object, there: bool, *, has_settings: bool) -> None:
+        if there and not (self.resume or self.overwrite):
+            ways = "--resume or" if self.overwrite is None else "--resume, --overwrite or"
+            raise AnomalyCLIPError(f"{place} already has results: use {ways} another --output")
+        if there and self.resume and not has_settings:
             raise AnomalyCLIPError(
-                f"{self.output} cannot be resumed: its settings are unknown ({SETTINGS} is missing); start again in "
+                f"{place} cannot be resumed: its settings are unknown ({SETTINGS} is missing); start again in "
                 "another folder"
             )
+
+    @property
+    def place(self) -> Path | Address | None:
+        """Where the results are; None until a new folder is created."""
+        return self.output
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Take note of a line of results; here they are where they belong already."""
 
     @contextmanager
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
@@ -116,6 +135,11 @@ def begun(
         return
     with folder.begin(settings(), about=about()) as place:
         yield place
+
+
+def _unmangled(output: str | os.PathLike[str]) -> str:
+    """Return an address as it was before it was taken for a path, which has no double slashes."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])", r"\1://", os.fspath(output))
 
 
 def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:

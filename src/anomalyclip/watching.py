@@ -233,7 +233,7 @@ def watch(
     with scoring(
         detector, place, results or Results(), on_error=watched.failed, on_scored=watched.scored
     ) as work:
-        watched.alerts = Alerts(work.run.folder, hooks, tell) if hooks else None
+        watched.alerts = Alerts(work.folder, hooks, tell) if hooks else None
         with watched.alerts or nullcontext():
             watched.go_on(work)
     return work.run

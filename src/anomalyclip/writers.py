@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import IO, Any
@@ -271,15 +271,7 @@ class PredictionWriter:
         """Delete the files of the earlier run, so that none can be mistaken for one of this run."""
         if not self._predictions.is_file():
             return
-        paths = []
-        with self._predictions.open("rb") as lines:
-            for line in lines:
-                try:
-                    files = dict(parse_json(line)["files"])
-                except (ValueError, KeyError, TypeError):
-                    continue  # a damaged line names no files
-                paths += [_result(self.output_dir, kind, file) for kind, file in files.items()]
-        for path in filter(None, paths):
+        for path in list(results_of(self._predictions)):
             path.unlink(missing_ok=True)
 
     def _take_up(self) -> None:
@@ -337,6 +329,25 @@ class PredictionWriter:
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(file, "png")
         elif image is not None:
             self.draw(image, prediction).save(file, "png")
+
+
+def results_of(predictions: Path) -> Iterator[Path]:
+    """Yield the files that the lines of a run name, where they would be beside the lines.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        One leads through a link out of the folder.
+    """
+    with predictions.open("rb") as lines:
+        for line in lines:
+            try:
+                files = dict(parse_json(line)["files"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a damaged line names no files
+            for kind, file in files.items():
+                if (path := _result(predictions.parent, kind, file)) is not None:
+                    yield path
 
 
 def _result(output: Path, kind: str, file: object) -> Path | None:

@@ -7,15 +7,18 @@ texts from elsewhere, such as a server, does not, and nothing below follows them
 from anomalyclip.addresses.address import Address, as_address, local_path, masked
 from anomalyclip.addresses.copies import fetched
 from anomalyclip.addresses.listing import beginning, exists, is_folder, objects
+from anomalyclip.addresses.writing import delete, put
 
 __all__ = [
     "Address",
     "as_address",
     "beginning",
+    "delete",
     "exists",
     "fetched",
     "is_folder",
     "local_path",
     "masked",
     "objects",
+    "put",
 ]

@@ -75,7 +75,14 @@ def of_process(_: int, scheme: str, options: Options) -> Any:
 def _made(scheme: str, options: Options) -> Any:
     import fsspec
 
-    return fsspec.filesystem(scheme, **dict(options))
+    chosen = dict(options)
+    if scheme in (
+        "s3",
+        "s3a",
+    ):  # s3fs and `request` try again; botocore would do it below them, 100 times in all
+        configured = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})
+        chosen["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **configured}
+    return fsspec.filesystem(scheme, **chosen)
 
 
 def request(address: Address, action: Callable[[Any, str], T], doing: str = "read") -> T:

@@ -44,7 +44,7 @@ def predict(
     live: live_source.Address = None,
     every: options.Every = None,
     axis: options.Axis = None,
-    output: options.Output = None,
+    output: saving.Output = None,
     save: saving.Save = None,
     threshold: options.Threshold = None,
     resume: Annotated[
@@ -84,7 +84,7 @@ def predict(
         else live_source.frames_of(source)
     )
     if ray is not None:
-        on_cluster.predict(context, spec, images, output, skipped, context.params)
+        on_cluster.predict(context, spec, images, output and Path(output), skipped, context.params)
         return
     results = saving.results(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
@@ -92,7 +92,7 @@ def predict(
     folder = predicting.run_folder(output, resume=resume, overwrite=overwrite, shard=part)
 
     def stopped() -> str:
-        where = folder.output if part is None else output
+        where = folder.place if part is None else output
         return (
             f"stopped; results already written are kept, and the same command with --output {where} --resume "
             "continues"

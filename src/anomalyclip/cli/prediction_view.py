@@ -32,6 +32,7 @@ def show(run: "PredictionRun", skipped: Counter[str], *, in_parquet: bool = Fals
     """Print the most anomalous images, and counts."""
     from rich.text import Text
 
+    from anomalyclip.addresses import Address
     from anomalyclip.distributed.tables import PARTS
     from anomalyclip.overview import PAGE
     from anomalyclip.overview.summary import moment
@@ -64,4 +65,5 @@ def show(run: "PredictionRun", skipped: Counter[str], *, in_parquet: bool = Fals
     if in_parquet:
         out().print(f"To look at them: anomalyclip summarize {run.folder}", markup=False)
         return
-    out().print(f"To look at them, open {run.folder / PAGE}", markup=False)
+    page = run.folder.below(PAGE) if isinstance(run.folder, Address) else run.folder / PAGE
+    out().print(f"To look at them, open {page}", markup=False)

@@ -33,6 +33,16 @@ class ColorMap(str, Enum):
     gray = "gray"
 
 
+Output = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder for the results, or an address such as s3://bucket/run. Default: a new folder, "
+        "runs/COMMAND-1, -2, ...",
+        show_default=False,
+        metavar="FOLDER",
+    ),
+]
+
 Save = Annotated[
     list[Saved] | None,
     typer.Option(

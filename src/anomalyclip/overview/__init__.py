@@ -5,7 +5,7 @@ same results give the same bytes.
 """
 
 from anomalyclip.overview.films import Films
-from anomalyclip.overview.page import PAGE, check_page, write_page
+from anomalyclip.overview.page import PAGE, check_page, check_remote_page, write_page
 from anomalyclip.overview.summary import Summary, summarize
 from anomalyclip.overview.table import SHEET, TABLE, write_sheet, write_table
 from anomalyclip.overview.thumbnails import Thumbnails
@@ -21,6 +21,7 @@ __all__ = [
     "Summary",
     "Thumbnails",
     "check_page",
+    "check_remote_page",
     "summarize",
     "write_page",
     "write_sheet",

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from anomalyclip.addresses import Address, beginning, exists
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.overview.histogram import histogram
@@ -83,12 +84,25 @@ def check_page(folder: Path, *, overwrite: bool = False) -> None:
         with path.open("rb") as file:
             mine = _MARK in file.read(1024)
         if not mine:
-            raise AnomalyCLIPError(
-                f"{path} is not from `anomalyclip predict` and would be lost: choose another folder"
-            )
+            raise AnomalyCLIPError(f"{path} {_FOREIGN}")
         if overwrite:
             path.unlink()
 
+
+def check_remote_page(folder: Address) -> None:
+    """Refuse an address with an ``index.html`` that is not of a run.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is one, and it would be lost.
+    """
+    path = folder.below(PAGE)
+    if exists(path) and _MARK not in beginning(path, 1024):
+        raise AnomalyCLIPError(f"{path} {_FOREIGN}")
+
+
+_FOREIGN = "is not from `anomalyclip predict` and would be lost: choose another folder"
 
 _VERDICTS = (
     '<label>Verdict <select id="verdict"><option value="">all</option><option value="a">anomalous</option>'

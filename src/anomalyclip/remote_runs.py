@@ -1,0 +1,223 @@
+"""Runs whose results are in an object store: worked out on this machine, and sent piece by piece.
+
+A store can neither rename nor append, so a run sends its lines in pieces, each an object of its own::
+
+    OUTPUT/.lines/00000000000000004711   the lines from byte 4711 of predictions.jsonl on
+    OUTPUT/heatmaps/..., maps/...        the files of these lines; they are there before the lines
+    OUTPUT/predictions.jsonl             all lines, when the run ends; then the pieces are deleted
+
+A run that is killed loses the piece that it was working on. One that is resumed puts the pieces together: the number in
+their names says where each belongs, so that the result is that of a run that was never stopped, byte for byte.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from anomalyclip.addresses import Address, delete, exists, fetched, objects, put
+from anomalyclip.addresses.writing import check_can_be_written
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
+from anomalyclip.overview import check_remote_page
+from anomalyclip.overview.thumbnails import FOLDER as THUMBNAILS
+from anomalyclip.runs import SETTINGS, RunFolder, begin
+from anomalyclip.writers import ERRORS, PREDICTIONS, results_of
+
+PIECE, SECONDS = 64, 30.0
+"""Images of a piece at most, and seconds after which it is sent, even if it has fewer."""
+
+LINES = ".lines"
+
+_AT_ONCE = 8
+"""Objects that are sent or fetched at the same time."""
+
+
+class RemoteFolder(RunFolder):
+    """As `RunFolder`, at an address. There is no lock: nothing else may write there.
+
+    Parameters
+    ----------
+    command : str
+    address : Address
+    resume, overwrite : bool
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As `RunFolder`, or nothing can be written to the address.
+    """
+
+    def __init__(
+        self, command: str, address: Address, *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        super().__init__(command, None, overwrite=overwrite, results=PREDICTIONS)
+        check_can_be_written(address)
+        self.resume, self.address = resume, address
+        if resume and overwrite:
+            raise AnomalyCLIPError("--resume and --overwrite cannot be combined: choose one of them")
+        there = exists(address.below(PREDICTIONS)) or any(True for _ in self._pieces())
+        self._check(address, there, has_settings=not there or exists(address.below(SETTINGS)))
+        check_remote_page(address)
+        self._sender: _Sender | None = None
+
+    @property
+    def place(self) -> Address:
+        """Where the results are."""
+        return self.address
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Take note of a line: its files are sent, and the line with the next piece."""
+        assert self._sender is not None
+        self._sender.add(record)
+
+    @contextmanager
+    def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """Yield a folder of this machine whose content is sent to the address, and deleted here at the end."""
+        with TemporaryDirectory(prefix="anomalyclip-") as parent, ThreadPoolExecutor(_AT_ONCE) as pool:
+            folder = Path(parent, os.path.basename(self.address.rstrip("/")) or "run")
+            folder.mkdir()
+            if exists(self.address.below(SETTINGS)):
+                _fetch(self.address.below(SETTINGS), folder / SETTINGS)
+            there = begin(folder, self.command, settings, resume=self.resume, about=about)
+            if self.resume and not there:
+                _warn_of_nothing(self.address)
+            if self.resume:
+                self._take_up(folder, pool)
+            elif self.overwrite:
+                self._clear(folder, pool)
+            delete(self.address.below(ERRORS))
+            put(folder / SETTINGS, self.address.below(SETTINGS))
+            self._sender = _Sender(folder, self.address, pool)
+            try:
+                yield folder
+            except BaseException:
+                with suppress(AnomalyCLIPError):  # what stopped the run counts
+                    self._sender.send_all()
+                raise
+            self._sender.send_all()
+            _each(pool, delete, list(self._pieces()))
+
+    def _take_up(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        self._join_lines(folder / PREDICTIONS)
+        (folder / THUMBNAILS).mkdir()
+        kept = list(_listed(self.address.below(THUMBNAILS)))
+        _each(pool, lambda one: _fetch(one, folder / THUMBNAILS / _name(one)), kept)
+
+    def _clear(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        """Delete the results of the earlier run: the files that its lines name, and the lines."""
+        path = folder / PREDICTIONS
+        self._join_lines(path, strict=False)
+        if path.exists():
+            named = [file.relative_to(folder).as_posix() for file in results_of(path)]
+            _each(pool, delete, map(self.address.below, named))
+            path.unlink()
+        _each(pool, delete, list(_listed(self.address.below(THUMBNAILS))))
+        _each(pool, delete, [*self._pieces(), self.address.below(PREDICTIONS)])
+
+    def _join_lines(self, path: Path, *, strict: bool = True) -> None:
+        """Put the lines of an earlier run together; some may be missing if not `strict`."""
+        if exists(self.address.below(PREDICTIONS)):
+            _fetch(self.address.below(PREDICTIONS), path)
+        for piece in self._pieces():
+            start, length = int(_name(piece)), path.stat().st_size if path.exists() else 0
+            if start > length and strict:
+                raise AnomalyCLIPError(
+                    f"{piece}: the lines before it are missing; start again with --overwrite"
+                )
+            if start >= length:
+                with fetched(piece, again=True) as (copy, _), path.open("ab") as lines:
+                    lines.write(Path(copy).read_bytes())
+
+    def _pieces(self) -> Iterator[Address]:
+        return (piece for piece in _listed(self.address.below(LINES)) if _name(piece).isdecimal())
+
+
+class _Sender:
+    """Sends what a run writes: files at once, lines in pieces, and what is made of the whole run at its end."""
+
+    def __init__(self, folder: Path, address: Address, pool: ThreadPoolExecutor) -> None:
+        self._folder, self._address, self._pool = folder, address, pool
+        lines = folder / PREDICTIONS
+        self._sent = lines.stat().st_size if lines.exists() else 0
+        self._thumbnails = {path.name for path in (folder / THUMBNAILS).glob("*.jpg")}
+        self._waiting: list[tuple[Path, Future[None]]] = []
+        self._count, self._since = 0, time.monotonic()
+
+    def add(self, record: dict[str, Any]) -> None:
+        for file in record["files"].values():
+            self._send(file)
+        self._count += 1
+        if self._count >= PIECE or time.monotonic() - self._since >= SECONDS:
+            self._send_piece()
+
+    def send_all(self) -> None:
+        """Send the last piece, and everything else that is in the folder; the lines as a whole come last."""
+        self._send_piece()
+        rest = [path for path in sorted(self._folder.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
+        names = [path.relative_to(self._folder).as_posix() for path in rest]
+        wanted = [name for name in names if name != PREDICTIONS and not name.startswith(f"{THUMBNAILS}/")]
+        _each(self._pool, lambda name: put(self._folder / name, self._address.below(name)), wanted)
+        gone = self._thumbnails - {path.name for path in (self._folder / THUMBNAILS).glob("*.jpg")}
+        _each(self._pool, lambda name: delete(self._address.below(f"{THUMBNAILS}/{name}")), sorted(gone))
+        if PREDICTIONS in names:
+            put(self._folder / PREDICTIONS, self._address.below(PREDICTIONS))
+
+    def _send(self, file: str) -> None:
+        path = self._folder / file
+        self._waiting.append((path, self._pool.submit(put, path, self._address.below(file))))
+
+    def _send_piece(self) -> None:
+        """Send the lines that were not sent yet, once all that they name is there; the files are deleted here."""
+        for thumbnail in sorted((self._folder / THUMBNAILS).glob("*.jpg")):
+            if thumbnail.name not in self._thumbnails:
+                self._thumbnails.add(thumbnail.name)
+                put(thumbnail, self._address.below(f"{THUMBNAILS}/{thumbnail.name}"))
+        for path, sent in self._waiting:
+            sent.result()
+            path.unlink()
+        self._waiting.clear()
+        with (self._folder / PREDICTIONS).open("rb") as lines:
+            lines.seek(self._sent)
+            content = lines.read()
+        if content:
+            piece = self._address.below(f"{LINES}/{self._sent:020}")
+            if exists(piece):
+                raise AnomalyCLIPError(
+                    f"{piece} is there already: another run is writing to this address; stop it, or choose another one"
+                )
+            part = self._folder.parent / "piece"
+            part.write_bytes(content)
+            put(part, piece)
+            self._sent += len(content)
+        self._count, self._since = 0, time.monotonic()
+
+
+def _fetch(address: Address, path: Path) -> None:
+    with fetched(address, again=True) as (copy, _):
+        path.write_bytes(Path(copy).read_bytes())
+
+
+def _each(pool: ThreadPoolExecutor, action: Any, things: Iterable[Any]) -> None:
+    for _ in pool.map(action, things):
+        pass
+
+
+def _listed(folder: Address) -> Iterator[Address]:
+    """Yield what is in a folder; nothing, if there is none."""
+    if exists(folder):
+        yield from objects(folder)
+
+
+def _name(address: Address) -> str:
+    return address.rpartition("/")[2]
+
+
+def _warn_of_nothing(address: Address) -> None:
+    warnings.warn(
+        f"{address} has no run to resume: starting from the beginning", AnomalyCLIPWarning, stacklevel=4
+    )
