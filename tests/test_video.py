@@ -117,6 +117,21 @@ def test_kinds_of_files(name, codec, layout, tmp_path):
     assert len(list(frames(anonymous))) == 3  # recognised by its content
 
 
+def test_a_stream_that_does_not_say_how_long_it_is_is_never_called_cut(tmp_path):
+    path = write_video(tmp_path / "a.m2ts", [(n / 5, plain(20 * n)) for n in range(4)])
+    assert len(list(frames(path))) == 4
+
+
+def test_frames_without_time_stamps_are_refused_not_counted(tmp_path):
+    path = write_video(
+        tmp_path / "a.mpg", [(n / 5, plain(20 * n)) for n in range(4)]
+    )  # MPEG-4, which has none there
+    with pytest.raises(
+        InputError, match="a.mpg: its frames have no time stamps; put it into a file that has them"
+    ):
+        list(frames(path))
+
+
 def test_frames_can_be_opened_again_in_any_order(tmp_path):
     path = write_video(tmp_path / "a.mkv", [(n / 10, plain(20 * n)) for n in range(8)], codec="ffv1")
     for number in (5, 1, 8, 2, 2):

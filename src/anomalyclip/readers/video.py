@@ -42,6 +42,9 @@ _SYNC = 0x47
 _PACKETS = ((0, 188), (4, 192))
 """Where the first packet begins, and how long packets are: broadcast, and discs and camcorders."""
 
+_MEASURED = ("mpegts", "mpeg")
+"""Formats that do not say how long they are: FFmpeg guesses it from the end of the file."""
+
 _MICRO = 1_000_000
 """FFmpeg's units of a file's times per second."""
 
@@ -229,7 +232,8 @@ class Decoding:
         if self.damaged:
             what = "1 damaged frame was" if self.damaged == 1 else f"{self.damaged} damaged frames were"
             said.append(f"{what} left out, the first near {self._first_damaged:.2f} s")
-        promised = Fraction(self._container.duration or 0, _MICRO)
+        measured = self._container.format.name in _MEASURED
+        promised = Fraction(0 if measured else self._container.duration or 0, _MICRO)
         missing = promised - (self._end - (self._start or 0))
         if self.broken or missing > min(Fraction(1), promised / 10) + Fraction(1, 10):
             why = f"its header says {float(promised):.2f} s" if not self.broken else self.broken
@@ -274,11 +278,14 @@ class Decoding:
         self.damaged += 1
 
     def _time_of(self, frame: Any) -> float:
-        if frame.pts is None or frame.time_base is None:
+        stamp = (
+            frame.dts if frame.pts is None else frame.pts
+        )  # in MPEG files only some pictures have the first
+        if stamp is None or frame.time_base is None:
             raise InputError(
                 f"{self._name}: its frames have no time stamps; put it into a file that has them, for example MP4"
             )
-        moment = frame.pts * frame.time_base
+        moment = stamp * frame.time_base
         if self._start is None:
             self._start = moment
         return round(float(moment - self._start), 6)
