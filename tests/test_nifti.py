@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from anomalyclip import Detector, DetectorSpec, Threshold, predicting
+from anomalyclip import Detector, DetectorSpec, Threshold, evaluate, predicting
+from anomalyclip.data.check import check
+from anomalyclip.data.listing import list_samples
 from anomalyclip.depth import Scale
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import find_images
@@ -283,6 +286,35 @@ def test_the_commands_for_normal_images_take_volumes_and_steps(tmp_path, cli):
     assert cli("predict", path, "--axis", "up").complaints == [
         "error: axis up: expected axial, coronal, sagittal"
     ]
+
+
+def dataset(root):
+    """Single slices as a data set in MVTec's layout, the lesions with masks."""
+    rng = np.random.default_rng(0)
+    for part in ("train/good", "test/good", "test/lesion"):
+        for number in range(2):
+            values = rng.integers(400, 600, (32, 32, 1)).astype(np.int16)
+            if part == "test/lesion":
+                values[4:12, 8:16] = 1500
+                mask = np.zeros((32, 32), np.uint8)
+                mask[16:24, 20:28] = 255  # as it is seen: the patient's right is on the left, front is up
+                (root / "scan/ground_truth/lesion").mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(root / f"scan/ground_truth/lesion/{number}_mask.png")
+            (root / "scan" / part).mkdir(parents=True, exist_ok=True)
+            volume(root / "scan" / part / f"{number}.nii.gz", values)
+    return root
+
+
+def test_a_data_set_of_slices_is_prepared_and_evaluated_and_volumes_in_it_are_refused(tmp_path):
+    root = dataset(tmp_path / "data")
+    assert check(list_samples(root, None)) == []
+    result = evaluate(toy(value_range=(0, 2000)), root, output=tmp_path / "out")
+    assert result.mean["image_auroc"] == 1
+    assert result.mean["pixel_auroc"] == 1  # with masks drawn on the slices as they are seen
+    volume(root / "scan/test/good/9.nii.gz", np.zeros((32, 32, 3), np.int16))
+    evaluate(toy(value_range=(0, 2000)), root, output=tmp_path / "again")
+    said = (tmp_path / "again" / "results.json").read_text()
+    assert "9.nii.gz: holds several images, but a data set has one label and one mask per file" in said
 
 
 def test_a_range_is_measured_on_volumes(tmp_path):

@@ -16,9 +16,20 @@ MASK_SUFFIXES = ("_mask", "_label", "_segmentation", "")
 """Suffixes (lower case) that a mask's name adds to the name of its image, in the order of preference."""
 
 
+_DOUBLE = ".nii.gz"
+"""The extension of two parts."""
+
+
 def stem(name: str) -> str:
-    """Return a file's name without its folder and its extension."""
-    return posixpath.splitext(posixpath.basename(name))[0]
+    """Return a file's name without its folder and its extension.
+
+    Examples
+    --------
+    >>> stem("images/1.5.png"), stem("images/1.nii.gz")
+    ('1.5', '1')
+    """
+    base = posixpath.basename(name)
+    return base[: -len(_DOUBLE)] if base.lower().endswith(_DOUBLE) else posixpath.splitext(base)[0]
 
 
 def is_mask_name(name: str) -> bool:
