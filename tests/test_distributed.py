@@ -6,17 +6,20 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip import AnomalyCLIPError, DetectorSpec
+from anomalyclip import AnomalyCLIPError, DetectorSpec, distributed
 from anomalyclip import predict as predict_here
-from anomalyclip.distributed import Predictor, cluster, map_of
+from anomalyclip.addresses import Address, stores
+from anomalyclip.distributed import Cluster, Predictor, cluster, map_of
 from anomalyclip.distributed.names import Names
 from anomalyclip.distributed.run import run_folder
 from anomalyclip.distributed.tables import Parts, rows_of, table_of
+from tests import object_store
 
 SPEC = DetectorSpec("micro", image_size=48)
 COLUMNS = ["path", "score", "label", "width", "height", "regions", "value_range", "error"]
@@ -112,6 +115,9 @@ def test_sources_are_written_whole_and_once_and_failed_ones_are_taken_up_again(t
     parts = Parts(tmp_path, maps=False)
     table = table_of([*rows("a", 1), *rows("b", 3), *rows("bad", 1, "torn"), *rows("a", 1)], maps=False)
     assert sum(map(len, parts.add(table.slice(0, 2)))) == 1  # b is not complete
+    assert (
+        sum(map(len, parts.add(table.slice(1, 2)))) == 0
+    )  # its beginning came twice, from a node that was lost
     assert sum(map(len, parts.add(table.slice(2)))) == 4
     parts.flush()
     assert sorted(row["path"] for row in rows_of(tmp_path, ["path"])) == ["a#0", "b#0", "b#1", "b#2", "bad#0"]
@@ -170,10 +176,9 @@ def test_folders_of_other_commands_and_options_that_are_for_others_are_refused(c
         run_folder(tmp_path / "out", resume=True)
 
 
-@pytest.fixture(scope="module")
-def nodes():
+@contextmanager
+def two_nodes():
     """A cluster of two nodes with one core each, on this machine: two actors take them all."""
-    pytest.importorskip("ray")
     patience = {"RAY_raylet_start_wait_time_s": "300", "RAY_gcs_server_request_timeout_seconds": "120"}
     os.environ.update(patience)
     cluster.ray()
@@ -188,6 +193,13 @@ def nodes():
         running.shutdown()
         for name in patience:
             del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    pytest.importorskip("ray")
+    with two_nodes() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +281,20 @@ with connected(address):
     again = predict(data, spec, output, threshold=0.5, resume=True)
 print(first.scored, first.failed, again.scored, again.skipped)
 """
+
+
+@pytest.mark.slow
+def test_images_in_an_object_store_are_read_by_the_actors(images, predictor, tmp_path):
+    pytest.importorskip("ray")
+    with object_store.serve():
+        files, _ = stores.store_of(Address("s3://parts"))
+        files.mkdir("parts")
+        for path in images.iterdir():
+            files.pipe_file(f"parts/line 1/{path.name}", path.read_bytes())
+        run = distributed.predict(
+            "s3://parts/line 1/", SPEC, tmp_path / "out", threshold=0.5, cluster=Cluster("local", 1)
+        )
+    assert (run.scored, run.failed) == (9, 2)
+    found = {row["path"]: row["score"] for row in rows_of(tmp_path / "out", ["path", "score"])}
+    here = predictor({"path": [str(path) for path in images.iterdir()]}).to_pylist()
+    assert found == {f"s3://parts/line 1/{os.path.basename(row['path'])}": row["score"] for row in here}

@@ -18,6 +18,7 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.loading import load_one_of_several
 from anomalyclip.prediction import Prediction, as_threshold
 from anomalyclip.readers import Source, holder
+from anomalyclip.readers.selection import parted
 from anomalyclip.spec import DetectorSpec
 
 if TYPE_CHECKING:
@@ -117,14 +118,17 @@ class Predictor:
 
     def _rows(self, sources: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """Yield a row for each image of the files; the values are what they are called."""
-        homes = {holder(path): path for path in sources}
+        homes = {home: path for path in sources for home in _homes(path)}
         rows: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
 
         def named(id: str) -> tuple[str, str]:
             """Return an image's name and that of its file."""
             path = id if id in sources else homes.get(id) or homes[id.rpartition("#")[0]]
             name = sources[path]
-            return name, holder(name) + id.removeprefix(holder(path)) if id not in sources else name
+            if id in sources:
+                return name, name
+            home = max((home for home in _homes(path) if id.startswith(home)), key=len, default=id)
+            return name, _homes(name)[0] + id.removeprefix(home)
 
         def failed(source: Source, error: InputError) -> None:
             source_name, name = named(os.fspath(source))  # type: ignore[arg-type]
@@ -158,6 +162,14 @@ class Predictor:
             "regions": row["regions"],
             "map": _packed(prediction.anomaly_map) if self.maps else None,
         }
+
+
+def _homes(path: str) -> list[str]:
+    """Return what the ids of a file's images may begin with."""
+    try:
+        return [holder(path), parted(path)[0]]
+    except InputError:  # as the file's error will say
+        return [path]
 
 
 def _packed(anomaly_map: NDArray[np.float32]) -> bytes:

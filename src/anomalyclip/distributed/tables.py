@@ -114,7 +114,7 @@ class Parts:
         self._number = 0
         self._tables: list[pyarrow.Table] = []
         self._since = time.monotonic()
-        self._pending: dict[str, list[pyarrow.Table]] = {}
+        self._pending: dict[str, dict[tuple[str, str | None], pyarrow.Table]] = {}
         self.done, self.skipped = Names(), 0
         for path in sorted(folder.glob(PARTS)):
             if overwrite:
@@ -133,11 +133,14 @@ class Parts:
             A file cannot be written.
         """
         for source, rows in _by_source(table):
-            waiting = self._pending.setdefault(source, [])
-            waiting.append(rows)
-            if sum(len(rows) for rows in waiting) < rows["images"][0].as_py():
+            waiting = self._pending.setdefault(source, {})
+            for place, row in enumerate(rows.select(["path", "error"]).to_pylist()):
+                waiting[row["path"], row["error"]] = rows.slice(
+                    place, 1
+                )  # once, if a node was lost in between
+            if len(waiting) < rows["images"][0].as_py():
                 continue
-            whole = self._pending.pop(source)
+            whole = list(self._pending.pop(source).values())
             if self.done.have([source])[0]:  # it was scored twice, since a node was lost
                 continue
             self.done.add([source])

@@ -1,0 +1,329 @@
+"""What large runs cost: names, shards, processes, a Ray cluster, and memory.
+
+    python -m benchmarks.scale names --count 1000000
+    python -m benchmarks.scale memory --counts 1000 100000
+    python -m benchmarks.scale processes --images 400 --most 2
+    python -m benchmarks.scale ray --images 10000
+    python -m benchmarks.scale kills --images 10000
+
+`names` lists names that no file has, cuts them into shards and looks them up among those that are done. `memory` runs
+`predict`, `merge` and `summarize` on links to one small image, with a scorer that does nothing. `processes` and `ray`
+score small generated images with micro, and give images per second and their ratio to one process. `kills` is the test
+of tests/test_distributed.py with more images: a node and twice the driver are killed, and the rows are compared with
+those of `predict`. Each line of the output is a measurement as JSON.
+"""
+
+import argparse
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 64
+
+
+def say(**measured: object) -> None:
+    print(
+        json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in measured.items()}), flush=True
+    )
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def alone(task: str, *arguments: object) -> None:
+    """Run one measurement in a process of its own, so that its peak memory is its own."""
+    subprocess.run([sys.executable, "-m", "benchmarks.scale", f"_{task}", *map(str, arguments)], check=True)
+
+
+def make_images(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:06}.jpg")
+    return folder
+
+
+def make_links(folder: Path, count: int) -> Path:
+    """So many names of one image."""
+    folder.mkdir()
+    Image.new("RGB", (16, 16), "gray").save(folder / "000000.png")
+    for number in range(1, count):
+        if number % 10_000 == 0:  # a file system allows only so many links to a file
+            Image.new("RGB", (16, 16), "gray").save(folder / f"{number:06}.png")
+        else:
+            os.link(folder / f"{number - number % 10_000:06}.png", folder / f"{number:06}.png")
+    return folder
+
+
+def names(count: int) -> None:
+    from anomalyclip.distributed.names import Names
+    from anomalyclip.inputs import ImageFile
+    from anomalyclip.sharding import Listing, Shard
+
+    def listed() -> Iterator[ImageFile]:
+        for number in range(count):
+            name = f"line {number % 50}/2026-11-28/{number:09}.png"
+            yield ImageFile(f"/data/parts/{name}", name)
+
+    before = peak_mb()
+    start = time.perf_counter()
+    for _ in listed():
+        pass
+    generated = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        listing = Listing.write(Path(folder), Shard(3, 16), listed())
+        say(
+            what="one shard of 16 listed and written",
+            names=count,
+            mine=listing.count,
+            seconds=time.perf_counter() - start - generated,
+            peak_mb=peak_mb() - before,
+        )
+    done = Names()
+    start = time.perf_counter()
+    block: list[str] = []
+    for image in listed():
+        block.append(image.path)
+        if len(block) == 8192:
+            done.add(block[::2])  # half of them are done
+            block.clear()
+    added = time.perf_counter() - start - generated
+    start = time.perf_counter()
+    found = 0
+    for image in listed():
+        block.append(image.path)
+        if len(block) == 8192:
+            found += int(done.have(block).sum())
+            block.clear()
+    say(
+        what="half of the names added to those that are done, then all of them looked up",
+        names=count,
+        done=len(done),
+        found=found,
+        add_seconds=added,
+        look_up_seconds=time.perf_counter() - start - generated,
+        peak_mb=peak_mb() - before,
+    )
+
+
+def nothing_scorer() -> object:
+    """Return a detector that does nothing, to measure everything else."""
+    from anomalyclip import Detector
+    from anomalyclip.scorer import Description
+
+    class Nothing:
+        image_size = 16
+
+        def __call__(self, pixels):
+            count = len(pixels)
+            return np.full(count, 0.5, np.float32), np.zeros((count, 16, 16), np.float32)
+
+        def identity(self):
+            return {"scorer": "nothing"}
+
+        def describe(self):
+            return Description("nothing")
+
+    return Detector(Nothing())
+
+
+def memory(count: int) -> None:
+    from anomalyclip.merging import merge
+    from anomalyclip.predicting import predict
+    from anomalyclip.sharding import Shard
+    from anomalyclip.summarizing import summarize
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = make_links(Path(folder, "images"), count)
+        shards = Path(folder, "shards")
+
+        def measured(what: str, work) -> None:
+            child = os.fork()
+            if child == 0:  # a process of its own, that has loaded nothing yet
+                start = time.perf_counter()
+                work()
+                say(what=what, names=count, seconds=time.perf_counter() - start, peak_mb=peak_mb())
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                raise SystemExit(f"{what} failed")
+
+        measured("predict", lambda: predict(nothing_scorer(), images, Path(folder, "whole"), batch_size=16))
+        for index in (1, 2):
+            measured(
+                f"predict --shard {index}/2",
+                lambda index=index: predict(
+                    nothing_scorer(), images, shards, shard=Shard(index, 2), batch_size=16
+                ),
+            )
+        measured("merge", lambda: merge([shards], Path(folder, "merged")))
+        measured("summarize", lambda: summarize([shards]))
+        same = [Path(folder, name, "predictions.jsonl").read_bytes() for name in ("whole", "merged")]
+        say(what="the merged lines are those of one run", same=same[0] == same[1])
+
+
+def processes(images: int, most: int) -> None:
+    from anomalyclip import DetectorSpec, predict
+    from anomalyclip.workers import Workers
+
+    spec = DetectorSpec("micro")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = make_images(Path(folder, "images"), images)
+        paths = sorted(map(str, pictures.iterdir()))
+        rates = {}
+        for count in range(1, most + 1):
+            with Workers(spec, count) as workers:
+                list(workers.stream(paths[: 16 * count]))  # all have loaded
+                while not all(worker.is_ready for worker in workers._workers):
+                    list(workers.stream(paths[:8]))
+                start = time.perf_counter()
+                predict(workers, pictures, Path(folder, f"out {count}"))
+                rates[count] = images / (time.perf_counter() - start)
+        detector = spec.load()
+        start = time.perf_counter()
+        predict(detector, pictures, Path(folder, "alone"))
+        say(what="one process, all cores", per_second=images / (time.perf_counter() - start))
+        cores = len(os.sched_getaffinity(0))
+        for count, rate in rates.items():
+            say(
+                what="processes",
+                processes=count,
+                threads_each=max(1, cores // count),
+                per_second=rate,
+                ratio_to_one=rate / rates[1],
+                ratio_to_ideal=rate / (rates[1] * min(count, cores)),
+            )
+
+
+def on_ray(images: int) -> None:
+    from anomalyclip import DetectorSpec, predict
+    from anomalyclip.distributed import Cluster
+    from anomalyclip.distributed import predict as predict_on_ray
+    from anomalyclip.distributed.tables import rows_of
+
+    spec = DetectorSpec("micro", image_size=48)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = make_images(Path(folder, "images"), images)
+        detector = spec.load()
+        start = time.perf_counter()
+        predict(detector, pictures, Path(folder, "here"))
+        here = time.perf_counter() - start
+        say(what="one process", images=images, seconds=here, per_second=images / here, peak_mb=peak_mb())
+        cores = len(os.sched_getaffinity(0))
+        for actors in sorted({1, cores}):
+            start = time.perf_counter()
+            out = Path(folder, f"ray {actors}")
+            predict_on_ray(pictures, spec, out, cluster=Cluster("local", actors))
+            seconds = time.perf_counter() - start
+            say(
+                what="ray, with the start of a local cluster",
+                actors=actors,
+                images=images,
+                seconds=seconds,
+                per_second=images / seconds,
+                seconds_more_than_ideal=seconds - here / actors,
+                driver_peak_mb=peak_mb(),
+            )
+            lines = (json.loads(line) for line in (Path(folder, "here") / "predictions.jsonl").open())
+            ours = {line["image_path"]: line["pred_score"] for line in lines}
+            rows = {row["path"]: row["score"] for row in rows_of(out, ["path", "score"])}
+            say(what="the rows are those of predict", actors=actors, same=ours == rows)
+
+
+def kills(images: int) -> None:
+    from tests.test_distributed import (
+        COLUMNS,
+        DRIVER,
+        SPEC,
+        flat,
+        kill_node,
+        lines_of,
+        predict_here,
+        rows_of,
+        two_nodes,
+    )
+    from tests.test_distributed import make_images as make_test_images
+
+    with tempfile.TemporaryDirectory() as folder, two_nodes() as nodes:
+        pictures = make_test_images(Path(folder, "images"), images)
+        (pictures / "deep.png").unlink()
+        start = time.perf_counter()
+        predict_here(SPEC.load(threshold=0.5), pictures, Path(folder, "here"))
+        say(what="predict", images=images, seconds=time.perf_counter() - start)
+        out = Path(folder, "out")
+        command = [sys.executable, "-c", DRIVER, nodes.address, str(pictures), str(out)]
+        start = time.perf_counter()
+        for part in range(3):
+            aim = (part + 1) * images // 4
+            process = subprocess.Popen(command)
+            while process.poll() is None and written(out) < aim:
+                select.select([], [], [], 0.5)
+            if part < 2:
+                process.kill()
+                process.wait()
+            say(
+                what="killed" if part < 2 else "node killed",
+                rows=written(out),
+                after=time.perf_counter() - start,
+            )
+        kill_node(next(iter(nodes.worker_nodes)))
+        process.wait()
+        rows = flat(rows_of(out, COLUMNS))
+        say(
+            what="two drivers and a node killed",
+            rows=len(rows),
+            paths=len({row[0] for row in rows}),
+            same_as_predict=rows == lines_of(Path(folder, "here")),
+            seconds=time.perf_counter() - start,
+        )
+
+
+def written(out: Path) -> int:
+    import pyarrow.parquet
+
+    return sum(pyarrow.parquet.read_metadata(path).num_rows for path in out.glob("part-*.parquet"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["names", "memory", "processes", "ray", "kills", "_names", "_memory"])
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--most", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.what == "names":
+        alone("names", "--count", given.count)
+    elif given.what == "memory":
+        for count in given.counts:
+            alone("memory", "--count", count)
+    elif given.what == "_names":
+        names(given.count)
+    elif given.what == "_memory":
+        memory(given.count)
+    elif given.what == "processes":
+        processes(given.images, given.most)
+    elif given.what == "ray":
+        on_ray(given.images)
+    else:
+        kills(given.images)
+
+
+if __name__ == "__main__":
+    main()
