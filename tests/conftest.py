@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from tests.serving import serving as serving
 # No test is timed; a clean clone must give the same answer every time.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("here")
+
+# What a test finds in the cache folder was put there by tests.
+_CACHE = tempfile.TemporaryDirectory(prefix="anomalyclip-cache-")
+os.environ["ANOMALYCLIP_CACHE"] = _CACHE.name
 
 torch.set_num_threads(1)  # small tensors: more threads only get into each other's way
 

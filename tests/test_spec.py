@@ -44,6 +44,7 @@ OTHER_VALUES = {
     "device": "cuda:1",
     "precision": "bf16",
     "compiled": True,
+    "engine": "torch",
     "model": "model.onnx",
     "provider": ("cuda", "cpu"),
     "threads": 3,

@@ -14,6 +14,7 @@ from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPWarning
 from anomalyclip.gathering import Gathering
 from anomalyclip.inputs import find_images
+from anomalyclip.loading import in_pytorch
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Source
 from anomalyclip.references import Memory
@@ -81,8 +82,7 @@ def fit(
     >>> len(memory), memory.patches
     (2, 450)
     """
-    if isinstance(detector, DetectorSpec):
-        detector = detector.load()
+    detector = in_pytorch(detector)
     before = add_to if add_to is None or isinstance(add_to, Memory) else Memory.load(add_to)
     work = Gathering(detector, augment=augment, max_patches=max_patches, pictures=pictures)
     if before is not None:

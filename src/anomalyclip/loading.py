@@ -11,6 +11,7 @@ from anomalyclip.spec import DetectorSpec
 if TYPE_CHECKING:
     from anomalyclip.detector import Detector
     from anomalyclip.prediction import Threshold
+    from anomalyclip.scorer import Scorer
 
 
 def load(
@@ -18,8 +19,12 @@ def load(
     *,
     threshold: "float | Threshold | str | os.PathLike[str] | None" = None,
     by_class: bool = False,
+    threads: int | None = None,
 ) -> "Detector":
-    """Return the detector of a spec; see `DetectorSpec.load`. An exported file does not import PyTorch."""
+    """Return the detector of a spec; see `DetectorSpec.load`. An exported file does not import PyTorch.
+
+    `threads` is for a file that is kept for the spec (`anomalyclip.engines.kept`); None: the library decides.
+    """
     from anomalyclip.detector import Detector
     from anomalyclip.prediction import as_threshold
 
@@ -27,10 +32,8 @@ def load(
     spec = measured(spec)
     tiling = spec.tiling
     if spec.model is None:
-        from anomalyclip.methods import METHODS
-
         detector = Detector(
-            METHODS[spec.method](spec, by_class=by_class),
+            _scorer(spec, by_class, threads),
             threshold=ready,
             tiling=tiling,
             spec=spec,
@@ -74,7 +77,15 @@ def load_one_of_several(
             spec = replace(spec, device=f"cuda:{place % gpus}")
     elif spec.threads is None:
         spec = replace(spec, threads=threads)
-    return load(spec, threshold=threshold)
+    return load(spec, threshold=threshold, threads=threads)
+
+
+def _scorer(spec: DetectorSpec, by_class: bool, threads: int | None) -> "Scorer":
+    from anomalyclip.engines import kept
+    from anomalyclip.methods import METHODS
+
+    exported = kept.scorer_for(spec, by_class=by_class, threads=threads)
+    return exported or METHODS[spec.method](spec, by_class=by_class)
 
 
 def measured(spec: DetectorSpec) -> DetectorSpec:
@@ -114,6 +125,20 @@ def as_detector(
     )
     _warn_of(judged)
     return judged
+
+
+def in_pytorch(detector: "Detector | DetectorSpec", *, by_class: bool = False) -> "Detector":
+    """Return the same detector for what only PyTorch can do, such as remembering references, comparing and exporting.
+
+    A spec is loaded; a detector that runs from a kept file (`anomalyclip.engines.kept`) is loaded again.
+    """
+    from anomalyclip.engines.kept import KeptScorer
+
+    if isinstance(detector, DetectorSpec):
+        return load(detector if detector.model else replace(detector, engine="torch"), by_class=by_class)
+    if not isinstance(detector.scorer, KeptScorer) or detector.spec is None:
+        return detector
+    return load(replace(detector.spec, engine="torch"), threshold=detector.threshold, by_class=by_class)
 
 
 def _warn_of(detector: "Detector") -> None:

@@ -46,6 +46,9 @@ TEMPLATES = ("winclip", "winclip-22", "april-gan", "imagenet", "none")
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
+ENGINES = ("auto", "torch", "onnx", "openvino")
+"""What computes the scores: PyTorch, or an exported file that is made once and kept."""
+
 MAX_PATCHES = 50_000
 """Patches that a memory of references holds at most: those of 36 images of ViT-L/14 at 518 x 518."""
 
@@ -142,6 +145,10 @@ class DetectorSpec(Settings):
         Precision of the image encoder's matrix products.
     compiled : bool
         Whether to compile the image encoder (`torch.compile`): slow to start, faster for many images.
+    engine : {"auto", "torch", "onnx", "openvino"}
+        What runs the detector on a CPU in float32: PyTorch, or ONNX Runtime or OpenVINO with an exported file that is
+        made once and kept in the cache folder (`anomalyclip.engines.kept`). auto: such a file if there is one,
+        otherwise PyTorch. Scores differ by at most 1e-5.
     model : str or path, optional
         A file written by `anomalyclip.export`. It fixes backbone, method, prompts and everything up to `image_score`,
         as well as precision. It needs no PyTorch.
@@ -346,6 +353,12 @@ class DetectorSpec(Settings):
         flag="--compile",
         fixed_by_model=True,
     )
+    engine: str = _option(
+        "auto",
+        "What runs the detector on a CPU: torch, or onnx or openvino, whose file is made once and kept in the cache "
+        "folder. auto: such a file if there is one (predict and test make it for 500 images or more), else torch.",
+        choices=ENGINES,
+    )
     model: str | None = _option(
         None,
         "A file written by `anomalyclip export`, instead of backbone and prompts; needs no PyTorch.",
@@ -422,6 +435,10 @@ class DetectorSpec(Settings):
         if changed:
             raise AnomalyCLIPError(
                 f"{', '.join(changed)} cannot be changed: fixed by {self.model}; export another file instead"
+            )
+        if self.engine != _default("engine"):
+            raise AnomalyCLIPError(
+                f"engine {self.engine!r}: {self.model} is an exported file, which has its own; leave it out"
             )
         if self.device != _default("device"):
             raise AnomalyCLIPError(

@@ -69,6 +69,7 @@ def predict(
     read are reported, and the others are scored.
     """
     from anomalyclip import predicting
+    from anomalyclip.engines.kept import prepare
 
     skipped: Counter[str] = Counter()
     part = large.one_shard(shard)
@@ -98,6 +99,7 @@ def predict(
             "continues"
         )
 
+    prepare(spec, images=len(images) if isinstance(images, list) else None)
     with (
         stoppable(stopped),
         large.loaded(spec, threshold, processes) as detector,

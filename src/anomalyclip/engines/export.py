@@ -30,7 +30,7 @@ from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import check_writable, staging, writing
 from anomalyclip.framing import Framing
 from anomalyclip.inputs import find_images
-from anomalyclip.loading import measured
+from anomalyclip.loading import in_pytorch, measured
 from anomalyclip.memory_core import MemoryCore
 from anomalyclip.methods import METHODS
 from anomalyclip.prediction import Threshold, as_threshold
@@ -243,6 +243,7 @@ def _prepared(
         detector = Detector(
             METHODS[spec.method](spec), tiling=spec.tiling, spec=spec, value_range=spec.value_range
         )
+    detector = in_pytorch(detector)
     if limits is None:
         limits = detector.threshold
     return Detector(

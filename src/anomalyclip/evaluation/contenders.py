@@ -14,7 +14,7 @@ from anomalyclip.depth import Range
 from anomalyclip.detector import VALUE_RANGE
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.joint import JointScorer
-from anomalyclip.loading import load
+from anomalyclip.loading import in_pytorch
 from anomalyclip.methods import METHODS
 from anomalyclip.scorer import Scorer
 from anomalyclip.settings import item_of
@@ -285,7 +285,7 @@ def line_up(specs: Mapping[str, DetectorSpec], sets: Mapping[str, SampleList]) -
         try:
             if spec.tile is not None:
                 raise AnomalyCLIPError("images are compared whole: leave out the tile size")
-            detector = load(spec, by_class=True)
+            detector = in_pytorch(spec, by_class=True)
             scorers[name] = detector.scorer
             ranges.add(detector.value_range)
             if isinstance(scorer := scorers[name], ByClass):

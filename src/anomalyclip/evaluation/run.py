@@ -9,6 +9,7 @@ from typing import Any
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
 from anomalyclip.detector import Detector
+from anomalyclip.engines.kept import prepare
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
 from anomalyclip.evaluation.evaluator import Options, evaluate_set
@@ -99,6 +100,8 @@ def evaluate(
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     limits = as_threshold(threshold)
     if detector is not None:
+        if isinstance(detector, DetectorSpec):
+            prepare(detector, images=sum(map(len, sets.values())))
         detector = as_detector(detector, threshold=limits, by_class=True)
         for name in {sample.class_name: None for samples in sets.values() for sample in samples}:
             detector.of_class(name)  # one that cannot be named is refused before anything is scored

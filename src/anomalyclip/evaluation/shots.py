@@ -23,6 +23,7 @@ from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.files import replacing, writing
 from anomalyclip.fitting import fit
 from anomalyclip.framing import framing_of
+from anomalyclip.loading import in_pytorch
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
 from anomalyclip.remembering import remember
@@ -197,12 +198,9 @@ def evaluate_shots(
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
     pool = {key: _normal_training(samples, settings) for key, samples in sets.items()}
     _check_enough(pool, sets, shots.shots)
-    if isinstance(detector, DetectorSpec):
-        if detector.references is not None:
-            raise AnomalyCLIPError("--shots draws references: leave out --references")
-        from anomalyclip.loading import load
-
-        detector = load(detector, by_class=True)
+    if isinstance(detector, DetectorSpec) and detector.references is not None:
+        raise AnomalyCLIPError("--shots draws references: leave out --references")
+    detector = in_pytorch(detector, by_class=True)
     folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
     draws = [(count, seed) for count in sorted(set(shots.shots)) for seed in range(shots.seeds)]
     with begun(folder, lambda: {"shots": list(shots.shots), "seeds": shots.seeds}, about=dict) as place:

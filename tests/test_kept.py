@@ -1,0 +1,234 @@
+"""Engines: the same detector from an exported file that is made once and kept in the cache folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, evaluate, export, fit
+from anomalyclip.data.synthetic.writer import write_dataset
+from anomalyclip.demo import PICTURES
+from anomalyclip.engines import kept
+from anomalyclip.engines.kept import KeptScorer, prepare, scorer_for
+from anomalyclip.engines.torch import TorchScorer
+from anomalyclip.errors import AnomalyCLIPNote
+from anomalyclip.evaluation.calibration import calibrate
+from anomalyclip.methods import METHODS, Method
+
+PICTURE = PICTURES / "slate_good.jpg"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("ANOMALYCLIP_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A cache folder with the ONNX file of micro."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOMALYCLIP_CACHE", str(folder))
+        with pytest.warns(AnomalyCLIPNote, match="is made once"):
+            DetectorSpec("micro", engine="onnx").load()
+    return folder
+
+
+@pytest.fixture
+def filled(made: Path, cache: Path) -> Path:
+    shutil.copytree(made, cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"engine": "onnx", "precision": "bf16"},
+            "engine onnx: it runs in float32 .precision bf16 is PyTorch's",
+        ),
+        (
+            {"engine": "openvino", "compiled": True},
+            "engine openvino: it runs in float32 .--compile is PyTorch's",
+        ),
+        ({"engine": "onnx", "device": "cuda"}, "engine onnx: it runs on the CPU"),
+        ({"engine": "onnx", "references": ("a",)}, "engine onnx: with references only PyTorch says"),
+        (
+            {"engine": "onnx", "method": "dark", "backbone": "ViT-L-14-336"},
+            "engine onnx: method dark has no backbone",
+        ),
+        ({"engine": "tensorrt"}, "engine 'tensorrt': expected one of auto, torch, onnx, openvino"),
+        ({"engine": "onnx", "method": "winclip"}, "method 'winclip' puts the name"),
+    ],
+)
+def test_what_an_engine_cannot_run_is_refused(options, message, monkeypatch):
+    monkeypatch.setitem(METHODS._known, "dark", Method("dark", lambda spec: None, frozenset({"image_size"})))
+    with pytest.raises(AnomalyCLIPError, match=message):
+        scorer_for(DetectorSpec(**{"backbone": "micro"} | options))
+
+
+def test_an_exported_file_has_its_own_engine(tmp_path):
+    with pytest.raises(AnomalyCLIPError, match="is an exported file, which has its own"):
+        DetectorSpec(model=tmp_path / "model.onnx", engine="onnx")
+
+
+def test_a_missing_engine_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr(kept, "find_spec", lambda name: None)
+    with pytest.raises(
+        AnomalyCLIPError, match=r"needs openvino: pip install 'anomalyclip\[export,openvino\]'"
+    ):
+        scorer_for(DetectorSpec("micro", engine="openvino"))
+
+
+def test_auto_without_a_kept_file_is_pytorch():
+    assert isinstance(DetectorSpec("micro").load().scorer, TorchScorer)
+
+
+@pytest.mark.parametrize("images", [None, kept.PAYS_FROM - 1])
+def test_few_images_are_not_worth_a_file(images, cache):
+    prepare(DetectorSpec("micro"), images=images)
+    assert not (cache / "engines").exists()
+
+
+def test_auto_goes_on_with_pytorch_if_the_file_cannot_be_made(cache):
+    cache.write_text("a file where the cache folder should be")
+    with pytest.warns(
+        AnomalyCLIPNote, match="PyTorch is used: .* cannot be kept in .*engines .*ANOMALYCLIP_CACHE"
+    ):
+        prepare(DetectorSpec("micro"), images=kept.PAYS_FROM)
+    assert isinstance(DetectorSpec("micro").load().scorer, TorchScorer)
+
+
+def test_a_file_belongs_to_everything_that_decides_the_scores(tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.safetensors"
+    prompts.write_bytes((Path(kept.resolve_backbone("micro")) / "prompts.safetensors").read_bytes())
+    spec = DetectorSpec("micro", prompts=str(prompts))
+    first = kept._folder(spec, "onnx")
+    assert kept._folder(DetectorSpec("micro", prompts=str(prompts), engine="onnx", tile=300), "onnx") == first
+    assert kept._folder(DetectorSpec("micro", prompts=str(prompts), sigma=2.0), "onnx") != first
+    assert kept._folder(spec, "openvino") != first
+    os.utime(prompts, (1, 1))
+    changed = kept._folder(spec, "onnx")
+    assert changed != first
+    monkeypatch.setattr(kept, "version", lambda name: "another")
+    assert kept._folder(spec, "onnx") != changed
+
+
+@pytest.mark.slow
+def test_the_same_scores_come_from_a_file_that_is_made_once(filled):
+    expected = DetectorSpec("micro", engine="torch").load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AnomalyCLIPNote)
+        for spec in (
+            DetectorSpec("micro", engine="onnx"),
+            DetectorSpec("micro"),
+        ):  # auto, now that it is there
+            detector = spec.load()
+            assert isinstance(detector.scorer, KeptScorer)
+            one, other = detector.predict(PICTURE), expected.predict(PICTURE)
+            assert one.pred_score == pytest.approx(other.pred_score, abs=1e-5)
+            np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-5)
+            assert detector.identity() == expected.identity()
+    assert len([path for path in (filled / "engines").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.slow
+def test_with_a_kept_file_pytorch_is_not_imported(filled):
+    program = (
+        "import sys; from anomalyclip import Detector; "
+        f"print(Detector.from_pretrained('micro').predict({str(PICTURE)!r}).pred_score > 0, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.slow
+def test_what_needs_pytorch_gets_it_and_thresholds_are_shared(filled, tmp_path):
+    spec = DetectorSpec("micro", engine="onnx")
+    detector = spec.load()
+    found = calibrate(detector, [PICTURE] * 3, false_alarm_rate=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = Detector.from_pretrained("micro", engine="torch", threshold=found)
+    assert same.threshold is found
+    assert fit(detector, [PICTURE]).patches == 225
+    assert export(detector, tmp_path / "model.onnx").score_difference < 1e-5
+    write_dataset(tmp_path / "set", ["slate"], normal=2, anomalous=2, seed=1)
+    result = evaluate(spec, tmp_path / "set")
+    plain = evaluate(DetectorSpec("micro", engine="torch"), tmp_path / "set")
+    assert result.mean == pytest.approx(plain.mean, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_made_again_and_auto_does_without(filled):
+    spec = DetectorSpec("micro", engine="onnx")
+    path = spec.load().scorer.path
+    path.write_bytes(path.read_bytes()[:1000])
+    assert isinstance(DetectorSpec("micro").load().scorer, TorchScorer)
+    with pytest.warns(AnomalyCLIPNote, match="is made once"):
+        assert spec.load().predict(PICTURE).pred_score > 0
+    assert path.stat().st_size > 1_000_000
+
+
+@pytest.mark.slow
+def test_only_the_newest_file_of_a_specification_is_kept(filled, monkeypatch):
+    monkeypatch.setattr(kept, "version", lambda name: "next")
+    with pytest.warns(AnomalyCLIPNote, match="is made once"):
+        DetectorSpec("micro", engine="onnx").load()
+    (note,) = (filled / "engines").glob("*/about.json")
+    assert json.loads(note.read_text())["versions"]["onnxruntime"] == "next"
+
+
+@pytest.mark.slow
+def test_two_processes_that_start_at_once_make_one_file(cache):
+    command = [sys.executable, "-m", "anomalyclip", "predict", str(PICTURE), "--backbone", "micro"]
+    outputs = [cache.parent / name for name in ("a", "b")]
+
+    def run(output):
+        return subprocess.run(
+            [*command, "--engine", "onnx", "--output", str(output)], capture_output=True, text=True
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(run, outputs))
+    assert [one.returncode for one in done] == [0, 0], done
+    assert sum("is made once" in one.stderr for one in done) == 1
+    texts = [(output / "predictions.jsonl").read_text() for output in outputs]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_nothing_that_is_used(cache):
+    program = "from anomalyclip import DetectorSpec; DetectorSpec('micro', engine='onnx').load()"
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()  # the note: it has begun
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list((cache / "engines").glob("*/model.onnx"))
+    assert isinstance(DetectorSpec("micro").load().scorer, TorchScorer)
+    with pytest.warns(AnomalyCLIPNote, match="is made once"):
+        DetectorSpec("micro", engine="onnx").load()
+    assert not list((cache / "engines").glob(".*"))
+
+
+@pytest.mark.slow
+def test_many_images_make_the_file_for_auto(cache, monkeypatch):
+    monkeypatch.setattr(kept, "PAYS_FROM", 3)
+    with pytest.warns(AnomalyCLIPNote, match="is made once"):
+        prepare(DetectorSpec("micro"), images=3)
+    detector = DetectorSpec("micro").load()
+    assert isinstance(detector.scorer, KeptScorer)
+    assert detector.scorer.engine == "openvino"  # the faster of those that are installed
+    expected = DetectorSpec("micro", engine="torch").load().predict(PICTURE)
+    np.testing.assert_allclose(detector.predict(PICTURE).anomaly_map, expected.anomaly_map, atol=1e-5)
