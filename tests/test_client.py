@@ -11,6 +11,8 @@ from anomalyclip.client import Client, ServiceError
 from anomalyclip.demo import PICTURES
 from tests.serving import CRACK, GOOD
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def detector():

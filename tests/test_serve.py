@@ -220,12 +220,20 @@ def test_paths_and_addresses_of_callers_are_never_opened(running, content):
     assert running.post("/v1/models", content).status == 422
 
 
+def test_maps_that_are_larger_than_an_answer_may_be_are_refused(running):
+    large = png(np.zeros((5000, 5000), np.uint8))
+    answer = running.send("/v1/predict", [("large.png", large)], map="npy")
+    assert answer.status == 413
+    assert answer.error["message"].startswith("the maps of the answer take more than 100000000 bytes")
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [
         ({"content-type": "text/plain"}, b"hello", 415),
         ({"content-type": "application/json"}, b"{", 400),
         ({"content-type": "application/json"}, b"[" * 100_000, 400),
+        ({"content-type": "application/json"}, b'{"images": [' + b"0," * 2_000_000 + b"0]}", 413),
         ({"content-type": "application/json"}, b'{"images": [{"data": "http://example.com/a.png"}]}', 422),
         ({"content-type": "multipart/form-data"}, b"", 400),
         (FORM, b"no form at all", 400),

@@ -8,6 +8,8 @@ from anomalyclip import Detector, DetectorSpec, calibrate, fit, remember
 from anomalyclip.demo import PICTURES
 from tests.serving import CRACK, GOOD
 
+pytestmark = pytest.mark.slow
+
 GOODS = sorted(PICTURES.glob("*_good.jpg"))
 
 

@@ -1,7 +1,6 @@
 """Other programs' protocols, with clients and forms that nobody here wrote."""
 
 import base64
-import hashlib
 import json
 import struct
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,9 @@ from PIL import Image
 
 from anomalyclip import DetectorSpec
 from tests.serving import CRACK, GOOD, STAIN, service
+from tests.test_serve_brush import decoded
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 0.2
 
@@ -160,39 +162,6 @@ def test_a_damaged_binary_tensor_is_refused(running, body):
 CONFIG = """<View><!-- parts --><Image name="picture" value="$image"/>
 <BrushLabels name="mask" toName="picture"><Label value="Fine"/><Label value="Anomaly"/></BrushLabels>
 <RectangleLabels name="box" toName="picture"><Label value="Defect"/></RectangleLabels></View>"""
-
-
-def decoded(rle: list[int]) -> np.ndarray:
-    """What the decoder of thi.ng/rle-pack makes of it, written from the description of its format."""
-    bits = np.unpackbits(np.array(rle, np.uint8)).tolist()
-    at = 0
-
-    def read(count: int) -> int:
-        nonlocal at
-        at += count
-        return int("".join(map(str, bits[at - count : at])), 2)
-
-    count, word = read(32), read(5) + 1
-    sizes = [read(4) + 1 for _ in range(4)]
-    values: list[int] = []
-    while len(values) < count:
-        is_run, length = read(1), read(sizes[read(2)]) + 1
-        values += [read(word)] * length if is_run else [read(word) for _ in range(length)]
-    return np.array(values, np.uint8)
-
-
-def test_a_mask_is_written_as_label_studio_s_own_package_writes_it():
-    from anomalyclip.serve.brush import brush
-
-    y, x = np.mgrid[:90, :160]
-    mask = ((x - 70) ** 2 + (y - 40) ** 2 < 900) | ((x > 120) & (y > 60) & (x % 3 > 0))
-    rle = brush(mask)
-    # label_studio_sdk 2.1.2, converter.brush.mask2rle of the same mask
-    assert (
-        hashlib.sha256(bytes(rle)).hexdigest()
-        == "349556dbefa8685393cf7a0717ad540ec28ce8c27cdcb9eebc60295af425583d"
-    )
-    assert (decoded(rle).reshape(90, 160, 4) == 255 * mask[:, :, None]).all()
 
 
 def test_a_task_is_prelabelled_with_a_brush_mask_boxes_and_a_score(running, detector):

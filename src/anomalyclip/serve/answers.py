@@ -108,6 +108,19 @@ def encoded_map(prediction: Prediction, form: str, longest: int | None) -> dict[
     }
 
 
+def map_bytes(prediction: Prediction, form: str, longest: int | None) -> int:
+    """Return the bytes that a map takes in an answer at most, about.
+
+    Examples
+    --------
+    >>> prediction = Prediction(pred_score=0.5, anomaly_map=np.zeros((8, 8), np.float32), image_size=(30, 20))
+    >>> map_bytes(prediction, "npy", None), map_bytes(prediction, "png", 0), map_bytes(prediction, "none", None)
+    (3200, 85, 0)
+    """
+    width, height = _size_of(prediction, longest)
+    return width * height * {"none": 0, "png": 4, "npy": 16, "rle": 1}[form] // 3
+
+
 def preview_of(image: Image.Image) -> dict[str, Any]:
     """Return a small JPEG of an image, for what a browser cannot show."""
     small = image.convert("RGB")

@@ -28,6 +28,8 @@ _LONGEST_FIELD = 100_000
 _FIELDS = 64
 """Fields of a form that are not files."""
 
+_LARGE_JSON, _MOST_VALUES = 100_000, 2_000_000
+
 _SLOWEST = 10_000
 """Bytes a second that a sender has to reach on average."""
 
@@ -176,7 +178,12 @@ async def read_json(request: Request, settings: ServeSettings, lease: Lease) -> 
     Refusal
         It is not, or as for `chunks`.
     """
-    return as_object(await whole(request, settings, lease))
+    return await parsed(await whole(request, settings, lease))
+
+
+async def parsed(body: bytes) -> dict[str, Any]:
+    """Return a JSON object; a large one is read beside the other requests."""
+    return as_object(body) if len(body) < _LARGE_JSON else await asyncio.to_thread(as_object, body)
 
 
 def as_object(body: bytes) -> dict[str, Any]:
@@ -187,6 +194,10 @@ def as_object(body: bytes) -> dict[str, Any]:
     Refusal
         The body is not one.
     """
+    if body.count(b",") + body.count(b"[") > _MOST_VALUES:  # each takes many times its bytes when it is read
+        raise Refusal(
+            413, f"the JSON has more than {_MOST_VALUES} values; send tensors as binary, images as base64"
+        )
     try:
         content = parse_json(body)
     except ValueError as error:

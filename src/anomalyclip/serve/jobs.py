@@ -32,7 +32,7 @@ class JobEntries(Entries):
     """Entries of a job as JSON lines, counted against what the service may hold."""
 
     def __init__(self, held: Held) -> None:
-        super().__init__()
+        super().__init__(held.limit)
         self.lines: dict[int, bytes] = {}
         self.failed = 0
         self._lease, self._lock = held.lease(), threading.Lock()

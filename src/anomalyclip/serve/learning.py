@@ -52,10 +52,8 @@ async def _made(
     failed: list[dict[str, str]] = []
     names: list[str] = []
     scale = Scale(served.detector.value_range, strict=True)
-    unpacked = service.settings.unpacked_bytes
-    images = list(await service.aside(lambda: list(_images(files, scale, unpacked, names, failed))))
-    if not images:
-        raise Refusal(422, failed[0]["error"], more={"failed": failed})
+    # One image is decoded at a time: together they may be many times as large as their files.
+    images = _images(files, scale, service.settings.unpacked_bytes, names, failed)
 
     def fitted() -> Any:
         detector = with_threshold(served.detector, None)  # it was made for other scores
@@ -64,7 +62,10 @@ async def _made(
     try:
         detector = await service.waited_for(request, service.worker.call(fitted))
     except AnomalyCLIPError as error:
-        raise error if isinstance(error, Refusal) else Refusal(422, str(error)) from None
+        if isinstance(error, Refusal):
+            raise
+        message = str(error) if names else failed[0]["error"]
+        raise Refusal(422, message, more={"failed": failed}) from None
     return {**service.models.add(detector, tuple(names)).describe(), "failed": failed}
 
 

@@ -8,6 +8,7 @@ References
 https://github.com/kserve/open-inference-protocol and, for binary tensors, Triton's ``extension_binary_data.md``.
 """
 
+import asyncio
 import io
 import json
 import math
@@ -90,7 +91,7 @@ async def infer(model: str, request: Request, version: str = _VERSION) -> Respon
     predictions: dict[int, Prediction] = {}
     with service.held.lease() as lease:
         body = await whole(request, service.settings, lease)
-        asked = Asked.of(body, request.headers.get(_HEADER))
+        asked = await asyncio.to_thread(Asked.of, body, request.headers.get(_HEADER))
         files = await service.aside(lambda: asked.files(service.settings))
         outputs = asked.outputs(_judges(served))
         with service.admitted():

@@ -11,8 +11,9 @@ from anomalyclip.depth.in_scale import Shown
 from anomalyclip.detector import Detector
 from anomalyclip.errors import InputError, TooLargeError, UnknownKindError, concerning
 from anomalyclip.prediction import Prediction
-from anomalyclip.serve.answers import encoded_map, entry, preview_of
+from anomalyclip.serve.answers import encoded_map, entry, map_bytes, preview_of
 from anomalyclip.serve.measures import Measures
+from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, Uploaded, images_of
 from anomalyclip.serve.wanted import Wanted
@@ -27,14 +28,20 @@ class Entries:
 
     Attributes
     ----------
+    most_map_bytes : int
+        How many bytes their maps may have.
     found : dict of int to dict
         By the position of the image among all of the request.
     failures : list of InputError
         Of images that could not be used.
+    map_bytes : int
+        Of the maps in them, about.
     """
 
+    most_map_bytes: int
     found: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: list[InputError] = field(default_factory=list)
+    map_bytes: int = 0
 
     def add(self, position: int, said: dict[str, Any]) -> None:
         """Take the entry of an image."""
@@ -156,6 +163,13 @@ class _Steps:
             self.scoring.measures.scored(prediction.pred_score)
             if self.keep is not None:
                 self.keep(position, prediction)
+            self.entries.map_bytes += map_bytes(prediction, self.wanted.map, self.wanted.map_size)
+            if self.entries.map_bytes > self.entries.most_map_bytes:
+                raise Refusal(
+                    413,
+                    f"the maps of the answer take more than {self.entries.most_map_bytes} bytes; ask for a smaller "
+                    "map_size, or send fewer images",
+                )
             map = encoded_map(prediction, self.wanted.map, self.wanted.map_size)
             self.entries.add(
                 position,

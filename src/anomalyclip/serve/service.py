@@ -101,7 +101,7 @@ class Service:
         ClientGoneError
             The caller does not wait.
         """
-        entries = Entries()
+        entries = Entries(self.settings.request_bytes)
         ticket = self.scoring.ticket(detector, files, wanted, entries, keep=keep)
         await self.finished(request, ticket)
         return entries

@@ -75,7 +75,9 @@ class ServeSettings(Settings):
         group=LIMITS,
         minimum=0.1,
     )
-    max_request: float = option(100.0, "Megabytes of a request at most.", group=LIMITS, minimum=0.001)
+    max_request: float = option(
+        100.0, "Megabytes of a request, and of the maps in an answer, at most.", group=LIMITS, minimum=0.001
+    )
     max_held: float = option(
         1000.0,
         "Megabytes of all requests together that are held in memory at most.",
