@@ -211,7 +211,7 @@ def _verdict(entry: Entry) -> str:
 
 
 def _moment(entry: Entry) -> str:
-    return "" if entry.time is None else f'<span class="in">at {moment(entry.time)}</span>'
+    return "" if entry.time is None else f'<bdi class="in">at {moment(entry.time)}</bdi>'
 
 
 def _inside(path: str, folder: str | None) -> str:
