@@ -94,7 +94,9 @@ AXES = {"sigma": [2.0, 0.0], "image_score": ["text", "max"]}
 def test_each_finds_what_it_would_find_alone(spec, root, other_prompts):
     axes = {"dpam_layers": [2, 1], "image_score": ["text", "max"]}
     what = [spec, replace(spec, prompts=str(other_prompts))]
-    found = compare([one for each in what for one in variants(each, vary=axes)][:6], root, batch_size=2)
+    found = compare(
+        [one for each in what for one in variants(each, vary=axes)][:6], root, batch_size=2, draws=100
+    )
     assert len(found.names) == 6
     for contender in found.contenders:
         alone = evaluate(contender.spec, root, batch_size=2)
@@ -121,13 +123,14 @@ def test_every_image_is_decoded_once_and_goes_through_the_backbone_once(
         root,
         vary={**AXES, "prompts": [str(PROMPTS), str(other_prompts)], "dpam_layers": [0, 1, 2]},
         batch_size=3,
+        draws=100,
     )
     assert passes == [3, 3, 3, 3]
     assert len(opened) == len(set(opened)) == 12
 
 
 def test_methods_of_other_sizes_share_the_decoding_alone(spec, root, passes):
-    found = compare([spec], root, vary={"image_size": [56, 28]}, batch_size=6)
+    found = compare([spec], root, vary={"image_size": [56, 28]}, batch_size=6, draws=100)
     assert passes == [6, 6, 6, 6]
     assert [found.costs[name].others for name in found.names] == [(), ()]
 
@@ -140,7 +143,7 @@ def test_pixels_are_ranked_once_for_all_whose_maps_are_the_same(spec, root, monk
         return rank(*arguments, **named)
 
     monkeypatch.setattr(evaluator, "pixel_metrics_in_ranges", noted)
-    found = compare([spec], root, vary=AXES)
+    found = compare([spec], root, vary=AXES, draws=100)
     assert len(ranked) == 2 * 2  # two classes, two sigmas
     text, maximum = (found.mean[f"anomalyclip, sigma 0, image score {rule}"] for rule in ("text", "max"))
     assert text["pixel_auroc"] == maximum["pixel_auroc"]
@@ -161,7 +164,7 @@ def test_texts_and_patches_are_compared_once_for_all_whose_maps_are_the_same(spe
     monkeypatch.setattr(TextCore, "compare", noted)
     ticks = count()
     monkeypatch.setattr(joint, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    found = compare([spec], root, vary=AXES, batch_size=3)
+    found = compare([spec], root, vary=AXES, batch_size=3, draws=100)
     assert sum(compared) == 12 * 2  # of 12 images, with two sigmas
     assert len({cost.own for cost in found.costs.values()}) == 1  # what is shared counts for each
 
@@ -169,7 +172,7 @@ def test_texts_and_patches_are_compared_once_for_all_whose_maps_are_the_same(spe
 def test_rules_that_use_references_are_not_taken_for_one(spec, root):
     references = [str(root / "nut/test/good/000.png")]
     specs = [replace(spec, references=references, image_score=rule) for rule in ("top1", "max")]
-    found = compare(specs, root)
+    found = compare(specs, root, draws=100)
     for contender in found.contenders:
         alone = evaluate(contender.spec, root)
         scores = [image.score for image in alone.results[0].classes[0].images]
@@ -193,7 +196,7 @@ def test_trained_parts_are_compared_with_the_classes_of_the_data(tmp_path):
         for name in ("april-gan", "coop")
     }
     methods = ["anomalyclip", "words", "clip", *(f"{name},trained={file}" for name, file in trained.items())]
-    found = compare(methods, root, spec=DetectorSpec("micro", **options), batch_size=3)
+    found = compare(methods, root, spec=DetectorSpec("micro", **options), batch_size=3, draws=100)
     assert found.names == ["anomalyclip", "words", "clip", "april-gan", "coop"]
     assert found.costs["coop"].others == ("anomalyclip", "words", "clip")
     assert found.costs["april-gan"].others == ()  # its positional table is another
