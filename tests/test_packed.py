@@ -16,7 +16,7 @@ from anomalyclip import Detector
 from anomalyclip.clip import packed
 from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
 from anomalyclip.clip.weights import fingerprint
-from anomalyclip.engines.export import exportable
+from anomalyclip.engines.export import exportable, probe_pixels
 from tests.conftest import TINY, torch_scorer
 
 ROOM = CLIPConfig(32, 112, 7, 256, 3, 4, 64, 12, 1, 77, 49408)
@@ -108,12 +108,25 @@ def test_an_export_is_made_of_plain_weights(paper_case, tiny_state, fast_machine
     assert not core.is_packed
 
 
-def test_other_precisions_are_not_packed(paper_case, tiny_state, fast_machine):
-    scorer = golden_scorer(paper_case, tiny_state)
-    assert scorer.core.is_packed
-    half = torch_scorer(
-        CLIP.frozen(TINY, tiny_state), paper_case.prompts, image_size=paper_case.image_size, precision="bf16"
-    )
+def test_bfloat16_differs_by_its_rounding_and_leaves_float32_as_it_was(paper_case, tiny_state, fast_machine):
+    clip = CLIP.frozen(TINY, tiny_state)
+    settings = {"image_size": paper_case.image_size, "layers": paper_case.layers}
+    exact = torch_scorer(clip, paper_case.prompts, **settings)
+    half = torch_scorer(clip, paper_case.prompts, precision="bf16", **settings)
+    pixels = probe_pixels(paper_case.image_size, paper_case.image_size)
+    expected, found = exact(pixels), half(pixels)
+
+    assert half.core.is_packed
+    for one, other in zip(expected, found, strict=True):
+        assert 1e-6 < np.abs(one - other).max() < 2e-2
+    for one, other in zip(expected, exact(pixels), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_half_precision_is_not_packed(paper_case, tiny_state, fast_machine):
+    clip = CLIP.frozen(TINY, tiny_state)
+    assert torch_scorer(clip, paper_case.prompts, image_size=paper_case.image_size).core.is_packed
+    half = torch_scorer(clip, paper_case.prompts, image_size=paper_case.image_size, precision="fp16")
     assert not half.core.is_packed
 
 

@@ -37,16 +37,30 @@ _FEW = 256
 
 
 class Packed:
-    """A linear layer: its weight (out, in) in oneDNN's layout, and its bias (out,)."""
+    """A linear layer: its weight (out, in) in oneDNN's layout, and its bias (out,).
+
+    Under autocast to bfloat16 the product is in bfloat16; that weight is made when it is first used.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, rows: int) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
-            self.bias = bias.detach().clone()
+        self.rows = rows
+        self.weight = self._in_layout(weight.detach())
+        self.bias = bias.detach().clone()
+        self._half: Tensor | None = None
 
     def __call__(self, x: Tensor, *, bias: Tensor | None = None, then: str = "none") -> Tensor:
         """Return ``x @ weight.T + bias``, by default the layer's own, followed by an activation."""
-        return _product(x, self.weight, self.bias if bias is None else bias, then)
+        bias = self.bias if bias is None else bias
+        if not torch.is_autocast_enabled("cpu"):
+            return _product(x, self.weight, bias, then)
+        if self._half is None:
+            self._half = self._in_layout(self.plain().bfloat16())
+        return _product(x.bfloat16(), self._half, bias.bfloat16(), then).float()
+
+    def _in_layout(self, weight: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.rows)
+            return packed
 
     def plain(self) -> Tensor:
         """Return the weight in the plain layout, (out, in)."""

@@ -74,7 +74,7 @@ class TorchScorer:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.image_size, self.framing = core.image_size, core.framing
-        packs = self.device.type == "cpu" and self.precision == "fp32" and not compiled
+        packs = self.device.type == "cpu" and self.precision != "fp16" and not compiled
         if not packs:
             core.unpack()  # another scorer may have packed its weights
         self.core = core.to(self.device)
