@@ -30,6 +30,7 @@ OTHER_VALUES = {
     "trained": "layers.safetensors",
     "ln_post": True,
     "local_attention": "qkv",
+    "foreground": True,
     "feature_surgery": True,
     "windows": (2, 3),
     "window_stride": 2,

@@ -110,6 +110,8 @@ class DetectorSpec(Settings):
         Whether the image feature passes CLIP's final norm. None: as the method was published.
     local_attention : str, optional
         Projections of the local path that attend to themselves, some of q, k and v. None: v.
+    foreground : bool
+        For anomalydino with DINOv2: whether only patches that show the object are compared.
     feature_surgery : bool
         Whether patches are compared by CLIP Surgery's rule.
     windows : sequence of int, optional
@@ -262,6 +264,13 @@ class DetectorSpec(Settings):
         "What attends to itself on the local path, for anomalyclip and words: v (as published), or several of q, k and "
         "v, whose results are added (qkv: Crane).",
         group=METHODS,
+        fixed_by_model=True,
+    )
+    foreground: bool = _option(
+        False,
+        "Compare only patches that show the object (by the first principal component), for anomalydino with DINOv2.",
+        group=METHODS,
+        flag="--foreground",
         fixed_by_model=True,
     )
     feature_surgery: bool = _option(

@@ -263,7 +263,16 @@ register(
 register(
     "anomalydino",
     "anomalyclip.methods.anomalydino:build",
-    options=["backbone", "image_size", "sigma", "precision", "compiled", "layers", *_REFERENCES],
+    options=[
+        "backbone",
+        "image_size",
+        "sigma",
+        "precision",
+        "compiled",
+        "layers",
+        "foreground",
+        *_REFERENCES,
+    ],
 )
 register(
     "coop",

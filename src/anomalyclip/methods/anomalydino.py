@@ -18,9 +18,11 @@ from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore, check_blocks, default_image_size
 from anomalyclip.engines.torch import TorchScorer, check_runnable
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.foreground import foreground
 from anomalyclip.framing import Framing
-from anomalyclip.memory import on_scale, unknown_share
+from anomalyclip.memory import Banks, on_scale, scale_of, unknown_share
 from anomalyclip.memory_core import MemoryCore, PatchMemory
+from anomalyclip.references import Memory
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
 
@@ -47,6 +49,7 @@ def build(spec: DetectorSpec) -> TorchScorer:
         image_size=spec.image_size,
         layers=spec.layers,
         sigma=SIGMA if spec.sigma is None else spec.sigma,
+        only_foreground=spec.foreground,
     )
     settings = {"method": "anomalydino", **core.settings()}
     return TorchScorer(
@@ -74,6 +77,8 @@ class AnomalyDINOCore(ClipCore):
         Blocks whose patches are compared, after the final norm. None: the last, as published.
     sigma : float
         Gaussian smoothing of the maps in pixels.
+    only_foreground : bool
+        Whether only patches that show the object are compared (`anomalyclip.foreground`).
 
     Raises
     ------
@@ -91,7 +96,10 @@ class AnomalyDINOCore(ClipCore):
         image_size: int | None = None,
         layers: Sequence[int] | None = None,
         sigma: float = SIGMA,
+        only_foreground: bool = False,
     ) -> None:
+        if only_foreground and not (isinstance(config, ViTConfig) and config.layer_scale):
+            raise AnomalyCLIPError("foreground: its threshold is for DINOv2, and the backbone is another one")
         blocks = tuple(layers or (config.vision_layers,))
         check_blocks(config, blocks, 0)
         size = default_image_size(config) if image_size is None else image_size
@@ -104,14 +112,18 @@ class AnomalyDINOCore(ClipCore):
             score_rule="text",
             framing=Framing(size, patch=config.patch_size),
         )
+        self.only_foreground = only_foreground
 
     def settings(self) -> dict[str, object]:
         """Return what determines the scores besides weights and references."""
-        return {"image_size": self.image_size, "sigma": float(self.sigma), "layers": list(self.layers)}
+        settings = {"image_size": self.image_size, "sigma": float(self.sigma), "layers": list(self.layers)}
+        return settings | ({"foreground": True} if self.only_foreground else {})
 
     def patches(self, found: Features, block: int) -> Tensor:
-        """Return the patches (B, N, D) after a block and the final norm, normalised, float32."""
-        return F.normalize(self.visual.ln_post(found.plain[block][:, 1:]).float(), dim=-1)
+        """Return the patches (B, N, D) after a block and the final norm, normalised, float32; of background 0."""
+        tokens = self.visual.ln_post(found.plain[block][:, 1:]).float()
+        patches = F.normalize(tokens, dim=-1)
+        return patches * foreground(tokens, found.grid)[..., None] if self.only_foreground else patches
 
     def compare(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps (B, h, w) that say nothing: only references do."""
@@ -142,11 +154,26 @@ class AnomalyDINOMemory(PatchMemory):
         """Return (B, N, D) float32, normalised, by the name of their bank."""
         return {f"block {number}": self.core.patches(found, number) for number in self.blocks}
 
+    def distances(self, features: Banks, banks: Banks) -> Tensor:
+        """Return (B, N) float32: how far each patch is from those of the banks; 0 for the background."""
+        apart = super().distances(features, banks)
+        return apart * _shown(features) if self.core.only_foreground else apart
+
+    def within(self, features: Banks, grid: tuple[int, int]) -> Tensor | None:
+        """Return how far each patch is from others of its image (B, N); 0 for the background."""
+        apart = super().within(features, grid)
+        return apart if apart is None or not self.core.only_foreground else apart * _shown(features)
+
+    def scale(self, memory: Memory) -> float:
+        """Return the distance below which 99 % of normal patches are, the background aside."""
+        far = memory.left_out.flatten()
+        return scale_of(far[far > 0] if self.core.only_foreground and bool((far > 0).any()) else far)
+
     def fused(
         self, core: MemoryCore, text: Tensor, maps: Tensor, distances: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores, half the distances as maps (see `enlarged`), and the share of unknown patches."""
-        scores = on_scale(farthest(distances), core.scale)
+        scores = on_scale(farthest(distances, among_positive=self.core.only_foreground), core.scale)
         return scores, distances.view(maps.shape) / 2, unknown_share(distances, core.scale)
 
     def enlarged(self, core: MemoryCore, grids: Tensor) -> Tensor:
@@ -154,14 +181,24 @@ class AnomalyDINOMemory(PatchMemory):
         return on_scale(2 * super().enlarged(core, grids), core.scale)
 
 
-def farthest(distances: Tensor) -> Tensor:
-    """Return the mean (B,) of the 1 % of the distances (B, N) that are largest, at least of one.
+def _shown(features: Banks) -> Tensor:
+    """Return which patches (B, N) are not background."""
+    return torch.stack([own.abs().amax(dim=-1) > 0 for own in features.values()]).any(dim=0)
+
+
+def farthest(distances: Tensor, *, among_positive: bool = False) -> Tensor:
+    """Return the mean (B,) of the 1 % of the distances (B, N), or of those above 0, that are largest, at least of one.
 
     Examples
     --------
     >>> farthest(torch.arange(400.0)[None])
     tensor([397.5000])
     """
+    if among_positive:
+        largest = distances.sort(dim=1, descending=True).values
+        counts = (HIGHEST * (largest > 0).sum(dim=1)).floor().clamp(min=1)[:, None]
+        counted = torch.arange(largest.shape[1], device=largest.device) < counts
+        return (largest * counted).sum(dim=1) / counts[:, 0]
     count = max(int(HIGHEST * distances.shape[1]), 1)
     return distances.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
