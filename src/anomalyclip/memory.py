@@ -235,9 +235,13 @@ def within(features: Banks, grid: tuple[int, int]) -> Tensor | None:
         return None
     row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
     around = ((row[:, None] - row).abs() <= BEYOND) & ((column[:, None] - column).abs() <= BEYOND)
-    cosines = (bank.float() @ bank.float().transpose(1, 2) for bank in features.values())  # B N N
-    nearest_other = [(1 - found.masked_fill(around, -1).amax(dim=-1)).clamp(0, 2) for found in cosines]
-    return torch.stack(nearest_other).mean(dim=0)
+
+    def nearest_other(patches: Tensor) -> Tensor:  # N D, of one image at a time: the matrix is N x N
+        cosines = patches.float() @ patches.float().T
+        return (1 - cosines.masked_fill_(around, -1).amax(dim=-1)).clamp(0, 2)
+
+    found = [torch.stack([nearest_other(patches) for patches in bank]) for bank in features.values()]
+    return torch.stack(found).mean(dim=0)
 
 
 def are_copies(left_out: Sequence[Tensor], inside: Sequence[Tensor | None]) -> bool:
