@@ -1,5 +1,6 @@
 """PyTorch made faster: lower precision keeps the similarities exact, compilation changes nothing but the time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from anomalyclip.engines import half
 from anomalyclip.engines.export import probe_pixels
 from anomalyclip.engines.torch import choose_precision
+from anomalyclip.machine import Instructions
 from tests.conftest import GOLDEN, torch_scorer
 
 RUN_COMPILED = """
@@ -37,8 +40,31 @@ def test_bf16_stays_near_and_computes_similarities_in_float32(tiny_clip, paper_c
         assert 0 < np.abs(ours - theirs).max() < 0.1
 
 
-def test_auto_is_float32_on_a_cpu(tiny_clip, paper_case):
+def test_auto_is_float32_on_a_cpu_without_bfloat16(tiny_clip, paper_case, monkeypatch):
+    monkeypatch.setattr(
+        "anomalyclip.engines.half.instructions", lambda: Instructions("", 0, frozenset({"avx2"}))
+    )
     assert torch_scorer(tiny_clip, paper_case.prompts, device="cpu", precision="auto").precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("gain", "limit", "expected"), [(0.0, 0.01, "bf16"), (1e9, 0.01, "fp32"), (0.0, 1e-9, "fp32")]
+)
+def test_auto_is_bfloat16_on_a_cpu_where_it_is_faster_and_close(
+    tiny_clip, paper_case, gain, limit, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("ANOMALYCLIP_CACHE", str(tmp_path))
+    monkeypatch.setattr(half, "instructions", lambda: Instructions("", 0, frozenset({"avx512_bf16"})))
+    monkeypatch.setattr(half, "_GAIN", gain)
+    monkeypatch.setattr(half, "LARGEST_DIFFERENCE", limit)
+    options = {"image_size": paper_case.image_size, "device": "cpu", "precision": "auto"}
+    scorer = torch_scorer(tiny_clip, paper_case.prompts, **options)
+    assert scorer.precision == scorer.identity()["precision"] == expected
+
+    (note,) = (tmp_path / "bfloat16").iterdir()
+    assert 1e-9 < json.loads(note.read_text())["difference"] < 0.01
+    monkeypatch.setattr(half, "_compared", None)  # not measured again
+    assert torch_scorer(tiny_clip, paper_case.prompts, **options).precision == expected
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])

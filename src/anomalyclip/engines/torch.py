@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomalyclip.core import Core
+from anomalyclip.engines.half import serves as half_serves
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.scorer import Description
 
@@ -50,7 +51,7 @@ class TorchScorer:
         ``auto`` (CUDA, then Apple's GPU, then the CPU) or a PyTorch device.
     precision : {"fp32", "bf16", "fp16", "auto"}
         Precision of the encoder's matrix products; similarities are always float32. ``auto`` is bf16 or fp16 on a GPU
-        that supports it, fp32 elsewhere.
+        that supports it; on a CPU bf16 if it is faster there and close enough (`anomalyclip.engines.half`), else fp32.
     compiled : bool
         Whether to compile the encoder (`torch.compile`). It is compiled for the first batch, again when a second batch
         size occurs, and from then on for any batch size.
@@ -88,6 +89,14 @@ class TorchScorer:
         self._identity, self._description = identity, description
         self._known_identity: dict[str, Any] | None = None
         self._process = os.getpid()
+        if precision == "auto" and packs:
+            self.precision = self._fastest_precision()
+
+    def _fastest_precision(self) -> str:
+        """Return bf16 if it serves on this CPU, else fp32."""
+        exact, half = copy.copy(self), copy.copy(self)
+        exact.precision, half.precision = "fp32", "bf16"
+        return "bf16" if half_serves(exact, half, exact.identity, size=self.framing.blank) else "fp32"
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `anomalyclip.scorer.Scorer`.
