@@ -184,6 +184,13 @@ def test_a_command_gets_the_path_and_the_score_as_arguments_and_no_shell_sees_th
     assert (alert["hook"], alert["error"]) == (f"command {sys.executable}", None)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C goes to a group of processes there")
+def test_ctrl_c_is_not_for_the_command_that_runs(tmp_path):
+    code = f"import os; open({str(tmp_path / 'said')!r}, 'w').write(str(os.getsid(0) == os.getpid()))"
+    Command((sys.executable, "-c", code)).call(RECORD, Event())
+    assert (tmp_path / "said").read_text() == "True"
+
+
 def test_a_failing_hook_is_named_and_stops_nothing(inbox, tmp_path, detector):
     picture(inbox / "a.png", 0.8)
     picture(inbox / "b.png", 0.9)
