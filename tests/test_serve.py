@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomalyclip import DetectorSpec
 from anomalyclip.serve.wanted import FIELDS
+from tests.browsing import chromium, drop, opened, scored
 from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part
 from tests.videos import write_video
 
@@ -35,6 +36,15 @@ def test_it_says_address_model_and_threshold_in_one_look(running):
     assert running.said[0].split() == ["address", f"{running.url}/"]
     assert running.said[1].startswith("model      micro")
     assert running.said[2] == "threshold  score 0.5, pixel 0.5"
+
+
+def test_a_picture_that_is_dropped_on_the_page_gets_its_score_and_verdict(running):
+    score = running.predict(CRACK).json["predictions"][0]["pred_score"]
+    with chromium() as browser, opened(browser, running.url) as page:
+        drop(page, (CRACK.name, CRACK.read_bytes()))
+        scored(page, 1)
+        card = page.locator("#cards button").get_attribute("aria-label")
+    assert card == f"{CRACK.name}, score {score:.4f}, anomalous"
 
 
 def test_predictions_are_those_of_the_detector_under_the_names_of_the_jsonl(running, detector):
