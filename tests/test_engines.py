@@ -590,7 +590,7 @@ def test_the_command_exports_and_tells_the_differences(cli, small_state, tmp_pat
     torch.save(small_state, tmp_path / "small.pt")
     options = ["--backbone", tmp_path / "small.pt", "--prompts", GOLDEN / "paper_prompts.safetensors"]
     done = cli("export", *options, "--image-size", 56, "--output", tmp_path / "deep" / "model.onnx")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, [])
     assert "largest difference from PyTorch over 4 images: score" in done.out
     card = ExportedScorer(tmp_path / "deep" / "model.onnx").card
     assert (card.facts["backbone"], card.facts["prompts"]) == ("small.pt", "paper_prompts.safetensors")
