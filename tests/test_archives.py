@@ -252,6 +252,26 @@ def test_a_folder_that_is_called_like_an_archive_is_a_folder(tmp_path):
     assert open_image(folder / "a.png").size == (8, 6)
 
 
+@pytest.mark.parametrize("writer", [write_zip, write_tar])
+def test_dicom_without_an_extension_is_found_in_an_archive(tmp_path, writer):
+    pydicom = pytest.importorskip("pydicom")
+    source = Path(pydicom.__file__).parent / "data/test_files/MR_small.dcm"
+    study = tmp_path / {write_zip: "study.zip", write_tar: "study.tar"}[writer]
+    contents = {
+        "IM0001": source.read_bytes(),
+        "1.2.840.2": source.read_bytes(),
+        "README": b"no image",
+        "empty": b"",
+    }
+    writer(study, {**contents, "DICOMDIR": source.read_bytes(), ".hidden": source.read_bytes()})
+
+    assert [image.name for image in find_images([study])] == [
+        f"{study.name}/IM0001",
+        f"{study.name}/1.2.840.2",
+    ]
+    assert open_image(study / "IM0001").size == (64, 64)
+
+
 def test_dicom_is_read_in_an_archive(tmp_path):
     pydicom = pytest.importorskip("pydicom")
     source = Path(pydicom.__file__).parent / "data/test_files/MR_small.dcm"

@@ -466,3 +466,25 @@ def test_a_real_tree_of_thousands_of_files_is_listed_whole(tmp_path):
     assert [len(samples) for samples in meta.phases.values()] == [2000, 4000]
     assert all(Path(s.mask).stem == f"{Path(s.image).stem}_mask" for s in meta.phase("test") if s.anomaly)
     assert kinds(meta) == set()
+
+
+def test_dicom_images_without_an_extension_are_found_in_a_layout(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    content = Path(pydicom.data.get_testdata_file("MR_small.dcm")).read_bytes()
+    for name in ("train/good/IM0001", "test/good/IM0002", "test/bent/IM0003"):
+        path = tmp_path / "knee" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "knee/test/bent/README").write_text("no image")
+    (tmp_path / "knee/ground_truth/bent").mkdir(parents=True)
+    paint(tmp_path / "knee/ground_truth/bent/IM0003_mask.png")
+    os.mkfifo(tmp_path / "knee/test/bent/queue")  # opening it would wait for ever
+
+    meta = list_samples(tmp_path)
+
+    assert [sample.image for sample in meta.phases["test"]] == [
+        "knee/test/bent/IM0003",
+        "knee/test/good/IM0002",
+    ]
+    assert [sample.image for sample in meta.phases["train"]] == ["knee/train/good/IM0001"]
+    assert meta.phases["test"][0].mask == "knee/ground_truth/bent/IM0003_mask.png"

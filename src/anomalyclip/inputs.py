@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anomalyclip.addresses import Address, as_address, local_path
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.readers import Selection, exists, holder, locate, reader_for, recognised, suffixes
+from anomalyclip.readers import Selection, exists, holder, is_unnamed_image, locate, reader_for, suffixes
 from anomalyclip.remote import RESULTS, Place, place_of
 
 Root = Path | Place
@@ -81,7 +81,7 @@ def _images(
     root: Root, skipped: Counter[str] | None, leave_out: Callable[[str, str], bool] | None
 ) -> Iterator[str]:
     if isinstance(root, Place):
-        yield from root.images(_is_image, skipped=skipped, leave_out=leave_out)
+        yield from root.images(is_unnamed_image, skipped=skipped, leave_out=leave_out)
     elif not root.is_dir():
         yield from _members(os.fspath(root))
     else:
@@ -159,16 +159,7 @@ def _members(path: str) -> list[str]:
 
 def is_image(path: str) -> bool:
     """Return whether a file in a folder counts as an image: by its extension, or without one by its content."""
-    return path.lower().endswith(tuple(suffixes())) or _is_image(path)
-
-
-def _is_image(path: str) -> bool:
-    """Return whether a file without a real extension is an image that is not listed otherwise."""
-    _, extension = os.path.splitext(path)
-    if extension and not extension[1:].isdigit():  # DICOM files are often called IM0001 or 1.2.840.113
-        return False
-    reader = recognised(path)
-    return reader is not None and reader.members(path) == [path]
+    return path.lower().endswith(tuple(suffixes())) or is_unnamed_image(path)
 
 
 def _matches(path: str) -> list[str]:
@@ -255,7 +246,7 @@ def _walk(root: Path, skipped: Counter[str] | None) -> Iterator[str]:
     found = False
     endings = tuple(suffixes())
     for path in files_below(root, _unreadable):
-        if path.lower().endswith(endings) or _is_image(path):
+        if path.lower().endswith(endings) or is_unnamed_image(path):
             found = True
             yield path
         elif skipped is not None:

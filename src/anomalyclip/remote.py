@@ -11,6 +11,7 @@ from anomalyclip.addresses import Address, beginning, exists, fetched, is_folder
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.readers import reader_for, suffixes
 from anomalyclip.readers.archive import ARCHIVES
+from anomalyclip.readers.base import is_unnamed
 
 RESULTS = "predictions.jsonl"
 """A folder with such a file holds the results of an earlier run."""
@@ -158,8 +159,7 @@ def _matcher(pattern: str) -> Callable[[str], object]:
 
 def _begins_like_an_image(address: Address, is_image: Callable[[str], bool]) -> bool:
     name = address.rpartition("/")[2]
-    _, extension = os.path.splitext(name)
-    if (extension and not extension[1:].isdigit()) or name.upper() == "DICOMDIR":
+    if not is_unnamed(name) or name.upper() == "DICOMDIR":
         return False
     with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
         file = os.path.join(folder, "beginning")

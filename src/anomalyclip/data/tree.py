@@ -8,7 +8,8 @@ from pathlib import Path, PureWindowsPath
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import require_regular
-from anomalyclip.readers import suffixes
+from anomalyclip.readers import is_unnamed_image, suffixes
+from anomalyclip.readers.base import is_unnamed
 
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 """Names (lower case) that operating systems leave behind; hidden names are skipped as well."""
@@ -79,11 +80,15 @@ class Tree:
         """Return the names of the image files in a folder, in natural order; empty if there is no such folder."""
         self._scan(path)
         endings = tuple(suffixes())
-        names = [name for name in self._files[path] if name.lower().endswith(endings)]
+        names = [name for name in self._files[path] if name.lower().endswith(endings) or is_unnamed(name)]
         for name in names:
             if self._files[path][name]:
                 self._refuse_outside(join(path, name))
-        return names
+        return [
+            name
+            for name in names
+            if not is_unnamed(name) or is_unnamed_image(f"{self._absolute}/{join(path, name)}")
+        ]
 
     def walk(self, path: str = "") -> Iterator[str]:
         """Yield a folder and all folders below it; a link to a folder that was already visited is not followed."""

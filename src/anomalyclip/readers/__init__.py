@@ -24,7 +24,7 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import require_regular
 from anomalyclip.images import decode_image, decode_in_memory, decoding
 from anomalyclip.readers.archive import ArchiveReader
-from anomalyclip.readers.base import Frame, Reader
+from anomalyclip.readers.base import Frame, Reader, is_unnamed
 from anomalyclip.readers.dicom import DicomReader
 from anomalyclip.readers.live import Live, LiveReader
 from anomalyclip.readers.nifti import NiftiReader
@@ -42,6 +42,7 @@ __all__ = [
     "exists",
     "frames",
     "holder",
+    "is_unnamed_image",
     "locate",
     "open_deep",
     "open_image",
@@ -125,6 +126,18 @@ def reader_for(path: str) -> Reader:
 def recognised(path: str) -> Reader | None:
     """Return the reader that recognises a file by its content, whatever its name; None: there is none."""
     return next((reader for reader in reversed(READERS) if reader.recognises(path)), None)
+
+
+def is_unnamed_image(path: str) -> bool:
+    """Return whether a file that has no real extension is an image, by its content; an index of others is none.
+
+    Examples
+    --------
+    >>> is_unnamed_image("missing"), is_unnamed_image("notes.txt")
+    (False, False)
+    """
+    reader = recognised(path) if is_unnamed(path) and os.path.isfile(path) else None
+    return reader is not None and reader.members(path) == [path]
 
 
 def locate(id: str | os.PathLike[str]) -> tuple[str, int | None]:
@@ -337,4 +350,4 @@ def _from_file(file: BinaryIO) -> Image.Image | Deep:
     return decode_image(content, name=name)
 
 
-register(ArchiveReader(reader_for, suffixes))
+register(ArchiveReader(reader_for, suffixes, is_unnamed_image))

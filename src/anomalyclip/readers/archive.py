@@ -21,7 +21,7 @@ from PIL import Image
 
 from anomalyclip.depth import Deep
 from anomalyclip.errors import InputError
-from anomalyclip.readers.base import Frame, Reader
+from anomalyclip.readers.base import Frame, Reader, is_unnamed
 
 LARGEST = 1 << 30
 """Bytes that a member of an archive has at most."""
@@ -33,6 +33,8 @@ _ZIP, _TAR = (".zip",), (".tar",)
 _PACKED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 ARCHIVES = (*_ZIP, *_TAR, *_PACKED_TAR, ".7z", ".rar")
 _CHUNK = 1 << 20
+_BEGINNING = 1024
+"""Bytes from which a member without an extension is recognised."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,19 @@ class ArchiveReader(Reader):
         Returns the reader for a file.
     endings : callable
         Returns the extensions of images.
+    is_image : callable
+        Returns whether a file without an extension is an image.
     """
 
     suffixes: frozenset[str] = frozenset()
 
-    def __init__(self, reader_for: Callable[[str], Reader], endings: Callable[[], frozenset[str]]) -> None:
-        self._reader_for, self._endings = reader_for, endings
+    def __init__(
+        self,
+        reader_for: Callable[[str], Reader],
+        endings: Callable[[], frozenset[str]],
+        is_image: Callable[[str], bool],
+    ) -> None:
+        self._reader_for, self._endings, self._is_image = reader_for, endings, is_image
 
     def recognises(self, path: str) -> bool:
         """Return whether a path is an archive, or leads into one."""
@@ -78,7 +87,11 @@ class ArchiveReader(Reader):
         if inner:
             return [path]
         wanted = (*self._endings(), *ARCHIVES)
-        found = [f"{path}/{name}" for name in _members(archive) if name.lower().endswith(wanted)]
+        found = [
+            f"{path}/{name}"
+            for name, member in _members(archive).items()
+            if name.lower().endswith(wanted) or self._is_unnamed_image(archive, name, member)
+        ]
         if not found:
             raise InputError(f"{path}: no images in this archive")
         return found
@@ -100,6 +113,24 @@ class ArchiveReader(Reader):
         """Return (width, height) of one image of a member."""
         with self._unpacked(path) as file:
             return self._reader_for(file).size(file, number)
+
+    def _is_unnamed_image(self, archive: str, name: str, member: _Member) -> bool:
+        """Return whether a member without a real extension begins like an image."""
+        inner = PurePosixPath(name).name
+        if (
+            not is_unnamed(inner)
+            or inner.startswith(".")
+            or inner.upper() == "DICOMDIR"
+            or member.why_not is not None
+        ):
+            return False
+        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
+            file = os.path.join(folder, "member")
+            try:
+                _copy(archive, name, replace(member, size=min(member.size, _BEGINNING)), file)
+            except Exception:  # damaged: nobody said that it is an image
+                return False
+            return self._is_image(file)
 
     def _split(self, path: str) -> tuple[str, str]:
         found = split(path)

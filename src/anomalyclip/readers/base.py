@@ -1,5 +1,6 @@
 """The base class of readers: a reader opens one kind of file and yields the images in it, one by one."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -101,3 +102,15 @@ class Reader(Protocol):
     def size(self, path: str, number: int = 1) -> tuple[int, int]:
         """Return (width, height) of one image of a file, counted from 1, as `open` would return it."""
         return self.open(path, number).size
+
+
+def is_unnamed(path: str) -> bool:
+    """Return whether the name of a file does not say what is in it: DICOM files are called IM0001 or 1.2.840.113.
+
+    Examples
+    --------
+    >>> is_unnamed("study/IM0001"), is_unnamed("1.2.840.113"), is_unnamed("a.png")
+    (True, True, False)
+    """
+    _, extension = os.path.splitext(path)
+    return not extension or extension[1:].isdigit()
