@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from anomalyclip import Detector, DetectorSpec, calibrate, predicting
-from anomalyclip.addresses import Address, as_address, fetched, local_path, stores
+from anomalyclip.addresses import Address, as_address, fetched, listing, local_path, stores
 from anomalyclip.depth.ranges import measure_range
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import find_images, read_list
@@ -133,6 +134,45 @@ def test_the_images_of_an_archive_in_a_store_are_scored(store, tmp_path):
         f"{whole}/scan.tif#2": 20,
     }
     assert open_image(Address(f"{whole}/scan.tif#2")).getpixel((0, 0)) == 20
+
+
+def listed_as_needed(store, monkeypatch, count, page):
+    """Put empty objects, and count the pages that are asked for."""
+    from moto.s3.models import s3_backends
+
+    (backend,) = (region["aws"] for region in s3_backends.values() if "parts" in region["aws"].buckets)
+    for number in range(count):
+        backend.put_object("parts", f"line/{number:06}.png", b"")
+    pages = []
+
+    def paged(asked, files, path):
+        pages.append(asked)
+        return dict(files.call_s3("list_objects_v2", MaxKeys=page, **asked))
+
+    monkeypatch.setattr(listing, "_page", paged)
+    return pages
+
+
+def test_a_store_is_listed_page_by_page_and_no_further_than_needed(store, monkeypatch):
+    pages = listed_as_needed(store, monkeypatch, count=50, page=20)
+    images = find_images(["s3://parts/line"])
+
+    assert (next(images).name, len(pages)) == ("000000.png", 1)
+    assert [image.name for image in images] == [f"{number:06}.png" for number in range(1, 50)]
+    assert len(pages) == 3
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_listing_does_not_grow_with_it():
+    """As the benchmark measures it, with a store in another process."""
+    script = Path(__file__).parents[1] / "benchmarks/listing.py"
+    done = subprocess.run(
+        [sys.executable, script, "--objects", "20000"], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.startswith("20,000 objects in ")
+    first, last = map(int, re.findall(r"([0-9]+) MB", done.stdout))
+    assert last - first < 8  # a list of all names is more, and s3fs's own listing three times that
 
 
 def test_patterns_and_lists_name_objects(store):

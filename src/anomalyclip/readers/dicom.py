@@ -106,9 +106,9 @@ class DicomReader(Reader):
         header = _header(path)
         if number > _count(header):
             raise InputError(f"{path}#{number}: the file holds fewer images")
-        with _decoding(header, path):
+        with _decoding(header, path), open(path, "rb") as file:
             values = _library(path).pixels.pixel_array(
-                path, index=number - 1, decoding_plugin=_decoder(header)
+                file, index=number - 1, decoding_plugin=_decoder(header)
             )
         return _image(header, number - 1, values, path)
 
