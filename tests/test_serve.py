@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip import DetectorSpec
+from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec
 from anomalyclip.serve.wanted import FIELDS
 from tests.browsing import chromium, drop, opened, scored
 from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part
@@ -212,6 +212,19 @@ def test_a_model_of_ones_own_words_is_made_used_and_forgotten(running):
     assert said["predictions"][0]["pred_score"] == pytest.approx(expected.pred_score, abs=1e-5)
     assert running.ask("DELETE", f"/v1/models/{id}").status == 204
     assert running.predict(CRACK, model=id).status == 404
+
+
+def test_what_callers_may_choose_is_on_this_machine_already():
+    from anomalyclip.serve.models import Models
+
+    own = DetectorSpec("micro").load()
+    assert Models(own, most=1).offers()["backbones"] == ["micro"]
+    exported = Detector(own.scorer, spec=DetectorSpec(model="micro.onnx"))
+    models = Models(exported, most=1, offered=("ViT-B-32",))
+    assert models.offers()["backbones"] == ["ViT-B-32", "micro"]
+    assert Models(exported, most=1).chosen({"method": "words"}).backbone == "micro"
+    with pytest.raises(AnomalyCLIPError, match="backbone 'ViT-L-14-336' is not offered here"):
+        models.chosen({"backbone": "ViT-L-14-336"})
 
 
 @pytest.mark.parametrize(

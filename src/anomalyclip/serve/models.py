@@ -11,7 +11,7 @@ from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prediction import Threshold
 from anomalyclip.serve.refusals import Refusal
-from anomalyclip.spec import DEFAULT_METHOD, TEMPLATES, DetectorSpec
+from anomalyclip.spec import DEFAULT_METHOD, MAX_PATCHES, TEMPLATES, DetectorSpec
 
 OWN = "default"
 """Id of the model that the service was started with."""
@@ -187,11 +187,8 @@ class Models:
 
         own = self.own.detector.spec
         embedded = [name for name, entry in BACKBONES.items() if isinstance(entry, PurePath)]
-        backbones = [
-            *([own.backbone] if own and own.backbone in BACKBONES else []),
-            *self._offered,
-            *embedded,
-        ]
+        is_named = own is not None and own.model is None and own.backbone in BACKBONES
+        backbones = [*([own.backbone] if own is not None and is_named else []), *self._offered, *embedded]
         return {
             "backbones": list(dict.fromkeys(backbones)),
             "methods": list(METHODS),
@@ -222,7 +219,10 @@ class Models:
         if isinstance(size := content.get("image_size"), int) and size > _LARGEST_SIDE:
             raise Refusal(422, f"image_size {size}: at most {_LARGEST_SIDE} here")
         base = self.own.detector.spec
-        base = DetectorSpec() if base is None or base.model is not None else replace(base, references=None)
+        if base is None or base.model is not None:
+            base = DetectorSpec(offers["backbones"][0])
+        else:
+            base = replace(base, references=None, augment=False, max_patches=MAX_PATCHES)
         kept = {
             name: getattr(base, name) for name in ("device", "precision", "tile", "overlap", "value_range")
         }
