@@ -69,12 +69,12 @@ def score_image(path: Path) -> None:
 
 
 def score_video(path: Path) -> None:
-    """As an image, but what is drawn are the first frames: damage may make thousands of them."""
+    """As an image, but the first frame alone is drawn: damage may make thousands."""
     detector = Detector(Gray(), threshold=Threshold(score=0.5, pixel=0.5))
     for number, prediction in enumerate(detector.stream([path])):
         assert prediction.time is not None
         json.dumps(prediction.to_dict(), allow_nan=False)
-        if number < 3:
+        if number == 0:
             image = open_image(str(prediction.image_path), value_range=prediction.value_range)
             overlay(image, prediction)
             assert image.size == prediction.image_size
