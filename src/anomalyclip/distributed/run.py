@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +180,7 @@ class _Work:
         listed = len(left)
         if not listed and not self.run.skipped:
             raise AnomalyCLIPError("there was no image to score")
+        lost: AnomalyCLIPError | None = None
         with track("Scoring", listed) as advance:
             for _ in range(_ROUNDS):
                 if not len(left):
@@ -186,19 +188,23 @@ class _Work:
                 actors = self._actors(readers=False)
                 size = max(1, min(_BLOCK, len(left) // (4 * actors.count)))
                 blocks = [left.slice(start, size) for start in range(0, len(left), size)]
-                self._score(self.package.data.from_arrow(blocks), actors, advance, follow=True)
+                try:
+                    self._score(partial(self.package.data.from_blocks, blocks), actors, advance, follow=True)
+                except _LostError as error:
+                    lost = error
                 left = self._missing(os.fsdecode(path) for path in left["path"].to_pylist())
         if len(left):
             raise AnomalyCLIPError(
                 f"{len(left):,} images have no result after {_ROUNDS} attempts, such as "
-                f"{os.fsdecode(left['path'][0].as_py())}; resume the run with --resume"
+                f"{os.fsdecode(left['path'][0].as_py())}{'' if lost is None else f' ({lost})'}; resume the run with "
+                "--resume"
             )
 
     def score_dataset(self, dataset: Any, track: Track) -> None:
         """Score a data set, without the rows that are done."""
         rest = dataset.map_batches(_without, fn_args=[self.parts.done], batch_format="pyarrow")
         with track("Scoring", None) as advance:
-            self._score(rest, self._actors(readers=True), advance)
+            self._score(lambda: rest, self._actors(readers=True), advance)
 
     def _missing(self, paths: Iterator[str]) -> "pyarrow.Table":
         """Return the paths without a result."""
@@ -215,20 +221,26 @@ class _Work:
         return actors_for(self.package, self.spec, most=self.cluster.actors, readers=readers)
 
     def _score(
-        self, dataset: Any, actors: Actors, advance: Callable[[], None], *, follow: bool = False
+        self, dataset: Callable[[], Any], actors: Actors, advance: Callable[[], None], *, follow: bool = False
     ) -> None:
-        """Score the rows of a data set and write them as they come."""
+        """Score the rows of a data set and write them as they come.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            The model cannot be used; or, as `_LostError`, the cluster could not go on.
+        """
         data = self.package.data
-        scored = dataset.map_batches(
-            Predictor,
-            fn_constructor_kwargs={**self.kept, "follow": follow},
-            batch_format="numpy",
-            batch_size=None if actors.gpus == 0 else max(_BLOCK, self.kept["batch_size"]),
-            compute=data.ActorPoolStrategy(min_size=1, max_size=actors.count),
-            num_cpus=actors.cpus,
-            num_gpus=actors.gpus,
-        )
         try:
+            scored = dataset().map_batches(
+                Predictor,
+                fn_constructor_kwargs={**self.kept, "follow": follow},
+                batch_format="numpy",
+                batch_size=None if actors.gpus == 0 else max(_BLOCK, self.kept["batch_size"]),
+                compute=data.ActorPoolStrategy(min_size=1, max_size=actors.count),
+                num_cpus=actors.cpus,
+                num_gpus=actors.gpus,
+            )
             for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
                 for new in self.parts.add(table):
                     self._count(new, advance)
@@ -250,6 +262,10 @@ class _Work:
         advance()
 
 
+class _LostError(AnomalyCLIPError):
+    """The cluster could not go on, which may be different the next time."""
+
+
 def _without(rows: "pyarrow.Table", done: Names) -> "pyarrow.Table":
     """Return the rows of a data set that are not written."""
     paths = [valid(os.fsdecode(path)) for path in rows["path"].to_pylist()]
@@ -266,4 +282,4 @@ def _cause(error: BaseException) -> AnomalyCLIPError:
             return seen
         seen = seen.__cause__
     last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-    return AnomalyCLIPError(f"the cluster could not go on: {last.strip()}")
+    return _LostError(f"the cluster could not go on: {last.strip()}")
