@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from anomalyclip import AnomalyCLIPError, DetectorSpec, distributed
 from anomalyclip import predict as predict_here
 from anomalyclip.addresses import Address, stores
 from anomalyclip.distributed import Cluster, Predictor, cluster, map_of
+from anomalyclip.distributed.cluster import Actors
 from anomalyclip.distributed.names import Names
-from anomalyclip.distributed.run import run_folder
+from anomalyclip.distributed.run import _LostError, _Work, run_folder
 from anomalyclip.distributed.tables import Parts, rows_of, table_of
+from anomalyclip.predicting import PredictionRun
+from anomalyclip.progress import silent
 from tests import object_store
 
 SPEC = DetectorSpec("micro", image_size=48)
@@ -128,6 +132,45 @@ def test_sources_are_written_whole_and_once_and_failed_ones_are_taken_up_again(t
     (tmp_path / "part-000000.parquet").write_bytes(b"torn")
     with pytest.raises(AnomalyCLIPError, match=r"part-000000.parquet is damaged"):
         Parts(tmp_path, maps=False)
+
+
+class Unsteady(_Work):
+    """A cluster that cannot go on after the first block, and `lost` times in all."""
+
+    lost = 0
+
+    def _actors(self, *, readers):
+        return Actors(1, 1.0, 0.0)
+
+    def _score(self, dataset, actors, advance, *, follow=False):
+        for block in dataset():
+            paths = [os.fsdecode(path) for path in block["path"].to_pylist()]
+            rows = [{"path": path, "source": path, "images": 1, "score": 0.5} for path in paths]
+            for new in self.parts.add(table_of(rows, maps=False)):
+                self._count(new, advance)
+            if self.lost:
+                self.lost -= 1
+                raise _LostError("the cluster could not go on: no more room")
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_what_has_no_result_is_given_to_the_cluster_three_times(lost, tmp_path):
+    blocks_of_lists = SimpleNamespace(data=SimpleNamespace(from_blocks=list))
+    parts = Parts(tmp_path, maps=False)
+    work = Unsteady(blocks_of_lists, Cluster(), SPEC, {}, parts, PredictionRun(tmp_path), None)
+    work.lost = lost
+    paths = [f"/parts/{number}.png" for number in range(40)]
+    if lost == 2:
+        work.score_listed(iter(paths), silent)
+        assert work.run.scored == 40
+    else:
+        with pytest.raises(
+            AnomalyCLIPError, match=r"images have no result after 3 attempts.*no more room\); resume"
+        ):
+            work.score_listed(iter(paths), silent)
+    parts.flush()
+    written = [row["path"] for row in rows_of(tmp_path, ["path"])]
+    assert written == paths[: len(written)]
 
 
 @pytest.mark.parametrize(
