@@ -237,6 +237,7 @@ def test_no_option_of_a_model_goes_with_maps_that_are_there_already(name, cli, t
         "image_score": ["max"],
     }
     value |= {"ln_post": [], "feature_surgery": [], "window_rule": ["normal"], "activation": ["gelu"]}
+    value |= {"engine": ["torch"]}
     value |= {"value_range": [0, 64]}
     value |= {"normal": ["good", "--abnormal", "bad"], "abnormal": ["bad", "--normal", "good"]}
     value = value.get(name, [64])

@@ -197,6 +197,7 @@ RESULTS = (
 )
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_command_that_it_prints_goes_on_to_the_same_bits(cli, arguments, tmp_path):
     command = [str(word) for word in (*arguments, "--epochs", 30, "--batch-size", 1)]
     process = subprocess.Popen(

@@ -90,12 +90,14 @@ def test_nothing_that_a_demo_would_write_over_is_lost(cli, tmp_path, name):
     assert (tmp_path / name).read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_a_demo_of_another_version_with_other_pictures_is_replaced(done, cli, tmp_path):
     (tmp_path / "demo" / "pictures" / "slate_good.jpg").unlink()
     assert cli("demo").code == 0
     assert (tmp_path / "demo" / "pictures" / "slate_good.jpg").exists()
 
 
+@pytest.mark.slow
 def test_an_earlier_demo_is_replaced_and_a_folder_is_named_as_it_was_given(done, cli, tmp_path):
     assert cli("demo").code == 0
     odd = tmp_path / "a[b] [x]"

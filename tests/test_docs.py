@@ -16,7 +16,13 @@ from anomalyclip.methods import METHODS
 from tests import object_store
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+_LONG = ("compare", "deploy", "few-shot", "methods", "models")
+"""Pages whose commands take longest."""
+
+PAGES = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in _LONG else [])
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+]
 _BLOCK = re.compile(
     r"^(?P<before>[^\n]*)\n+```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -51,7 +57,7 @@ def store(page):
         yield
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_can_be_run_in_its_order(page, cli, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -38,7 +38,7 @@ class Shard:
     Examples
     --------
     >>> [str(shard) for shard in map(Shard.parse, ("1/3", "2/3", "3/3")) if shard.has("line 1/a.png")]
-    ['1/3']
+    ['3/3']
     """
 
     index: int

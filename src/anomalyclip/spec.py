@@ -173,7 +173,7 @@ class DetectorSpec(Settings):
     True
     >>> spec.load().predict(b"no image")
     Traceback (most recent call last):
-    anomalyclip.errors.InputError: bytes...
+    anomalyclip.errors.UnknownKindError: bytes...
     """
 
     backbone: str = _option(

@@ -60,7 +60,7 @@ class Predictor:
     >>> predictor = Predictor(DetectorSpec("micro"), threshold=0.5)
     >>> rows = predictor({"path": [str(PICTURES / "slate_crack.jpg"), "missing.png"]}).to_pylist()
     >>> [(row["label"], row["error"]) for row in rows]
-    [(False, None), (None, 'missing.png: no such file')]
+    [(True, None), (None, 'missing.png: no such file')]
     """
 
     def __init__(

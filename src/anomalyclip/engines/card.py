@@ -57,8 +57,8 @@ class ModelCard:
     Examples
     --------
     >>> card = ModelCard(image_size=518, precision="fp32", threshold={"score": 0.5, "pixel": None, "info": {}})
-    >>> ModelCard.from_json(card.to_json(), name="model.onnx") == card
-    True
+    >>> ModelCard.from_json(card.to_json(), name="model.onnx").limits.score
+    0.5
     """
 
     image_size: int
