@@ -14,6 +14,7 @@ from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, InputError, fi
 from anomalyclip.clip.model import CLIP
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.synthetic.writer import write_dataset
+from anomalyclip.demo import PICTURES
 from anomalyclip.engines.export import export
 from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPWarning
@@ -163,10 +164,11 @@ def test_references_of_another_product_are_not_called_normal(few_shot, detector,
         few_shot.predict(path).pred_score for path in sorted((parts / "tablet" / "test" / "good").iterdir())
     ]
     pictures = sorted((parts / "paper" / "test").rglob("*.png"))
-    core = few_shot.scorer.core
-    core.seen = core.unknown = 0
+    few_shot.observations()  # of the images so far
     wrong = [item.pred_score for item in few_shot.predict(pictures)]
-    assert (core.unknown, core.seen) == (len(pictures), len(pictures))
+    (said,) = few_shot.observations()
+    assert said.startswith(f"{len(pictures)} of {len(pictures)} images do not look like the references")
+    assert few_shot.observations() == []
     assert min(wrong) > 0.75
     assert min(wrong) > max(right)
 
@@ -357,6 +359,23 @@ def test_of_a_picture_several_times_with_a_little_noise_the_scale_is_that_of_one
     assert few_shot.observations() == []
 
 
+@pytest.mark.parametrize("patches", [1, 2])
+def test_a_coreset_of_patches_of_one_reference_alone_still_gives_a_scale(detector, patches):
+    with pytest.warns(AnomalyCLIPWarning, match=f"of 450 patches in 2 references {patches} are kept"):
+        memory = fit(
+            detector, [PICTURES / "linen_good.jpg", PICTURES / "slate_good.jpg"], max_patches=patches
+        )
+    whole = fit(detector, [PICTURES / "linen_good.jpg", PICTURES / "slate_good.jpg"])
+    assert (len(memory), memory.patches) == (2, patches)
+    assert len(memory.left_out) == len(memory.text_scores) == 2
+    # A reference from which all kept patches come is compared with the other one whole.
+    alone = [one for one in range(2) if (memory.piece_reference[memory.row_piece.long()] == one).all()]
+    assert patches > 1 or len(alone) == 1
+    for one in alone:
+        torch.testing.assert_close(memory.left_out[one], whole.left_out[one])
+    assert scale_of(memory.left_out) > 0
+
+
 def test_an_unreadable_reference_is_named_and_the_rest_counts(detector, good, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")
@@ -516,15 +535,15 @@ def test_fit_refuses_what_cannot_be(cli, good, tmp_path, monkeypatch, options, m
     assert not list(tmp_path.iterdir())
 
 
-def test_predicting_another_product_is_warned_of(few_shot, parts, tmp_path):
-    few_shot.scorer.core.seen = few_shot.scorer.core.unknown = 0
-    pictures = sorted((parts / "paper" / "test" / "good").iterdir())
+def test_a_run_on_another_product_is_warned_of_whatever_the_detector_scored_before(few_shot, parts, tmp_path):
+    right = sorted((parts / "tablet" / "test").rglob("*.png"))
+    wrong = sorted((parts / "paper" / "test" / "good").iterdir())
+    assert len(right) == 2 * len(wrong) == 12
+    predict(few_shot, right, tmp_path / "right")  # warns of nothing
     with pytest.warns(AnomalyCLIPWarning, match="6 of 6 images do not look like the references"):
-        predict(few_shot, pictures, tmp_path / "wrong")
-    few_shot.scorer.core.seen = few_shot.scorer.core.unknown = 0
-    predict(
-        few_shot, sorted((parts / "tablet" / "test").rglob("*.png")), tmp_path / "right"
-    )  # warns of nothing
+        predict(few_shot, wrong, tmp_path / "wrong")
+    few_shot.predict(wrong)  # outside of every run
+    predict(few_shot, right[:3], tmp_path / "right again")
 
 
 # --- thresholds

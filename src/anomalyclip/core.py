@@ -94,7 +94,7 @@ class Core(nn.Module):
         return None
 
     def remarks(self) -> list[str]:
-        """Return what the images that were scored so far say about their fitness for this core."""
+        """Return what the images since the last call say about their fitness for this core; the count begins anew."""
         return []
 
     @property

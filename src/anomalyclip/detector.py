@@ -217,7 +217,10 @@ class Detector:
         return found
 
     def observations(self) -> list[str]:
-        """Return warnings for the user about the images that were scored so far, such as another product's."""
+        """Return warnings about the images scored since the last call, such as another product's.
+
+        Every run asks at its start and at its end, so that it is warned of its own images alone.
+        """
         remarks = getattr(self.scorer, "remarks", None)
         return [] if remarks is None else list(remarks())
 

@@ -318,8 +318,11 @@ class Gathering:
         }
         found, within = [], []
         for number, (_, one) in enumerate(ordered):
-            if one.texts is None or not (others := without(banks, owners, number)):
+            if one.texts is None:
                 continue
+            others = without(banks, owners, number)
+            if any(len(bank) == 0 for bank in others.values()):
+                others = self._whole_of_others(ordered, number)
             for own, grid in zip(_one_by_one(self._unturned(one)), one.grids[:: self.views], strict=True):
                 found.append(self.held.distances(own, others).view(*grid))
                 inside = self.held.within(own, grid)
@@ -330,6 +333,11 @@ class Gathering:
             self.copies = True
             return [part for part in within if part is not None]
         return found
+
+    def _whole_of_others(self, ordered: list[tuple[str, Reference]], number: int) -> dict[str, Tensor]:
+        """Return all features of the other probes, for a reference from which every patch of the coreset comes."""
+        wholes = [one.whole for other, (_, one) in enumerate(ordered) if other != number and one.whole]
+        return {bank: torch.cat([part for whole in wholes for part in whole[bank]]) for bank in wholes[0]}
 
     def _to_turned_views(self, one: Reference) -> list[Tensor]:
         whole = {bank: torch.cat(features) for bank, features in self._unturned(one).items()}

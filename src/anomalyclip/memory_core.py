@@ -173,7 +173,7 @@ class MemoryCore(ClipCore):
             self.register_buffer(f"bank_{number}", bank, persistent=False)
         self.register_buffer("scale", torch.tensor(held.scale(memory)), persistent=False)
         self.seen, self.unknown = 0, 0
-        """Images scored, and how many of them look like another product."""
+        """Images scored since `remarks` was last called, and how many of them look like another product."""
 
     @property
     def banks(self) -> dict[str, Tensor]:
@@ -209,11 +209,13 @@ class MemoryCore(ClipCore):
         return self.held.over_class(self, scores, highest)
 
     def remarks(self) -> list[str]:
-        """Return a warning if most images look like another product than the references."""
-        if 2 * self.unknown <= self.seen or not self.seen:
+        """Return a warning if most images since the last call look like another product than the references."""
+        seen, unknown = self.seen, self.unknown
+        self.seen = self.unknown = 0
+        if 2 * unknown <= seen:
             return []
         return [
-            f"{self.unknown} of {self.seen} images do not look like the references at all: are they of the same "
+            f"{unknown} of {seen} images do not look like the references at all: are they of the same "
             "product, taken in the same way? Their scores are raised, and their maps follow the texts"
         ]
 

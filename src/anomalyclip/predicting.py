@@ -459,6 +459,7 @@ class Scoring:
         self.run = PredictionRun(self.folder)
         self.done = {absolute(path) for path in writer.done}
         self._detector, self._writer, self._results = detector, writer, results
+        detector.observations()  # what was scored before this run is no matter of it
         self._thumbnails = Thumbnails(
             writer.output_dir, draw=results.draw_small, pictures=detector.reference_pictures()
         )

@@ -142,7 +142,7 @@ class Workers:
         return Scale(self._first.value_range, assumed=assumed, strict=strict)
 
     def observations(self) -> list[str]:
-        """Return warnings for the user about the images that were scored so far, each once."""
+        """Return warnings for the user about the images scored since the last call, each once."""
         found: list[str] = []
         for worker in self._workers:
             with suppress(EOFError, OSError):

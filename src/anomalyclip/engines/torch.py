@@ -178,7 +178,7 @@ class TorchScorer:
         return None if found is None else found.numpy()
 
     def remarks(self) -> list[str]:
-        """Return what the images that were scored so far say about their fitness for this scorer."""
+        """Return what the images since the last call say about their fitness for this scorer; the count begins anew."""
         return self.core.remarks()
 
     def reference_pictures(self) -> tuple[bytes, ...]:

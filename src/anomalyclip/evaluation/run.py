@@ -106,6 +106,7 @@ def evaluate(
         for name in {sample.class_name: None for samples in sets.values() for sample in samples}:
             detector.of_class(name)  # one that cannot be named is refused before anything is scored
         limits = detector.threshold
+        detector.observations()  # what was scored before this run is no matter of it
     cases = folder is not None and "html" in settings.formats
     run = _Run(
         sets,
