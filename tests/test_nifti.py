@@ -408,6 +408,15 @@ def test_a_resumed_run_ends_with_the_whole_volume(tmp_path):
     assert nibabel.load(tmp_path / "out" / line["files"]["nifti"]).get_fdata().min() > 0.19
 
 
+@pytest.mark.parametrize("damage", ['{"files": 3}', "{}", '["files"]', "[" * 9000])
+def test_a_damaged_listing_of_volumes_is_named_when_the_run_is_resumed(tmp_path, damage):
+    path = volume(tmp_path / "in" / "a.nii", np.full((8, 8, 3), 50, np.uint8))
+    predicting.predict(toy(), path, tmp_path / "out")
+    (tmp_path / "out/volumes.jsonl").write_text(damage)
+    with pytest.raises(AnomalyCLIPError, match=r"volumes\.jsonl, line 1 is damaged"):
+        predicting.predict(toy(), path, tmp_path / "out", resume=True)
+
+
 def test_a_selection_checks_its_values():
     with pytest.raises(AnomalyCLIPError, match="every 0s: expected"):
         Selection(every="0s")

@@ -175,6 +175,21 @@ def test_a_shard_that_was_stopped_in_a_file_of_several_images_is_not_complete(de
     assert merge([shard], tmp_path / "merged").missing == []
 
 
+def test_a_damaged_listing_of_a_shard_is_named(detector, images, tmp_path):
+    (shard,) = run_shards(detector, images, tmp_path / "shards", 1)
+    listing = shard / "shard.jsonl"
+    *entries, facts, finished = listing.read_text().splitlines()
+    rows = ["{torn", "[0]", "3", finished, '[0, 1, "a.png"]']
+    counts = [{**json.loads(facts), "count": count} for count in (10**12, -1, "14")]
+    for damaged in (
+        *([*entries[:4], row, *entries[5:], facts] for row in rows),
+        *([*entries, json.dumps(count)] for count in counts),
+    ):
+        listing.write_text("\n".join([*damaged, finished]) + "\n")
+        with pytest.raises(AnomalyCLIPError, match=r"shard\.jsonl is damaged .*run this shard again"):
+            merge([shard], tmp_path / "merged")
+
+
 def test_what_is_there_twice_is_refused(detector, images, tmp_path):
     first, second = run_shards(detector, images, tmp_path / "shards", 2)
     with pytest.raises(

@@ -120,5 +120,5 @@ def test_what_cannot_be_summarised_is_one_error(tmp_path, scores):
     with pytest.raises(AnomalyCLIPError, match="expected one of run, folder, day"):
         summarize([many], by="week")
     (many / "predictions.jsonl").write_text('{"image_path": "a.png"}\n')
-    with pytest.raises(AnomalyCLIPError, match="a line has no 'pred_score'"):
+    with pytest.raises(AnomalyCLIPError, match=r"predictions\.jsonl, line 1 is damaged \(no 'pred_score'\)"):
         summarize([many])

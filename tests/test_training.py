@@ -471,6 +471,20 @@ def test_a_damaged_checkpoint_is_one_message(store, start, tiny_clip, images, tm
         run.resume()
 
 
+@pytest.mark.parametrize(
+    "damage", [b"{torn\n", b"3\n", b'{"epoch": 1, "step": 0}\n', b'{"epoch": 1, "loss": "low"}\n']
+)
+def test_a_damaged_journal_is_named_before_the_run_goes_on(store, start, tiny_clip, images, tmp_path, damage):
+    fill(store, images)
+    trainer(tiny_clip, start, TrainingData(store, images), tmp_path / "run").run(stop=lambda: True)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(damage + path.read_bytes())
+    run = trainer(tiny_clip, start, TrainingData(store, images), tmp_path / "run")
+    assert run.resume()
+    with pytest.raises(AnomalyCLIPError, match=r"metrics\.jsonl, line 1 is damaged"):
+        run.run()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(store, start, tiny_clip, images, tmp_path):
     fill(store, images)
     settings = TrainingSettings(epochs=3, learning_rate=1e30)

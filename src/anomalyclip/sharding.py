@@ -162,6 +162,10 @@ class Entry:
         return holder(self.path)
 
 
+def _damaged(path: Path, error: Exception) -> AnomalyCLIPError:
+    return AnomalyCLIPError(f"{path} is damaged ({error}); run this shard again with --resume")
+
+
 @dataclass(frozen=True)
 class Listing:
     """The images of a shard, in a file of its run's folder, each once.
@@ -244,24 +248,37 @@ class Listing:
                 file.seek(max(0, path.stat().st_size - 1000))
                 *_, facts, last = [b"", *file.read().splitlines()]
             finished = parse_json(last) == {"finished": True}
-            return cls(folder, **parse_json(facts if finished else last), finished=finished)
+            listing = cls(folder, **parse_json(facts if finished else last), finished=finished)
+            counts = listing.count, listing.total, listing.repeated
+            if not all(isinstance(count, int) and count >= 0 for count in counts):
+                raise TypeError("its counts are no integers")
+            if listing.count > path.stat().st_size:
+                raise ValueError(f"it has no {listing.count} images")
+            return listing
         except FileNotFoundError:
             raise AnomalyCLIPError(
                 f"{folder}: there is no {LISTING}, so its images are unknown; run this shard again with --resume"
             ) from None
         except (OSError, ValueError, TypeError) as error:
-            raise AnomalyCLIPError(
-                f"{path} is damaged ({error}); run this shard again with --resume"
-            ) from None
+            raise _damaged(path, error) from None
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the images in the order of the listing."""
+        """Yield the images in the order of the listing.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            It is damaged.
+        """
         with (self.folder / LISTING).open("rb") as file:
-            for line in file:
-                content = parse_json(line)
-                if not isinstance(content, list):
-                    return
-                yield Entry(*content)
+            for _ in range(self.count):
+                try:
+                    position, path, name = parse_json(file.readline())
+                    if not (isinstance(position, int) and isinstance(path, str) and isinstance(name, str)):
+                        raise TypeError("not a number and two texts")
+                except (ValueError, TypeError) as error:
+                    raise _damaged(self.folder / LISTING, error) from None
+                yield Entry(position, path, name)
 
     def images(self) -> Iterator[ImageFile]:
         """Yield the images as `anomalyclip.predicting.predict` takes them."""

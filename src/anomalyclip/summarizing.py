@@ -299,15 +299,16 @@ def _rows(folder: Path) -> Iterator[_Row]:
         for row in rows_of(folder, ["path", "score", "label"]):
             yield row["path"], row["score"], row["label"]
         return
-    for line in records(folder / PREDICTIONS):
-        try:
-            yield str(line["image_path"]), float(line["pred_score"]), line["pred_label"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise AnomalyCLIPError(
-                f"{folder / PREDICTIONS}: a line has no {error}; it was not written by anomalyclip"
-            ) from None
-    for line in records(folder / ERRORS):
-        yield str(line.get("image_path")), None, None
+    yield from records(folder / PREDICTIONS, _scored)
+    yield from records(folder / ERRORS, _unusable)
+
+
+def _scored(line: dict[str, Any]) -> _Row:
+    return str(line["image_path"]), float(line["pred_score"]), line["pred_label"]
+
+
+def _unusable(line: dict[str, Any]) -> _Row:
+    return str(line["image_path"]), None, None
 
 
 def _in_blocks(rows: Iterable[_Row], size: int = 4096) -> Iterator[list[_Row]]:

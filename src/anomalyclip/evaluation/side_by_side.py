@@ -27,7 +27,7 @@ from anomalyclip.evaluation.joint import Spent, stream
 from anomalyclip.evaluation.maps import Scored, Store, fill, over_class
 from anomalyclip.evaluation.results import ClassResult, DatasetResult
 from anomalyclip.evaluation.settings import ComparisonSettings
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.prediction import Prediction
 
 
@@ -127,8 +127,8 @@ class SetWork:
         if not self.draw:
             return []
         try:
-            return [Disagreement.from_dict(case) for case in json.loads(cases.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return [Disagreement.from_dict(case) for case in parse_json(cases.read_bytes())]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AnomalyCLIPError(
                 f"{cases}: damaged ({error}); delete it, and --resume evaluates this class again"
             ) from None

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 from collections.abc import Iterator
 from html import escape
@@ -16,7 +15,7 @@ from PIL import Image
 
 from anomalyclip.addresses import Address, beginning, exists
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.files import replacing, writing
+from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.overview.histogram import histogram
 from anomalyclip.overview.summary import Entry, Summary, moment
 from anomalyclip.overview.thumbnails import beside_path_of, path_of
@@ -112,7 +111,7 @@ _VERDICTS = (
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / SETTINGS).read_text("utf-8")).get("about") or {})
+        return dict(parse_json((folder / SETTINGS).read_bytes()).get("about") or {})
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -1,14 +1,14 @@
 """The lines of a run to counts, a histogram and the most anomalous images, in bounded memory."""
 
-import json
 import os
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import parse_json
 from anomalyclip.nearest import NearestNormal
 from anomalyclip.writers import ERRORS, PREDICTIONS
 
@@ -19,6 +19,8 @@ BINS = 50
 """Bars of the histogram, from score 0 to 1."""
 
 _ERRORS_SHOWN = 100
+
+_T = TypeVar("_T")
 
 _ENOUGH, _NEARLY_ALL, _ALIKE = 10, 0.9, 0.01
 """Images from which on remarks are made, the share of them that is nearly all, and a range of scores that are alike."""
@@ -147,25 +149,79 @@ def summarize(folder: Path, *, shown: int = SHOWN) -> Summary:
         A line is damaged.
     """
     summary = Summary()
-    for record in records(folder / PREDICTIONS):
+    for record in predictions(folder):
         summary.add(record, shown)
-    for record in records(folder / ERRORS):
-        summary.add_error(record)
+    for error in records(folder / ERRORS, _error):
+        summary.add_error(error)
     return summary
 
 
-def records(file: Path) -> Iterator[dict[str, Any]]:
-    """Give the lines of a file one by one; none if there is no such file."""
+def records(file: Path, use: Callable[[dict[str, Any]], _T]) -> Iterator[_T]:
+    """Give what is made of the lines of a file, one by one; nothing if there is no such file.
+
+    Parameters
+    ----------
+    file : Path
+    use : callable
+        Makes something of the content of a line; `dict` is the content itself. Where a line lacks a value or has
+        another type there, this may fail: the line is damaged.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A line is damaged; it names the line.
+    """
     if not file.is_file():
         return
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield dict(json.loads(line))
-            except (ValueError, TypeError, RecursionError) as error:
+                found = use(dict(parse_json(line)))
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                why = f"no {error}" if isinstance(error, KeyError) else error
                 raise AnomalyCLIPError(
-                    f"{file}, line {number} is damaged ({error}); delete it, or start anew."
+                    f"{file}, line {number} is damaged ({why}); delete it, or start anew."
                 ) from None
+            yield found
+
+
+def predictions(folder: Path) -> Iterator[dict[str, Any]]:
+    """Give the lines of predictions.jsonl one by one, each with what pages and tables need of it.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A line is damaged; it names the line.
+    """
+    return records(folder / PREDICTIONS, _prediction)
+
+
+_NUMBER = int | float | None
+_TYPES: dict[str, Any] = {
+    "image_path": str,
+    "pred_score": int | float,
+    "pred_label": bool | None,
+    "threshold": _NUMBER,
+    "pixel_threshold": _NUMBER,
+    "files": dict,
+}
+
+
+def _prediction(record: dict[str, Any]) -> dict[str, Any]:
+    for name, expected in _TYPES.items():
+        if not isinstance(record[name], expected):
+            raise TypeError(f"{name} is of the wrong type")
+    if not 0 <= record["pred_score"] <= 1:
+        raise ValueError("pred_score is not within 0 and 1")
+    if not isinstance(record.get("time", 0), int | float):
+        raise TypeError("time is no number")
+    if not all(isinstance(file, str) for file in record["files"].values()):
+        raise TypeError("files are no texts")
+    return record
+
+
+def _error(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: str(record[name]) for name in ("image_path", "error")}
 
 
 def _common(folder: str | None, other: str) -> str:

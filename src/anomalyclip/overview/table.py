@@ -42,7 +42,7 @@ def write_table(folder: Path) -> None:
     ):
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(_COLUMNS)
-        rows.writerows(_row(record) for record in records(folder / PREDICTIONS))
+        rows.writerows(records(folder / PREDICTIONS, _row))
 
 
 def write_sheet(folder: Path, summary: Summary) -> None:

@@ -24,10 +24,10 @@ from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, reason
 from anomalyclip.files import replacing, writing
 from anomalyclip.overview.films import ENDING as FILM
 from anomalyclip.overview.films import FOLDER as FILMS
-from anomalyclip.overview.summary import records
+from anomalyclip.overview.summary import predictions, records
 from anomalyclip.readers import locate
 from anomalyclip.readers.nifti import MapVolume, is_volume
-from anomalyclip.writers import PREDICTIONS, without_ending
+from anomalyclip.writers import without_ending
 
 VOLUMES, VIDEOS = "volumes.jsonl", "videos.jsonl"
 
@@ -82,7 +82,7 @@ def write_wholes(folder: Path, *, maps: bool = False, films: Mapping[str, str] |
     _clear(folder, films or {})
     volumes: dict[str, _Whole] = {}
     videos: dict[str, _Whole] = {}
-    for record in records(folder / PREDICTIONS):
+    for record in predictions(folder):
         path, number = locate(str(record["image_path"]))
         if "time" in record:
             videos.setdefault(path, _Whole()).add(number or 1, record)
@@ -129,12 +129,17 @@ def _common_name(maps: list[tuple[int, str]]) -> str:
     return without_ending(inner).rpartition("#")[0] or inner
 
 
+def _files(line: dict[str, Any]) -> list[str]:
+    """Return the files that a line of a listing names."""
+    return [str(file) for file in line["files"].values()]
+
+
 def _clear(folder: Path, films: Mapping[str, str]) -> None:
     """Delete what an earlier part of the run, or an earlier run, has written; the new videos stay."""
     for listing, inside, ending in ((VOLUMES, _FOLDER, _ENDING), (VIDEOS, FILMS, FILM)):
         within = folder.resolve() / inside
-        for line in records(folder / listing):
-            for file in map(str, dict(line.get("files") or {}).values()):
+        for files in records(folder / listing, _files):
+            for file in files:
                 path = folder / file
                 if file in films.values() or not file.endswith(ending):
                     continue

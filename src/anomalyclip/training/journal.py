@@ -2,13 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from anomalyclip.files import writing
+from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import parse_json, writing
 
 FILE_NAME = "metrics.jsonl"
+
+LOSSES = ("loss", "image_loss", "local_loss")
+"""What every line has beside the epoch."""
 
 
 class Journal:
@@ -21,19 +25,25 @@ class Journal:
     length : int
         Number of bytes to keep; the rest is cut off. 0 starts a new file.
 
+    Raises
+    ------
+    AnomalyCLIPError
+        A line that is kept is damaged, or the file cannot be written.
+
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "metrics.jsonl"
+    ...     line = {"epoch": 1, "loss": 0.5, "image_loss": 0.3, "local_loss": 0.2}
     ...     with Journal(path) as journal:
-    ...         journal.write({"step": 1})
+    ...         journal.write({**line, "step": 1})
     ...         kept = journal.sync()
-    ...         journal.write({"step": 2})
+    ...         journal.write({**line, "step": 2})
     ...     with Journal(path, length=kept) as journal:
-    ...         journal.write({"step": 2})
-    ...     path.read_text().splitlines()
-    ['{"step": 1}', '{"step": 2}']
+    ...         journal.write({**line, "step": 2})
+    ...     [json.loads(text)["step"] for text in path.read_text().splitlines()]
+    [1, 2]
     """
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
@@ -41,6 +51,12 @@ class Journal:
         with writing(path):
             self._file = path.open("ab")
             self._file.truncate(length)
+        try:
+            for _ in _lines(path):
+                pass
+        except AnomalyCLIPError:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "Journal":
         return self
@@ -62,12 +78,36 @@ class Journal:
 
 
 def read_journal(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return a run's lines, those of steps and those of epochs."""
-    with (folder / FILE_NAME).open(encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    """Return a run's lines, those of steps and those of epochs.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A line is damaged; it names the line.
+    """
+    records = list(_lines(folder / FILE_NAME))
     return [record for record in records if "step" in record], [
         record for record in records if "step" not in record
     ]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = dict(parse_json(line))
+                counts, losses = [record["epoch"], record.get("step", 1)], [record[name] for name in LOSSES]
+                if not all(isinstance(count, int) and count > 0 for count in counts):
+                    raise ValueError("epoch and step are not counts from 1")
+                if not all(isinstance(loss, int | float) for loss in losses):
+                    raise ValueError("a loss is no number")
+            except (ValueError, TypeError, KeyError) as error:
+                why = f"no {error}" if isinstance(error, KeyError) else error
+                raise AnomalyCLIPError(
+                    f"{path}, line {number} is damaged ({why}); start again in another folder, cached features are "
+                    "reused"
+                ) from None
+            yield record
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int | None:
