@@ -188,6 +188,7 @@ def test_dicom_is_recognised_by_its_content_whatever_its_name(running, detector)
         ({"map_size": "-1"}, 422, "map_size: expected a whole number from 0 to 65536"),
         ({"model": "m-1"}, 404, "model 'm-1' is not here (any more); GET /v1/models lists those that are"),
         ({"colour": "red"}, 422, "colour: unknown field"),
+        ({"c" * 1000: "red"}, 422, "c" * 200 + ": unknown field"),
         ({"class_name": "slate"}, 422, "class_name: this model's method does not name what images show"),
     ],
 )
@@ -241,6 +242,25 @@ def test_what_callers_may_choose_is_on_this_machine_already():
 )
 def test_paths_and_addresses_of_callers_are_never_opened(running, content):
     assert running.post("/v1/models", content).status == 422
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"tile": 127}, "tile 127: at least 128 pixels here"),
+        ({"tile": 128.0, "overlap": 0.6}, "overlap 0.6: at most 0.5 here"),
+        ({"c" * 5000: 1}, "c" * 200 + ": expected some of backbone"),
+        (
+            {"method": "words", "normal": ["zebra"], "abnormal": ["damaged object"]},
+            "'zebra': the word 'zebra' is not",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_without_a_path_of_the_machine(running, content, message):
+    answer = running.post("/v1/models", content)
+    assert answer.status == 422
+    assert answer.error["message"].startswith(message)
+    assert "/" not in answer.error["message"]
 
 
 def test_maps_that_are_larger_than_an_answer_may_be_are_refused(running):

@@ -136,7 +136,7 @@ class Tokenizer:
         if self._unknown is not None and self._unknown in encoded.tokens:
             start, end = encoded.offsets[encoded.tokens.index(self._unknown)]
             raise AnomalyCLIPError(
-                f"{text!r}: the word {text[start:end]!r} is not in the backbone's vocabulary ({self.file}); it knows: "
+                f"{text!r}: the word {text[start:end]!r} is not in the backbone's vocabulary; it knows: "
                 f"{', '.join(self.words())}"
             )
         return list(encoded.ids)

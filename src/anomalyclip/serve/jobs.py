@@ -1,6 +1,7 @@
 """``/v1/jobs``: many files at once, scored while no request waits; status, progress, results, and cancelling."""
 
 import json
+import logging
 import secrets
 import threading
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import staging
 from anomalyclip.serve.bodies import Held, JobLimits, Lease, read_form
-from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.refusals import Refusal, without_folders
 from anomalyclip.serve.schemas import REFUSED, JobOut, takes
 from anomalyclip.serve.scoring import Entries
 from anomalyclip.serve.service import Service, service_of
@@ -23,6 +25,8 @@ from anomalyclip.serve.wanted import FIELDS, Wanted
 from anomalyclip.serve.worker import Ticket
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSED)
+
+log = logging.getLogger("anomalyclip.serve")
 
 _LINES = 1000
 """Results in an answer at most."""
@@ -95,7 +99,10 @@ class Job:
         state = "queued" if not self.begun else "running"
         if self.ticket is not None and self.ticket.done.done():
             problem = self.ticket.done.exception()
-            error = None if problem is None else str(problem)
+            if isinstance(problem, AnomalyCLIPError):
+                error = without_folders(problem)
+            elif problem is not None:
+                error = f"an internal error; the log has it under {self.id}"
             state = "done" if problem is None else "failed"
         return {
             "id": self.id,
@@ -107,6 +114,13 @@ class Job:
             "images_failed": self.entries.failed,
             "error": error,
         }
+
+    def settle(self) -> None:
+        """Give back what its files take, and log an error that nobody foresaw. Called when its ticket is done."""
+        self.kept.close()
+        problem = self.ticket.done.exception() if self.ticket is not None else None
+        if problem is not None and not isinstance(problem, AnomalyCLIPError):
+            log.error("a job failed", exc_info=problem, extra={"fields": {"id": self.id}})
 
     def end(self) -> None:
         """Cancel it and give back all that it holds."""
@@ -207,7 +221,7 @@ async def _started(
         most=service.settings.max_job_images,
         is_job=True,
     )
-    job.ticket.done.add_done_callback(lambda _: job.kept.close())
+    job.ticket.done.add_done_callback(lambda _: job.settle())
     service.worker.submit(job.ticket)
     return job
 

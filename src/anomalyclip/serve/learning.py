@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,13 +10,16 @@ from PIL import Image
 from starlette.responses import Response
 
 from anomalyclip.depth import Scale
+from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.serve.bodies import Form, read_form
 from anomalyclip.serve.models import Served, with_threshold
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.schemas import REFUSED, CalibrationOut, MemoryOut, takes
+from anomalyclip.serve.scoring import check_tiles
 from anomalyclip.serve.service import Service, service_of
+from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, images_of
 from anomalyclip.serve.wanted import Wanted, share, truth
 
@@ -49,39 +53,78 @@ async def _made(
     from anomalyclip.fitting import fit
     from anomalyclip.remembering import remember
 
-    failed: list[dict[str, str]] = []
-    names: list[str] = []
-    scale = Scale(served.detector.value_range, strict=True)
-    # One image is decoded at a time: together they may be many times as large as their files.
-    images = _images(files, scale, service.settings.unpacked_bytes, names, failed)
+    flawless = Flawless(service.settings, served.detector)
 
     def fitted() -> Any:
         detector = with_threshold(served.detector, None)  # it was made for other scores
-        return remember(detector, fit(detector, service.worker.between(images), augment=augment))
+        images = service.worker.between(flawless.of(files))
+        return remember(detector, fit(detector, images, augment=augment))
 
     try:
         detector = await service.waited_for(request, service.worker.call(fitted))
     except AnomalyCLIPError as error:
         if isinstance(error, Refusal):
             raise
-        message = str(error) if names else failed[0]["error"]
-        raise Refusal(422, message, more={"failed": failed}) from None
-    return {**service.models.add(detector, tuple(names)).describe(), "failed": failed}
+        message = str(error) if flawless.names or not flawless.failed else flawless.failed[0]["error"]
+        raise Refusal(422, message, more={"failed": flawless.failed}) from None
+    finally:
+        flawless.gone.set()
+    return {**service.models.add(detector, tuple(flawless.names)).describe(), "failed": flawless.failed}
 
 
-def _images(
-    files: Iterable[Sent], scale: Scale, unpacked: int, names: list[str], failed: list[dict[str, str]]
-) -> Iterator[Image.Image]:
-    """Yield the images of uploads, and note the names of those that can be used, and of the others."""
-    for file in files:
-        try:
-            for found in images_of(file, unpacked=unpacked):
-                image, _ = scale(found.image, name=found.name)
-                image.filename = found.name  # type: ignore[attr-defined] # fit takes it for the reference's name
-                names.append(found.name)
-                yield image
-        except InputError as error:
-            failed.append({"name": file.name, "error": str(error)})
+@dataclass(frozen=True)
+class Flawless:
+    """Flawless images of a request. One is decoded at a time: together they may be many times as large as their files.
+
+    Parameters
+    ----------
+    settings : ServeSettings
+        The limits of a request.
+    detector : Detector
+        The model that is given a memory.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the images that can be used.
+    failed : list of dict
+        Names and errors of files that cannot be used.
+    gone : threading.Event
+        Set when nobody waits for the model any more.
+    """
+
+    settings: ServeSettings
+    detector: Detector
+    names: list[str] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)
+
+    def of(self, files: Iterable[Sent]) -> Iterator[Image.Image]:
+        """Yield the images of uploads.
+
+        Raises
+        ------
+        Refusal
+            They are too many, or nobody waits for them any more.
+        """
+        scale = Scale(self.detector.value_range, strict=True)
+        for file in files:
+            try:
+                for found in images_of(file, unpacked=self.settings.unpacked_bytes):
+                    self._check(found.name)
+                    image, _ = scale(found.image, name=found.name)
+                    check_tiles(self.detector.tiling, found.name, image.size)
+                    image.filename = found.name  # type: ignore[attr-defined] # fit takes it for the reference's name
+                    self.names.append(found.name)
+                    yield image
+            except InputError as error:
+                self.failed.append({"name": file.name, "error": str(error)})
+
+    def _check(self, name: str) -> None:
+        if self.gone.is_set():
+            raise Refusal(503, "nobody waits for this any more")
+        if len(self.names) >= self.settings.max_images:
+            raise Refusal(413, f"{name}: more than {self.settings.max_images} images; send fewer")
 
 
 @router.post(

@@ -35,6 +35,7 @@ CHOOSABLE = (*_NAMED, *_WORDS, *_PLAIN)
 """Fields of `DetectorSpec` that callers may choose; none of them may be a path."""
 
 _LARGEST_SIDE = 1024
+_SMALLEST_TILE, _MOST_OVERLAP = 128, 0.5
 _MOST_WORDS, _LONGEST_WORD = 50, 200
 
 
@@ -205,7 +206,7 @@ class Models:
             A field is unknown or may not be chosen, a name is not offered, or a value cannot be used.
         """
         if unknown := sorted(set(content) - set(CHOOSABLE)):
-            raise Refusal(422, f"{', '.join(unknown)}: expected some of {', '.join(CHOOSABLE)}")
+            raise Refusal(422, f"{', '.join(unknown)[:200]}: expected some of {', '.join(CHOOSABLE)}")
         offers = self.offers()
         for name in _NAMED:
             known = offers["methods" if name == "method" else name if name.endswith("s") else f"{name}s"]
@@ -218,6 +219,10 @@ class Models:
             _check_words(name, content.get(name))
         if isinstance(size := content.get("image_size"), int) and size > _LARGEST_SIDE:
             raise Refusal(422, f"image_size {size}: at most {_LARGEST_SIDE} here")
+        if isinstance(tile := content.get("tile"), (int, float)) and tile < _SMALLEST_TILE:
+            raise Refusal(422, f"tile {tile}: at least {_SMALLEST_TILE} pixels here")
+        if isinstance(overlap := content.get("overlap"), (int, float)) and overlap > _MOST_OVERLAP:
+            raise Refusal(422, f"overlap {overlap}: at most {_MOST_OVERLAP} here")
         base = self.own.detector.spec
         if base is None or base.model is not None:
             base = DetectorSpec(offers["backbones"][0])

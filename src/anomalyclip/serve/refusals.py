@@ -1,5 +1,6 @@
 """What a caller is told when a request cannot be answered: one shape, and the right status."""
 
+import re
 from typing import Any
 
 from anomalyclip.errors import AnomalyCLIPError
@@ -75,3 +76,14 @@ def error_content(status: int, message: str, request_id: str) -> dict[str, Any]:
     {'error': {'code': 'not_found', 'message': 'no such model', 'request_id': '7f'}}
     """
     return {"error": {"code": CODES.get(status, "error"), "message": message, "request_id": request_id}}
+
+
+def without_folders(error: Exception) -> str:
+    """Return the message of an error, with the names of this machine's files and not their folders.
+
+    Examples
+    --------
+    >>> without_folders(FileNotFoundError("/opt/models/a.pt: no such file (read 1/2)"))
+    'a.pt: no such file (read 1/2)'
+    """
+    return re.sub(r"(?<![\w:/])/(?:[^\s/'\"(),;:]+/)+", "", str(error))

@@ -1,6 +1,7 @@
 """From uploads to entries of an answer: what a request or a job puts into the queue, and what comes out."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,10 @@ from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, Uploaded, images_of
 from anomalyclip.serve.wanted import Wanted
 from anomalyclip.serve.worker import Decoded, Ticket
+from anomalyclip.tiling import Tiling
+
+MOST_TILES = 2000
+"""Tiles of an image at most: they are scored in one go, and others wait."""
 
 _numbers = itertools.count()
 
@@ -154,6 +159,7 @@ class _Steps:
     def _decoded(
         self, found: Uploaded, image: Image.Image, value_range: tuple[float, float] | None
     ) -> Decoded:
+        check_tiles(self.detector.tiling, found.name, image.size)
         position, id = self.position, f"image {next(_numbers)}"
         preview = preview_of(image) if self.wanted.preview else None
 
@@ -184,3 +190,21 @@ class _Steps:
             self.entries.fail(position, found.name, found.index, said)
 
         return Decoded(self.detector.prepare(Shown(b"", id, image, value_range, found.time)), finish, fail)
+
+
+def check_tiles(tiling: Tiling | None, name: str, size: tuple[int, int]) -> None:
+    """Check that an image of (width, height) is not cut into too many tiles.
+
+    Raises
+    ------
+    TooLargeError
+        It would be cut into more than `MOST_TILES`.
+    """
+    if tiling is None or not tiling.cuts(size):
+        return
+    count = math.prod(len(tiling.starts(side)) for side in size)
+    if count > MOST_TILES:
+        raise TooLargeError(
+            f"{name}: {size[0]} x {size[1]} pixels make {count} tiles of {tiling.size}; at most {MOST_TILES} are "
+            "scored here: choose a model with larger tiles, or send a smaller image"
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from anomalyclip.prediction import Prediction
 from anomalyclip.serve.bodies import ClientGoneError, Held
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.models import Models
-from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.refusals import Refusal, without_folders
 from anomalyclip.serve.scoring import Entries, Scoring
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent
@@ -27,6 +28,8 @@ from anomalyclip.serve.worker import Ticket, Worker
 from anomalyclip.spec import DetectorSpec
 
 T = TypeVar("T")
+
+log = logging.getLogger("anomalyclip.serve")
 
 
 @dataclass
@@ -155,7 +158,13 @@ class Service:
         try:
             return await self.waited_for(request, self._loading.submit(spec.load))
         except AnomalyCLIPError as error:
-            raise error if isinstance(error, Refusal) else Refusal(422, str(error)) from None
+            if isinstance(error, Refusal):
+                raise
+            said = without_folders(error)
+            if said != str(error):  # other messages are about what the caller sent, which no log has
+                fields = {"id": request.scope["request_id"], "error": str(error)}
+                log.warning("a model cannot be loaded", extra={"fields": fields})
+            raise Refusal(422, said) from None
 
     async def aside(self, function: Callable[[], T]) -> T:
         """Return what a function returns, called in a thread that decodes images."""

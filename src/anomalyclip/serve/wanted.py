@@ -61,7 +61,9 @@ class Wanted:
             A field is unknown, or its value cannot be used.
         """
         if unknown := sorted(set(fields) - set(FIELDS)):
-            raise Refusal(422, f"{', '.join(unknown)}: unknown field; expected some of {', '.join(FIELDS)}")
+            raise Refusal(
+                422, f"{', '.join(unknown)[:200]}: unknown field; expected some of {', '.join(FIELDS)}"
+            )
         given = {name: value for name, value in fields.items() if value not in (None, "")}
         return cls(
             model=_text(given, "model"),

@@ -2,7 +2,7 @@
 import { $, draw } from "./dom.js";
 import { state } from "./state.js";
 
-const WIDTH = 460, HEIGHT = 150, LEFT = 6, RIGHT = 6, TOP = 24, BOTTOM = 20, BINS = 50;
+const WIDTH = 460, HEIGHT = 156, LEFT = 6, RIGHT = 6, TOP = 24, BOTTOM = 26, BINS = 50;
 const x = (score) => LEFT + score * (WIDTH - LEFT - RIGHT);
 let svg = null, bars = null, handle = null;
 

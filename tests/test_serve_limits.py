@@ -1,0 +1,87 @@
+"""What a caller can make the service do, and what it is told of errors: without a service, and without waiting."""
+
+import contextlib
+import io
+import logging
+
+import pytest
+from PIL import Image
+
+from anomalyclip import AnomalyCLIPError, DetectorSpec
+
+pytest.importorskip("fastapi", reason="needs the extra [serve]")
+
+from anomalyclip.serve.bodies import Held
+from anomalyclip.serve.jobs import Job, JobEntries
+from anomalyclip.serve.learning import Flawless
+from anomalyclip.serve.measures import Measures
+from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.scoring import Entries, Scoring
+from anomalyclip.serve.settings import ServeSettings
+from anomalyclip.serve.uploads import Upload
+from anomalyclip.serve.wanted import Wanted
+from anomalyclip.serve.worker import Ticket
+
+
+@pytest.fixture(scope="module")
+def tiled():
+    return DetectorSpec("micro", tile=128, overlap=0.5).load()
+
+
+def plain(side: int) -> Upload:
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, "PNG")
+    return Upload(f"{side}.png", file.getvalue())
+
+
+SAID = "3000.png: 3000 x 3000 pixels make 2116 tiles of 128; at most 2000 are scored here"
+
+
+def test_an_image_of_too_many_tiles_fails_alone_before_any_is_scored(tiled):
+    entries = Entries(1000)
+    scoring = Scoring(ServeSettings(), Measures())
+    ticket = scoring.ticket(tiled, [plain(3000), plain(300)], Wanted(), entries)
+    assert [step is None for step in ticket.steps] == [True, False]
+    assert entries.found[0]["error"].startswith(SAID)
+    assert entries.failure() == 413
+
+
+def test_a_flawless_image_of_too_many_tiles_is_not_learned(tiled):
+    flawless = Flawless(ServeSettings(), tiled)
+    assert len(list(flawless.of([plain(3000), plain(300)]))) == 1
+    assert flawless.names == ["300.png"]
+    assert flawless.failed[0]["error"].startswith(SAID)
+
+
+def test_a_memory_is_made_of_so_many_images_at_most(tiled):
+    images = Flawless(ServeSettings(max_images=2), tiled).of([plain(side) for side in (10, 11, 12)])
+    assert [next(images).size, next(images).size] == [(10, 10), (11, 11)]
+    with pytest.raises(Refusal, match="^12.png: more than 2 images") as refused:
+        next(images)
+    assert refused.value.status == 413
+
+
+def test_no_more_is_learned_once_the_caller_has_left(tiled):
+    flawless = Flawless(ServeSettings(), tiled)
+    images = flawless.of([plain(10), plain(11)])
+    next(images)
+    flawless.gone.set()
+    with pytest.raises(Refusal, match="nobody waits"):
+        next(images)
+    assert flawless.names == ["10.png"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "said", "logged"),
+    [
+        (AnomalyCLIPError("/opt/models/a.pt: damaged"), "a.pt: damaged", 0),
+        (RuntimeError("/opt/secret"), "an internal error; the log has it under j-1", 1),
+    ],
+)
+def test_a_job_that_fails_tells_no_path_and_logs_what_nobody_foresaw(tiled, caplog, problem, said, logged):
+    job = Job("j-1", "default", 1, JobEntries(Held(1000)), contextlib.ExitStack(), Ticket(tiled, iter(())))
+    job.ticket.done.add_done_callback(lambda _: job.settle())
+    with caplog.at_level(logging.ERROR, "anomalyclip.serve"):
+        job.ticket.done.set_exception(problem)
+    assert (job.describe()["state"], job.describe()["error"]) == ("failed", said)
+    assert [record.exc_info[1] for record in caplog.records] == [problem] * logged
