@@ -465,6 +465,7 @@ def cost(threads: int) -> None:
     from anomalyclip.references import Memory
 
     core = TextCore(clip.visual, config, lambda: texts, path=LocalPath(19))
+    core.pack()  # as a detector does
     side, results = core.patch_grid, {}
     for count, blocks in ((4, 2), (4, 4), (16, 2), (16, 4)):
         rows = count * side**2

@@ -55,6 +55,14 @@ def test_a_packed_tower_gives_the_same_tokens(quick_gelu, threads, attends, monk
     torch.testing.assert_close(fast_last.local[3], last.local[3], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("faster", [True, False])
+def test_large_products_are_equal_by_either_library(faster, monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda: faster)
+    x, rows = torch.randn(2, 300, 64), torch.randn(10_000, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed.transposed_product(x, rows), x @ rows.T, atol=1e-4, rtol=1e-5)
+
+
 @pytest.fixture
 def fast_machine(monkeypatch):
     """A machine on which oneDNN is faster, for models of any width."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomalyclip.clip.packed import transposed_product
+
 Banks = Mapping[str, Tensor]
 """Normalised features by the name of where they come from; the same rows (last axis but one) in each."""
 
@@ -48,13 +50,15 @@ def nearest(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     tensor([0.0000, 0.4000])
     """
     features = features.float()
-    best = [(features @ part.float().T).amax(dim=-1) for _, part in _parts(bank, block)]
+    best = [transposed_product(features, part.float()).amax(dim=-1) for _, part in _parts(bank, block)]
     return (1 - reduce(torch.maximum, best)).clamp(0, 2)
 
 
 def nearest_rows(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     """Return which row of a bank (M, D) each feature (..., D) is nearest to, int64 (...)."""
-    found = [(features.float() @ part.float().T).max(dim=-1) for _, part in _parts(bank, block)]
+    found = [
+        transposed_product(features.float(), part.float()).max(dim=-1) for _, part in _parts(bank, block)
+    ]
     which = torch.stack([cosine for cosine, _ in found]).argmax(dim=0)
     rows = torch.stack([row + number * block for number, (_, row) in enumerate(found)])
     return rows.gather(0, which[None])[0]

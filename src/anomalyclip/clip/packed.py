@@ -29,6 +29,9 @@ SMALLEST_WIDTH = 256
 _GAIN = 1.1
 """How many times faster oneDNN's product must be than the plain one."""
 
+_LARGE = 1 << 28
+"""Multiplications from which a single product is worth another library."""
+
 _AT_ONCE = 700_000
 """Attention scores that are in memory at once for one thread: 2.8 MB, which stay in the cache."""
 
@@ -203,6 +206,32 @@ class PackedMLP(_PackedModule, MLP):
         }
         filled: MLP = self._filled(plain, weights)
         return filled
+
+
+def transposed_product(x: Tensor, rows: Tensor) -> Tensor:
+    """Return ``x @ rows.T`` in float32, by oneDNN where it is faster and the product is large.
+
+    Parameters
+    ----------
+    x : Tensor
+        (..., D) float32.
+    rows : Tensor
+        (M, D) float32.
+
+    Returns
+    -------
+    Tensor
+        (..., M) float32. Products that are differentiated, compiled or exported are PyTorch's own.
+
+    Examples
+    --------
+    >>> transposed_product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    tensor([[11.,  2.]])
+    """
+    plain = torch.compiler.is_compiling() or x.requires_grad or rows.requires_grad or x.device.type != "cpu"
+    if plain or x.numel() * len(rows) < _LARGE or not is_faster():
+        return x @ rows.T
+    return _product(x.contiguous(), rows.contiguous(), None)
 
 
 def pack(visual: VisionTransformer, *, tokens: int) -> None:
