@@ -17,7 +17,7 @@ from anomalyclip.clip.packed import transposed_product
 Banks = Mapping[str, Tensor]
 """Normalised features by the name of where they come from; the same rows (last axis but one) in each."""
 
-BLOCK = 4096
+BLOCK = 2048
 """Reference patches that are compared at once: the matrix of cosines is never larger than B * N * BLOCK."""
 
 PART = 8192
@@ -96,9 +96,9 @@ def with_neighbours(tokens: Tensor) -> Tensor:
     """
     side = math.isqrt(tokens.shape[1])
     patches = F.normalize(tokens.float(), dim=-1)  # B N D
-    grid = patches.transpose(1, 2).reshape(len(patches), -1, side, side)  # B D g g
+    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # B D g g, a view with channels last
     mean = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
-    return F.normalize(patches + mean.flatten(2).transpose(1, 2), dim=-1)
+    return F.normalize(patches + mean.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
 
 
 NORMAL_SHARE = 0.99
