@@ -96,7 +96,9 @@ def with_neighbours(tokens: Tensor) -> Tensor:
     """
     side = math.isqrt(tokens.shape[1])
     patches = F.normalize(tokens.float(), dim=-1)  # B N D
-    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # B D g g, a view with channels last
+    grid = patches.reshape(len(patches), side, side, -1).permute(
+        0, 3, 1, 2
+    )  # B D g g, a view with channels last
     mean = F.avg_pool2d(grid, 3, stride=1, padding=1, count_include_pad=False)
     return F.normalize(patches + mean.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
 
