@@ -387,6 +387,19 @@ def test_an_unreadable_reference_is_named_and_the_rest_counts(detector, good, tm
     assert "bad.png" in told[0]
 
 
+def test_an_unreadable_picture_given_as_a_reference_directly_is_refused_before_anything_is_scored(
+    cli, good, tmp_path
+):
+    (tmp_path / "refs").mkdir()
+    shutil.copy(good[0], tmp_path / "refs")
+    (tmp_path / "refs" / "bad.png").write_bytes(b"not an image")
+    options = ("--backbone", "micro", "--references", tmp_path / "refs", "--output", tmp_path / "results")
+    finished = cli("predict", good[1], *options)
+    assert finished.code == 2
+    assert "bad.png" in finished.err
+    assert not (tmp_path / "results").exists()
+
+
 def test_no_reference_is_refused(detector, tmp_path):
     with pytest.raises(AnomalyCLIPError, match="no reference could be used"):
         fit(detector, iter(()))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalyclip.demo import PICTURES
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.framing import Framing
@@ -108,6 +109,19 @@ def test_the_score_is_the_mean_of_the_whole_and_of_the_highest_tile():
     score, _ = score_tiles(model, image, Tiling(SIDE), framing=Framing(SIDE), batch_size=8)
     assert whole < 1
     assert score == pytest.approx((whole + 1) / 2, abs=1e-6)
+
+
+def test_an_image_score_that_uses_the_map_does_so_in_every_tile_and_in_the_whole():
+    image = Image.open(PICTURES / "linen_cut.jpg").convert("RGB").resize((300, 200))
+    plain, tiled = (
+        Detector.from_pretrained("micro", device="cpu", image_score="top1", tile=tile) for tile in (None, 200)
+    )
+    crops = [image.crop((left, 0, left + 200, 200)) for left in (0, 100)]
+    whole, *parts = (plain.predict(one).pred_score for one in (image, *crops))
+    score = tiled.predict(image).pred_score
+    assert score == pytest.approx((whole + max(parts)) / 2, abs=1e-5)
+    by_texts = Detector.from_pretrained("micro", device="cpu", tile=200).predict(image).pred_score
+    assert abs(score - by_texts) > 0.01
 
 
 def test_tiles_go_through_the_model_in_batches_and_the_batch_size_changes_nothing():
