@@ -20,6 +20,11 @@ cd "$empty"
 $python -m venv venv
 venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$constraints" "$dist"/*.whl
 venv/bin/python -m pip check
+# The sdist too, in an environment of its own that sees the packages of the first.
+$python -m venv from-sdist
+(cd venv/lib/python*/site-packages && pwd) > "$(echo from-sdist/lib/python*/site-packages)/packages.pth"
+from-sdist/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-installed "$dist"/*.tar.gz
+from-sdist/bin/anomalyclip --version
 test "$(venv/bin/python -c 'import anomalyclip; print(anomalyclip.__file__)')" = \
   "$empty/venv/lib/python$(venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/site-packages/anomalyclip/__init__.py"
 venv/bin/anomalyclip demo --output demo

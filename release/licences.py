@@ -133,7 +133,8 @@ def page(licences: dict[str, str]) -> str:
 AnomalyCLIP itself is under the MIT licence. This is everything that an installation with
 all extras brings, as the packages themselves state it, on Linux with the versions in `constraints.txt`. All of
 them allow commercial use, and none puts conditions on your own code. The libraries inside a package's wheel have
-licences of their own, which lie in the wheel.
+licences of their own, which lie in the wheel; those of PyAV's wheel are under the GPL in part:
+see [what lies in wheels](#what-lies-in-wheels-and-asks-for-more).
 
 `python release/licences.py` writes this page; a test compares it with what is installed.
 

@@ -14,7 +14,7 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import linked, parse_json, replacing, writing
 from anomalyclip.identity import differences
 from anomalyclip.overview import check_page
-from anomalyclip.overview.summary import summarize
+from anomalyclip.overview.summary import error_line, prediction_line, summarize
 from anomalyclip.overview.thumbnails import path_of
 from anomalyclip.predicting import SHARD, PredictionRun, finish, run_folder
 from anomalyclip.progress import Track, silent
@@ -264,12 +264,13 @@ def _is_of(id: str, entry: Entry) -> bool:
     """Return whether an id is that of an image, or of one in a file of several."""
     home = entry.home
     return id in (entry.path, home) or (
-        id.startswith(home) and re.fullmatch("#[0-9]+", id[len(home) :]) is not None
+        id.startswith(home) and re.fullmatch("#[0-9]{1,9}", id[len(home) :]) is not None
     )
 
 
 def _lines(path: Path, start: int, stop: int | None) -> Iterator[_Read]:
     """Yield the complete lines of a file; it is open only while a block of it is read."""
+    checked = prediction_line if path.name == PREDICTIONS else error_line
     rest, at = b"", start
     while True:
         try:
@@ -285,8 +286,7 @@ def _lines(path: Path, start: int, stop: int | None) -> Iterator[_Read]:
             if stop is not None and at >= stop:
                 return
             try:
-                record = dict(parse_json(line))
-                record["image_path"]
+                record = checked(dict(parse_json(line)))
             except (ValueError, TypeError, KeyError) as error:
                 raise AnomalyCLIPError(
                     f"{path}: the line at byte {at} is damaged ({error}); delete it, and run the shard again with "

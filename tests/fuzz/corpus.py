@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from functools import cache
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalyclip import DetectorSpec, Threshold, export, fit
+from anomalyclip import DetectorSpec, Threshold, export, fit, predict
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.engines.card import ModelCard
 from anomalyclip.evaluation.results import Case, ClassResult, ImageResult
+from anomalyclip.linear_layers import LinearLayers
 from anomalyclip.prediction import Prediction
 from anomalyclip.prompts import Prompts
 from anomalyclip.runs import begin
+from anomalyclip.sharding import Shard
 from anomalyclip.training.start import prompt_ids, prompt_tokens
 from anomalyclip.writers import PredictionWriter
 from tests import clip_forms, vit_forms
@@ -360,6 +363,39 @@ def runs(folder: Path) -> None:
     with PredictionWriter(here, save=["map"]) as writer:
         for prediction in predictions():
             writer.write(prediction)
+
+
+def wholes(folder: Path) -> None:
+    """A run with the listings of a volume and of a video."""
+    runs(folder)
+    line = {"pred_score": 0.5, "pred_label": True, "threshold": 0.5, "most_anomalous": "a.nii#2"}
+    for name, path, file in (
+        ("volumes.jsonl", "a.nii", {"nifti": "volumes/a_map.nii.gz"}),
+        ("videos.jsonl", "a.mp4", {"video": "videos/a.webm"}),
+    ):
+        content = {"image_path": path, **line, "files": file}
+        (folder / "predict" / name).write_text(json.dumps(content) + "\n")
+
+
+def shards(folder: Path) -> None:
+    """A run of four images in two shards."""
+    here = case(folder, "two")
+    with tempfile.TemporaryDirectory() as place:
+        spec, pictures = small_spec(Path(place)), case(Path(place), "images")
+        for number in range(4):
+            picture().save(pictures / f"{number}.png")
+        for index in (1, 2):
+            predict(spec, pictures, here, shard=Shard(index, 2))
+
+
+def layers(folder: Path) -> None:
+    """Linear layers as they are trained here, and as they are published."""
+    drawn = LinearLayers.initial(SMALL, (1, 2), seed=0)
+    drawn.save(case(folder, "own") / "layers.safetensors")
+    state = {}
+    for index in range(2):
+        state |= {f"fc.{index}.weight": drawn.weight[index], f"fc.{index}.bias": drawn.bias[index]}
+    torch.save({"trainable_linearlayer": state}, case(folder, "published") / "visa.pth")
 
 
 def predictions() -> Iterator[Prediction]:

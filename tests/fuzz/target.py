@@ -17,7 +17,7 @@ class Target:
     name : str
         Also that of its folder of regression files.
     share : int
-        Damaged files of every ten thousand.
+        How many damaged files it gets, in proportion to the other targets.
     make : callable
         Writes real files into a folder, one folder per case.
     read : callable

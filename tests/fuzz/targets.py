@@ -26,6 +26,9 @@ from anomalyclip.evaluation.maps import FolderSource, read_map
 from anomalyclip.evaluation.results import ClassResult, DatasetResult, to_json
 from anomalyclip.images import read_mask
 from anomalyclip.inputs import find_images, read_list_file
+from anomalyclip.linear_layers import load_linear_layers
+from anomalyclip.merging import merge
+from anomalyclip.predicting import refresh
 from anomalyclip.prompts import load_prompts
 from anomalyclip.readers import open_image, size_of
 from anomalyclip.reference_pictures import decoded
@@ -159,6 +162,22 @@ def resume_predictions(folder: Path) -> None:
                     writer.write(prediction)
     finally:
         PredictionWriter(folder, overwrite=True).close()
+
+
+def refresh_wholes(folder: Path) -> None:
+    refresh(folder, ["csv"])
+
+
+def merge_shards(folder: Path) -> None:
+    merged = merge([folder], folder / "merged", save=["csv"])
+    assert merged.run.scored == 4
+
+
+def use_layers(path: Path) -> None:
+    layers = load_linear_layers(path)
+    layers.check_fits(corpus.SMALL, "quick-gelu", path)
+    assert layers.digest()
+    layers.save(path.with_name("again.safetensors"))
 
 
 def resume_results(path: Path) -> None:
@@ -296,6 +315,9 @@ TARGETS = [
     Target("map", 500, corpus.maps, read_map, error=InputError),
     Target("settings", 300, corpus.runs, resume_settings, ".", ("settings.json",)),
     Target("predictions", 300, corpus.runs, resume_predictions, ".", ("predictions.jsonl",)),
+    Target("wholes", 200, corpus.wholes, refresh_wholes, ".", ("volumes.jsonl", "videos.jsonl")),
+    Target("shards", 200, corpus.shards, merge_shards, ".", ("*shard.jsonl", "*predictions.jsonl")),
+    Target("layers", 200, corpus.layers, use_layers, damaged=WEIGHTS, memory=400),
     Target("result", 200, corpus.results, resume_results),
     Target("spec", 300, corpus.specs, read_spec, named=False),
     Target("list", 100, corpus.lists, read_list_file),

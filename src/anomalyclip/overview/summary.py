@@ -151,7 +151,7 @@ def summarize(folder: Path, *, shown: int = SHOWN) -> Summary:
     summary = Summary()
     for record in predictions(folder):
         summary.add(record, shown)
-    for error in records(folder / ERRORS, _error):
+    for error in records(folder / ERRORS, error_line):
         summary.add_error(error)
     return summary
 
@@ -193,7 +193,7 @@ def predictions(folder: Path) -> Iterator[dict[str, Any]]:
     AnomalyCLIPError
         A line is damaged; it names the line.
     """
-    return records(folder / PREDICTIONS, _prediction)
+    return records(folder / PREDICTIONS, prediction_line)
 
 
 _NUMBER = int | float | None
@@ -207,7 +207,8 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _prediction(record: dict[str, Any]) -> dict[str, Any]:
+def prediction_line(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a line of predictions.jsonl; LookupError, TypeError or ValueError if it is damaged."""
     for name, expected in _TYPES.items():
         if not isinstance(record[name], expected):
             raise TypeError(f"{name} is of the wrong type")
@@ -220,7 +221,8 @@ def _prediction(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _error(record: dict[str, Any]) -> dict[str, Any]:
+def error_line(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a line of errors.jsonl; LookupError if it is damaged."""
     return {name: str(record[name]) for name in ("image_path", "error")}
 
 

@@ -74,9 +74,8 @@ def write_sheet(folder: Path, summary: Summary) -> None:
 
 def _row(record: dict[str, object]) -> list[object]:
     files, regions = record["files"], record["regions"]
-    assert isinstance(files, dict)
-    assert isinstance(regions, list)
-    assert isinstance(record["image_size"], list)
+    if not (isinstance(files, dict) and isinstance(regions, list) and isinstance(record["image_size"], list)):
+        raise TypeError("files, regions or image_size is of the wrong type")
     kept = [record[name] for name in _COLUMNS[:5]]
     paths = [files.get(kind) for kind in ("map", "heatmap", "mask")]
     largest = max((region["area"] for region in regions), default=0)
