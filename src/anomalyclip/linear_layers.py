@@ -143,12 +143,12 @@ def _assembled(tensors: Mapping[str, Tensor], info: Mapping[str, str], path: Pat
         f"{b}.{kind}" for b in blocks for kind in ("weight", "bias") if f"{b}.{kind}" not in tensors
     ]:
         raise AnomalyCLIPError(f"{path}: incomplete linear layers: {', '.join(missing)} missing")
-    weights, biases = ([tensors[f"{b}.{kind}"] for b in blocks] for kind in ("weight", "bias"))
+    weights, biases = ([tensors[f"{b}.{kind}"].float() for b in blocks] for kind in ("weight", "bias"))
     shapes = {tuple(w.shape) for w in weights}, {tuple(b.shape) for b in biases}
     fitting = len(shapes[0]) == len(shapes[1]) == 1 and all(w.dim() == 2 for w in weights)
     if not fitting or shapes[1] != {weights[0].shape[:1]}:
         raise AnomalyCLIPError(f"{path}: the linear layers do not match: shapes {shapes[0]} and {shapes[1]}")
-    weight, bias = torch.stack(weights).float(), torch.stack(biases).float()
+    weight, bias = torch.stack(weights), torch.stack(biases)
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise AnomalyCLIPError(f"{path}: the linear layers have values that are NaN or infinite; train again")
     return LinearLayers(blocks, weight, bias, info)
