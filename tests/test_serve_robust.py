@@ -1,5 +1,6 @@
 """Callers that are slow, vanish, lie, or ask for too much: the service stays up and answers others."""
 
+import contextlib
 import io
 import json
 import resource
@@ -13,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.serving import BOUNDARY, CRACK, GOOD, form, part, service
 
@@ -97,6 +99,38 @@ def test_a_slow_sender_is_cut_off(running):
         status, said = answer_on(connection)
     assert status == 408
     assert said["error"]["code"] == "timeout"
+
+
+def holds(running, port: int) -> bool:
+    """Whether the service still has a connection that comes from this port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = f":{running.port:04X}", f":{port:04X}"
+    return any((row[1][-5:], row[2][-5:]) == ends and row[9] != "0" for row in rows)
+
+
+def test_half_a_second_request_and_an_answer_nobody_reads_do_not_stay(running):
+    """Both are closed while others are answered; the reader finds less than it was promised."""
+    file = io.BytesIO()
+    Image.new("L", (1200, 1200)).save(file, "PNG")
+    body = form([("a.png", file.getvalue())], map="npy")
+    with running.connect() as half, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(60)
+        deaf.connect((running.host, running.port))
+        deaf.sendall(head(len(body)) + body)
+        half.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert half.recv(65536).startswith(b"HTTP/1.1 200")
+        half.sendall(b"GET /v2/hea")
+        assert holds(running, deaf.getsockname()[1])
+        while half.recv(65536):
+            pass  # the rest of the answer, and then the end
+        while holds(running, deaf.getsockname()[1]):
+            pass
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := deaf.recv(1 << 20):
+                received += len(chunk)
+    assert 0 < received < 4 * 1200 * 1200
 
 
 def test_a_thousand_idle_connections_hold_up_nobody(running):

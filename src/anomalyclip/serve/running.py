@@ -1,5 +1,6 @@
 """Running the service: a socket, uvicorn, and logs as JSON lines."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -19,8 +20,8 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.serve.app import build
 from anomalyclip.serve.settings import ServeSettings
 
-_HEAD_LIMIT = 20.0
-"""Seconds that a connection may take until the head of its first request is here."""
+_PATIENCE = 20.0
+"""Seconds after which a connection is looked at again; at the second look it must have moved on."""
 
 _BACKLOG = 2048
 
@@ -109,15 +110,30 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that send no request."""
+    """Closes connections that send no request or take no answer: it looks again and again at what has changed."""
+
+    _look_again: asyncio.TimerHandle
+    _was_idle, _unsent = True, 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.loop.call_later(_HEAD_LIMIT, self._require_request)
+        self._look_again = self.loop.call_later(_PATIENCE, self._look, self.cycle)
 
-    def _require_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look_again.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, last: Any) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        unsent = self.transport.get_write_buffer_size()
+        if self.cycle is last:
+            if 0 < self._unsent <= unsent:
+                self.transport.abort()
+                return
+            if is_idle and self._was_idle:
+                self.transport.close()
+        self._was_idle, self._unsent = is_idle, unsent
+        self._look_again = self.loop.call_later(_PATIENCE, self._look, self.cycle)
 
 
 class _JsonLines(logging.Formatter):
