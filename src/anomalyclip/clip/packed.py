@@ -9,6 +9,7 @@ blocks by rounding only (1e-6).
 import json
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -82,9 +83,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none")
 class _PackedModule(nn.Module):
     """What packed modules share: what leaves them is plain."""
 
+    @abstractmethod
     def plain(self) -> nn.Module:
         """Return the module that was packed, with the same weights, bit for bit."""
-        raise NotImplementedError
 
     def _filled(self, plain: nn.Module, weights: dict[str, Tensor]) -> Any:
         plain.load_state_dict(weights, assign=True)
