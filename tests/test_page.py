@@ -352,6 +352,7 @@ def test_a_video_is_shown_frame_by_frame_and_dicom_too(page, tmp_path):
     drop(page, file(tmp_path / "line.mp4"), file(Path(data.get_testdata_file("MR_small.dcm"))))
     scored(page, 4)
     page.select_option("#order", "name")
+    page.wait_for_selector("#cards li:nth-child(4) button[aria-label^='MR_small.dcm']")
     page.wait_for_selector("#cards li:nth-child(4) canvas.drawn")
     assert names(page) == [
         "line.mp4#1 · 0.00 s", "line.mp4#2 · 0.25 s", "line.mp4#3 · 0.75 s", "MR_small.dcm",

@@ -461,7 +461,9 @@ def _linear_layers(graph: Path) -> list[str]:
 
     model = onnx.load(graph)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    width = next(shape[0] for name, shape in shapes.items() if name.endswith("ln_post.weight"))
+    # Equal tensors are stored once, so that not every norm has a weight of its own name.
+    norms = ("ln_pre.weight", "ln_1.weight", "ln_2.weight", "ln_post.weight")
+    width = next(shape[0] for name, shape in shapes.items() if name.endswith(norms))
     return [
         node.name
         for node in model.graph.node
