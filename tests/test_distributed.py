@@ -302,7 +302,7 @@ def test_a_data_set_is_read_and_scored_with_however_few_cores_and_resumed(nodes,
         [sys.executable, "-c", FROM_A_DATASET, nodes.address, str(images), str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     expected = predictor({"path": [str(path) for path in sorted(images.iterdir())]}).to_pylist()
