@@ -16,7 +16,7 @@ from anomalyclip.clip.checkpoints import load_checkpoint
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import open_output, replacing, writing
 from anomalyclip.training.batches import TrainingData
-from anomalyclip.training.journal import FILE_NAME, Journal
+from anomalyclip.training.journal import FILE_NAME, Journal, read_journal
 from anomalyclip.training.learning import Losses, Optimizer
 from anomalyclip.training.settings import Learning
 from anomalyclip.training.task import Task
@@ -162,6 +162,7 @@ class Trainer:
         """
         deterministic = _deterministic(strict=self.data.store.scorer.device.type == "cpu")
         with deterministic, Journal(self.folder / FILE_NAME, length=self._journal_bytes) as journal:
+            read_journal(self.folder)  # a damaged line is refused now, and not at the end
             if (self.epoch, self.step) == (1, 0):
                 self.save(journal)
             while self.epoch <= self.settings.epochs:
