@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from anomalyclip.addresses import Address, on_disk
 from anomalyclip.decoders import attributed, unsaid
 from anomalyclip.depth import Deep, color
 from anomalyclip.errors import AnomalyCLIPError, InputError, TooLargeError, UnknownKindError, reason
@@ -360,12 +362,14 @@ def to_pixels(image: Image.Image, size: int) -> NDArray[np.float32]:
     return normalise(squash(image, size))
 
 
-def read_mask(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None) -> NDArray[np.bool_]:
+def read_mask(
+    path: str | os.PathLike[str] | Address, size: int | tuple[int, int] | None = None
+) -> NDArray[np.bool_]:
     """Read a defect mask: every pixel above zero is a defect.
 
     Parameters
     ----------
-    path : path-like
+    path : path-like or Address
         A mask image; colours are converted to gray.
     size : int or (int, int), optional
         Side S, or rows and columns, to resize to by the published rule (bilinear, antialiased, at least half defect);
@@ -381,8 +385,8 @@ def read_mask(path: str | os.PathLike[str], size: int | tuple[int, int] | None =
     InputError
         As for `read_image`.
     """
-    with decoding(path):
-        image = _load(path, path)
+    with decoding(path), on_disk(path if isinstance(path, Address) else Path(path)) as file:
+        image = _load(file, path)
         # Deep grayscale is not scaled: scaling to 8 bits would round small values to zero.
         gray = np.asarray(image if image.mode in _DEEP_GRAY else image.convert("L")) > 0
         if size is None:

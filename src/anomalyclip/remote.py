@@ -71,7 +71,7 @@ class Place:
             named, below = self._match(address)
             if not named and not below:
                 continue
-            if named or address.lower().endswith(endings) or _begins_like_an_image(address, is_image):
+            if named or address.lower().endswith(endings) or begins_like_an_image(address, is_image):
                 found = True
                 if leave_out is None or not leave_out(self.folder, address):
                     yield address
@@ -157,7 +157,8 @@ def _matcher(pattern: str) -> Callable[[str], object]:
     return re.compile(glob_translate(pattern)).match
 
 
-def _begins_like_an_image(address: Address, is_image: Callable[[str], bool]) -> bool:
+def begins_like_an_image(address: Address, is_image: Callable[[str], bool]) -> bool:
+    """Return whether an object whose name does not say what it is begins like an image; see `Place.images`."""
     name = address.rpartition("/")[2]
     if not is_unnamed(name) or name.upper() == "DICOMDIR":
         return False

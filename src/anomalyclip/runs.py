@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,9 +65,9 @@ class RunFolder:
     ) -> None:
         self.command, self.resume, self.overwrite = command, resume, overwrite
         self.output = None if output is None else Path(output)
-        if output is not None and as_address(_unmangled(output)) is not None:
+        if output is not None and (address := as_address(output)) is not None:
             raise AnomalyCLIPError(
-                f"{_unmangled(output)}: this run writes to a folder of this machine only (anomalyclip {command}); give "
+                f"{address}: this run writes to a folder of this machine only (anomalyclip {command}); give "
                 "one, and copy the results"
             )
         if resume and overwrite:
@@ -135,11 +134,6 @@ def begun(
         return
     with folder.begin(settings(), about=about()) as place:
         yield place
-
-
-def _unmangled(output: str | os.PathLike[str]) -> str:
-    """Return an address as it was before it was taken for a path, which has no double slashes."""
-    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])", r"\1://", os.fspath(output))
 
 
 def new_folder(kind: str, *, parent: str | os.PathLike[str] = "runs") -> Path:

@@ -5,8 +5,8 @@ texts from elsewhere, such as a server, does not, and nothing below follows them
 """
 
 from anomalyclip.addresses.address import Address, as_address, local_path, masked
-from anomalyclip.addresses.copies import fetched
-from anomalyclip.addresses.listing import beginning, exists, is_folder, objects
+from anomalyclip.addresses.copies import fetched, on_disk
+from anomalyclip.addresses.listing import beginning, entries, exists, is_dir, is_folder, length, objects
 from anomalyclip.addresses.writing import delete, put
 
 __all__ = [
@@ -14,11 +14,15 @@ __all__ = [
     "as_address",
     "beginning",
     "delete",
+    "entries",
     "exists",
     "fetched",
+    "is_dir",
     "is_folder",
+    "length",
     "local_path",
     "masked",
     "objects",
+    "on_disk",
     "put",
 ]

@@ -10,6 +10,8 @@ from anomalyclip.errors import AnomalyCLIPError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """Two letters at least: C:// is a drive."""
 
+_COLLAPSED = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])")
+
 _WEB = ("http", "https")
 _LOCAL = ("file", "local")
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
@@ -111,7 +113,7 @@ class Address(str):
         return Address(f"{scheme}://{rest.rpartition('/')[0] or rest}")
 
     def below(self, name: str) -> "Address":
-        """Return the address of an object below this one.
+        """Return the address of an object below this one; also written as ``address / name``, as for a `Path`.
 
         Examples
         --------
@@ -119,6 +121,8 @@ class Address(str):
         Address('s3://bucket/results/maps/a.npy')
         """
         return Address(f"{self.url.rstrip('/')}/{name}")
+
+    __truediv__ = below
 
     def readings(self) -> Iterator["Address"]:
         """Yield what this address may mean: an object, an image in an object, a member of an archive.
@@ -135,24 +139,29 @@ class Address(str):
             yield Address._of(self.url[: ending.end()], self.url[ending.end() :] + self.inner)
 
 
-def as_address(text: str) -> Address | None:
+def as_address(path: str | os.PathLike[str]) -> Address | None:
     r"""Return the address that a user gave; None: it is the path of a file.
 
-    A file that exists is a file, whatever its name looks like.
+    A file that exists is a file, whatever its name looks like. An address that was taken for a `Path`, which has no
+    double slashes, is understood too.
 
     Examples
     --------
     >>> as_address("s3://bucket/a.png"), as_address("C:\\parts\\a.png"), as_address("line:1/a.png")
     (Address('s3://bucket/a.png'), None, None)
+    >>> from pathlib import Path
+    >>> as_address(Path("s3://bucket/a.png")), as_address(Path("parts/a.png"))
+    (Address('s3://bucket/a.png'), None)
     """
-    if isinstance(text, Address):
-        return text
+    if isinstance(path, Address):
+        return path
+    text = path if isinstance(path, str) else _COLLAPSED.sub(r"\1://", os.fspath(path))
     found = _SCHEME.match(text)
     if (
         found is None
         or found[1].lower() in _LOCAL
         or not _is_known(found[1].lower())
-        or os.path.lexists(text)
+        or os.path.lexists(path)
     ):
         return None
     return Address(text)

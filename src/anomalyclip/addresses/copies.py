@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -157,6 +158,22 @@ def fetched(address: Address, *, again: bool = False) -> Iterator[tuple[str, Add
                 yield stack.enter_context(copy), reading
                 return
         raise InputError(f"{address}: no such object")
+
+
+@contextmanager
+def on_disk(path: Path | Address) -> Iterator[Path]:
+    """Give the path of a file of this machine: the path itself, or that of a copy of the object at an address.
+
+    Raises
+    ------
+    InputError
+        There is no such object, or it cannot be read.
+    """
+    if not isinstance(path, Address):
+        yield path
+        return
+    with fetched(path, again=True) as (copy, _):
+        yield Path(copy)
 
 
 def _of_this_process() -> Copies:

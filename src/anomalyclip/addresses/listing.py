@@ -1,7 +1,9 @@
 """What is below an address, object by object: a store with millions of them is never in memory as a whole."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from anomalyclip.addresses.address import Address
@@ -27,6 +29,15 @@ def is_folder(address: Address) -> bool:
     return kind == "directory"
 
 
+def is_dir(path: Path | Address) -> bool:
+    """Return whether there is a folder at a path, or at an address."""
+    if not isinstance(path, Address):
+        return path.is_dir()
+    with suppress(FileNotFoundError):
+        return is_folder(path)
+    return False
+
+
 def exists(address: Address) -> bool:
     """Return whether there is an object at an address, or anything below it."""
     try:
@@ -40,6 +51,26 @@ def beginning(address: Address, length: int) -> bytes:
     """Return the first bytes of an object."""
     content = request(address, lambda store, path: store.cat_file(path, start=0, end=length))
     return bytes(content[:length])
+
+
+def length(address: Address) -> int:
+    """Return how many bytes an object has."""
+    return int(request(address, lambda store, path: _fresh(store).info(path)["size"]))
+
+
+def entries(folder: Address) -> list[tuple[str, bool]]:
+    """Return the names in a folder, and whether each is a folder; nothing, if there is no such folder.
+
+    Raises
+    ------
+    InputError
+        The store cannot be asked.
+    """
+    try:
+        found = request(folder, lambda store, path: _listed(store, path))
+    except FileNotFoundError:
+        return []
+    return [(name, kind == "directory") for name, kind in found]
 
 
 def objects(folder: Address, enters: Enters = lambda _: True) -> Iterator[Address]:
@@ -95,20 +126,22 @@ def _entered(key: str, prefix: str, base: str, known: dict[str, bool], enters: E
 
 def _by_folders(folder: Address, enters: Enters) -> Iterator[Address]:
     """List one folder at a time: as much is in memory as the largest one has."""
-    entries = request(folder, lambda store, path: _listed(store, path))
-    for name in sorted(name for name, kind in entries if kind != "directory"):
+    found = entries(folder)
+    for name in sorted(name for name, is_one in found if not is_one):
         yield folder.below(name)
-    for name in sorted(name for name, kind in entries if kind == "directory"):
+    for name in sorted(name for name, is_one in found if is_one):
         below = folder.below(name)
         if enters(below):
             yield from _by_folders(below, enters)
 
 
 def _listed(store: Any, path: str) -> list[tuple[str, str]]:
-    entries = _fresh(store).ls(path, detail=True)
-    found = [(str(entry["name"]).rstrip("/").rpartition("/")[2], str(entry["type"])) for entry in entries]
+    there = [
+        (str(entry["name"]).rstrip("/"), str(entry["type"])) for entry in _fresh(store).ls(path, detail=True)
+    ]
     store.invalidate_cache()
-    return [(name, kind) for name, kind in found if name]
+    own = path.rstrip("/")  # an empty object "folder/" that some programs leave
+    return [(name.rpartition("/")[2], kind) for name, kind in there if name and name != own]
 
 
 def _fresh(store: Any) -> Any:

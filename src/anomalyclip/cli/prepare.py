@@ -17,7 +17,7 @@ _OWN = "Folders of your own, relative to ROOT; repeat an option for several"
 
 
 def prepare(
-    root: Annotated[Path, typer.Argument(help="The data set's folder.", show_default=False)],
+    root: Annotated[Path, typer.Argument(help="The data set's folder, or its address.", show_default=False)],
     dataset: Annotated[
         str | None,
         typer.Option(help="Key of a known data set. Default: recognise the layout.", show_default=False),
@@ -27,7 +27,7 @@ def prepare(
         typer.Option("--check", help="Read the files and say what is wrong; exit code 1 if anything is."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="File to write. Default: ROOT/meta.json.", show_default=False)
+        Path | None, typer.Option(help="File or address to write. Default: ROOT/meta.json.", show_default=False)
     ] = None,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Follow links and paths that leave ROOT.")
@@ -81,7 +81,7 @@ def prepare(
         image_suffix=tuple(image_suffix or ()),
     )
     meta, listed = _list(root, dataset, folder, allow_outside=allow_outside)
-    out().print(f"{printable(str(root))}: {printable(meta.source)}", markup=False)
+    out().print(f"{printable(str(meta.root))}: {printable(meta.source)}", markup=False)
     _show_samples(meta)
     if listed or output:
         out().print(f"wrote {printable(str(write_meta(meta, output)))}", markup=False)
@@ -104,7 +104,7 @@ def _list(root: Path, dataset: str | None, folder: "Folder", *, allow_outside: b
     """Return the samples, and whether they were listed from the files, rather than read from a foreign meta.json."""
     from anomalyclip.data.folder import Folder
     from anomalyclip.data.listing import LayoutError, list_samples
-    from anomalyclip.data.meta import FILE_NAME, read_meta
+    from anomalyclip.data.meta import FILE_NAME, has_meta, read_meta
 
     own = folder != Folder()
     if own and dataset:
@@ -114,10 +114,11 @@ def _list(root: Path, dataset: str | None, folder: "Folder", *, allow_outside: b
     try:
         meta = list_samples(root, dataset, folder=folder if own else None, allow_outside=allow_outside)
     except LayoutError:
-        if not (root / FILE_NAME).is_file():
+        if not has_meta(root):
             raise
-        warn(f"unknown layout: the samples are those of {root / FILE_NAME}, which stays as it is")
-        return read_meta(root, allow_outside=allow_outside), False
+        meta = read_meta(root, allow_outside=allow_outside)
+        warn(f"unknown layout: the samples are those of {meta.root / FILE_NAME}, which stays as it is")
+        return meta, False
     return meta, True
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from anomalyclip.addresses import Address
 from anomalyclip.cli import options, training_view
 from anomalyclip.cli.console import fail, out, track, warn
 from anomalyclip.cli.flattening import Fields
@@ -16,7 +17,7 @@ from anomalyclip.training.settings import SPEC_OPTIONS, TrainingSettings
 @options.with_options
 def train(
     context: typer.Context,
-    root: Annotated[Path, typer.Argument(help="Folder of the data set.", show_default=False)],
+    root: Annotated[Path, typer.Argument(help="Folder of the data set, or its address.", show_default=False)],
     settings: TrainingSettings,
     spec: Annotated[DetectorSpec, Fields(only=SPEC_OPTIONS)],
     output: options.Output = None,
@@ -52,7 +53,7 @@ def train(
     part = options.part(shard)
     unreadable = []
 
-    def on_error(path: Path, error: InputError) -> None:
+    def on_error(path: Path | Address, error: InputError) -> None:
         fail(str(error))
         unreadable.append(path)
 

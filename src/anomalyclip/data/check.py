@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from anomalyclip.addresses import Address, length, on_disk
 from anomalyclip.data.catalog import DataSet, catalog
 from anomalyclip.data.meta import Finding, Meta, Sample
 from anomalyclip.errors import InputError
@@ -56,7 +57,7 @@ def check(meta: Meta, *, progress: Callable[[], None] | None = None) -> list[Fin
     return findings
 
 
-def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
+def _check_sample(root: Path | Address, sample: Sample) -> Iterator[Finding]:
     from anomalyclip.images import read_mask
 
     try:
@@ -79,7 +80,7 @@ def _check_sample(root: Path, sample: Sample) -> Iterator[Finding]:
         yield Finding("empty mask", sample.mask, f"no pixel above zero, but {sample.image} is anomalous")
 
 
-def _without(error: InputError, path: Path) -> str:
+def _without(error: InputError, path: Path | Address) -> str:
     """Return an error's message without the path, which the finding already has."""
     return str(error).removeprefix(f"{path}: ")
 
@@ -88,7 +89,7 @@ def _duplicates(meta: Meta) -> Iterator[Finding]:
     by_size = defaultdict(list)
     for image in dict.fromkeys(sample.image for sample in meta):
         try:
-            by_size[require_regular(meta.root / image)].append(image)
+            by_size[_length(meta.root / image)].append(image)
         except (OSError, InputError):
             continue  # reported as unreadable
     first: dict[bytes, str] = {}
@@ -101,13 +102,17 @@ def _duplicates(meta: Meta) -> Iterator[Finding]:
                 yield Finding("duplicate", image, f"has the same content as {first[content]}")
 
 
-def _hash(path: Path) -> bytes | None:
+def _length(path: Path | Address) -> int:
+    return length(path) if isinstance(path, Address) else require_regular(path)
+
+
+def _hash(path: Path | Address) -> bytes | None:
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with open(path, "rb") as file:
+        with on_disk(path) as here, open(here, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError:
+    except (OSError, InputError):
         return None  # reported as unreadable
     return digest.digest()
 

@@ -82,7 +82,7 @@ class Folder:
 
 def _existing_folder(tree: Tree, folder: str) -> str:
     path = tree.relative(folder)
-    if not (tree.root / path).is_dir():
+    if not tree.is_folder(path):
         raise AnomalyCLIPError(f"{tree.root / path}: no such folder; expected a folder of images or masks")
     return path
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from anomalyclip.addresses import Address, on_disk
 from anomalyclip.errors import InputError
 from anomalyclip.files import file_digest, require_regular
 
@@ -13,7 +14,7 @@ TRAINED_ON_CONTENT = "trained_on_content"
 """Key of `Prompts.info`: `content_fingerprint` of the images."""
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: Path | Address) -> str:
     """Return the SHA-256 of a file's content in hex.
 
     Raises
@@ -22,8 +23,9 @@ def content_digest(path: Path) -> str:
         It cannot be read, or is not a regular file.
     """
     try:
-        require_regular(path)
-        return file_digest(path, "sha256").removeprefix("sha256:")
+        with on_disk(path) as file:
+            require_regular(file)
+            return file_digest(file, "sha256").removeprefix("sha256:")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol
 
 from anomalyclip.data.meta import Sample
 from anomalyclip.data.pairing import Listing, Masks, is_mask_name, stem
-from anomalyclip.data.tree import Tree, join
+from anomalyclip.data.tree import Tree, join, name_of
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
 
@@ -63,7 +63,7 @@ class MVTecShape:
 
         paths = {name: join(base, name) for name in tree.folders(base) if is_class(join(base, name))}
         if not paths and is_class(base):
-            paths = {posixpath.basename(base) or tree.root.resolve().name: base}
+            paths = {posixpath.basename(base) or name_of(tree.root): base}
         return paths
 
     def samples(self, tree: Tree, base: str, class_name: str) -> Listing:

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from anomalyclip.data.catalog import DataSet, KnownLayout, catalog, known
 from anomalyclip.data.folder import Folder
 from anomalyclip.data.layouts import SHAPES, Shape
-from anomalyclip.data.meta import FILE_NAME, Meta, SampleList, read_meta
-from anomalyclip.data.tree import Tree, join
+from anomalyclip.data.meta import Meta, SampleList, has_meta, read_meta
+from anomalyclip.data.tree import Tree, join, name_of, tree_of
 from anomalyclip.errors import AnomalyCLIPError
 
 
@@ -87,7 +86,7 @@ def load_samples(
     nut/test/bent/0.png nut/ground_truth/bent/0_mask.png True
     nut/test/good/0.png None False
     """
-    if (Path(root) / FILE_NAME).is_file():
+    if has_meta(root):
         meta = read_meta(root, allow_outside=allow_outside)
     else:
         meta = list_samples(root, dataset, allow_outside=allow_outside)
@@ -133,8 +132,8 @@ def list_samples(
     AnomalyCLIPError
         There are no images in it.
     """
-    tree = Tree(root, allow_outside=allow_outside)
-    name = tree.root.resolve().name
+    tree = tree_of(root, allow_outside=allow_outside)
+    name = name_of(tree.root)
     known_set = counts = None
     if folder is not None:
         listing, source = folder.samples(tree, name), "the named folders"
@@ -218,7 +217,7 @@ def _matches(tree: Tree, base: str) -> list[Match]:
 def _choose(tree: Tree, base: str, matches: list[Match]) -> Match:
     # A data set is recognised by folders that have its name, otherwise by its class names. A layout without class
     # names fits every data set with that layout.
-    around = _plain(tree.root.resolve().name, *base.split("/"), *tree.folders(base))
+    around = _plain(name_of(tree.root), *base.split("/"), *tree.folders(base))
     fits = [match for match in matches if _plain(*match.classes) <= _plain(*match.dataset.classes)]
     called = [match for match in fits if around & _names(match.dataset)]
     candidates = called or [match for match in fits if match.classes] or matches

@@ -8,9 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, overload
 
-from anomalyclip.data.tree import Tree
+from anomalyclip.addresses import Address, as_address, exists, is_dir, local_path, on_disk, put
+from anomalyclip.addresses.writing import check_can_be_written
+from anomalyclip.data.tree import Tree, name_of, tree_of
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import parse_json, replacing
 
@@ -94,7 +97,7 @@ class SampleList(Sequence[Sample]):
 
     Parameters
     ----------
-    root : Path
+    root : Path or Address
         The data set's folder.
     samples : tuple of Sample
         Sorted by class, then by folder, then by name.
@@ -108,7 +111,7 @@ class SampleList(Sequence[Sample]):
         Files of this phase that the ``meta.json`` lists and that do not exist.
     """
 
-    root: Path
+    root: Path | Address
     samples: tuple[Sample, ...]
     dataset: str | None = None
     source: str = ""
@@ -128,7 +131,7 @@ class SampleList(Sequence[Sample]):
     @property
     def name(self) -> str:
         """The data set's name: its key in the catalogue, or the name of its folder after resolving links."""
-        return self.dataset or Path(os.path.realpath(self.root)).name
+        return self.dataset or name_of(self.root)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -150,7 +153,7 @@ class Meta:
 
     Parameters
     ----------
-    root : Path
+    root : Path or Address
         The data set's folder.
     phases : mapping
         Phase ("train", "test"; DAGM 2007 writes "Train", "Test") to samples.
@@ -162,7 +165,7 @@ class Meta:
         Phase to the files that are listed, but do not exist.
     """
 
-    root: Path
+    root: Path | Address
     phases: dict[str, tuple[Sample, ...]]
     dataset: str | None = None
     source: str = ""
@@ -181,7 +184,7 @@ class Meta:
             yield from samples
 
 
-def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path:
+def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path | Address:
     """Write ``meta.json`` in the published format; the file is written completely or not at all.
 
     Parameters
@@ -189,11 +192,11 @@ def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path:
     meta : Meta
         What to write.
     path : path-like, optional
-        File to write; by default ``meta.json`` in the root.
+        File to write, or its address; by default ``meta.json`` in the root.
 
     Returns
     -------
-    Path
+    Path or Address
         The file.
 
     Raises
@@ -211,20 +214,36 @@ def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path:
     ...     read_meta(root).phase("test")[0]
     Sample(image='a.png', mask=None, class_name='nut', defect='good', anomaly=False)
     """
-    target = Path(path) if path is not None else meta.root / FILE_NAME
+    target = _place(path) if path is not None else meta.root / FILE_NAME
     table: dict[str, dict[str, list[dict[str, str | int]]]] = {}
     for phase, samples in meta.phases.items():
         classes = table.setdefault(phase, {})
         for sample in samples:
             classes.setdefault(sample.class_name, []).append(_to_entry(sample))
+    if isinstance(target, Address):
+        check_can_be_written(target)
+        with TemporaryDirectory(prefix="anomalyclip-") as folder:
+            written = Path(folder, FILE_NAME)
+            _dump(table, written)
+            put(written, target)
+        return target
     try:
-        with replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump(table, file, indent=1)
+        with replacing(target) as temporary:
+            _dump(table, temporary)
     except OSError as error:
         raise AnomalyCLIPError(
             f"{target}: cannot be written: {error.strerror}; choose another file with --output"
         ) from None
     return target
+
+
+def _dump(table: Any, file: Path) -> None:
+    with open(file, "w", encoding="utf-8") as text:
+        json.dump(table, text, indent=1)
+
+
+def _place(path: str | os.PathLike[str]) -> Path | Address:
+    return as_address(path) or Path(local_path(os.fspath(path)))
 
 
 def _to_entry(sample: Sample) -> dict[str, str | int]:
@@ -235,6 +254,12 @@ def _to_entry(sample: Sample) -> dict[str, str | int]:
         "specie_name": sample.defect,
         "anomaly": int(sample.anomaly),
     }
+
+
+def has_meta(root: str | os.PathLike[str]) -> bool:
+    """Return whether there is a ``meta.json`` in a folder, or below an address."""
+    file = _place(root) / FILE_NAME
+    return exists(file) if isinstance(file, Address) and not file.is_web else Path(file).is_file()
 
 
 def read_meta(
@@ -252,7 +277,7 @@ def read_meta(
     Parameters
     ----------
     path : path-like
-        The file, or the folder that holds it.
+        The file, or the folder that holds it; also as an address.
     root : path-like, optional
         The folder that its paths are relative to; by default the file's folder.
     allow_outside : bool
@@ -269,10 +294,15 @@ def read_meta(
         The file does not exist or is not JSON, an entry is malformed or leaves the root (the message names entry and
         field), or none of its images exist.
     """
-    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    tree = Tree(file.parent if root is None else root, allow_outside=allow_outside)
+    file = _place(path)
+    if is_dir(file):
+        file = file / FILE_NAME
+    tree = tree_of(file.parent if root is None else root, allow_outside=allow_outside)
     try:
-        table = parse_json(file.read_text(encoding="utf-8-sig"))
+        if isinstance(file, Address) and not exists(file):
+            raise FileNotFoundError
+        with on_disk(file) as here:
+            table = parse_json(here.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise AnomalyCLIPError(f"{file}: no such file; create it with: anomalyclip prepare ROOT") from None
     except (OSError, ValueError) as error:

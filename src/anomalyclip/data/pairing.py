@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from anomalyclip.data.meta import MISSING_MASK, Finding, Sample
 from anomalyclip.data.tree import Tree, join
+from anomalyclip.readers.base import is_unnamed
 
 MASK_SUFFIXES = ("_mask", "_label", "_segmentation", "")
 """Suffixes (lower case) that a mask's name adds to the name of its image, in the order of preference."""
@@ -21,14 +22,16 @@ _DOUBLE = ".nii.gz"
 
 
 def stem(name: str) -> str:
-    """Return a file's name without its folder and its extension.
+    """Return a file's name without its folder and its extension; DICOM files may be called by numbers with dots.
 
     Examples
     --------
-    >>> stem("images/1.5.png"), stem("images/1.nii.gz")
-    ('1.5', '1')
+    >>> stem("images/1.5.png"), stem("images/1.nii.gz"), stem("images/1.2.840.113")
+    ('1.5', '1', '1.2.840.113')
     """
     base = posixpath.basename(name)
+    if is_unnamed(base):
+        return base
     return base[: -len(_DOUBLE)] if base.lower().endswith(_DOUBLE) else posixpath.splitext(base)[0]
 
 

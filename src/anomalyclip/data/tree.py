@@ -3,16 +3,21 @@
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
+from anomalyclip.addresses import Address, as_address, entries, is_dir, local_path, on_disk
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import require_regular
 from anomalyclip.readers import is_unnamed_image, suffixes
 from anomalyclip.readers.base import is_unnamed
+from anomalyclip.remote import begins_like_an_image
 
 JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 """Names (lower case) that operating systems leave behind; hidden names are skipped as well."""
+
+_EXPECTED = "no such folder; expected the folder that holds a data set"
+_ALLOW = "use --allow-outside (allow_outside=True) if you trust the target"
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -61,11 +66,14 @@ class Tree:
     ['9.png', '10.PNG']
     """
 
+    root: Path | Address
+    _advice = _ALLOW
+
     def __init__(self, root: str | os.PathLike[str], *, allow_outside: bool = False) -> None:
         self.root = Path(root)
         self.allow_outside = allow_outside
         if not self.root.is_dir():
-            raise AnomalyCLIPError(f"{root}: no such folder; expected the folder that holds a data set")
+            raise AnomalyCLIPError(f"{root}: {_EXPECTED}")
         self._absolute = os.path.abspath(root).replace(os.sep, "/")
         self._real = os.path.realpath(root).replace(os.sep, "/")
         self._folders: dict[str, list[str]] = {}
@@ -85,9 +93,7 @@ class Tree:
             if self._files[path][name]:
                 self._refuse_outside(join(path, name))
         return [
-            name
-            for name in names
-            if not is_unnamed(name) or is_unnamed_image(f"{self._absolute}/{join(path, name)}")
+            name for name in names if not is_unnamed(name) or self._begins_like_an_image(join(path, name))
         ]
 
     def walk(self, path: str = "") -> Iterator[str]:
@@ -96,7 +102,7 @@ class Tree:
         waiting = [path]
         while waiting:
             folder = waiting.pop()
-            real = os.path.realpath(os.path.join(self._absolute, folder))
+            real = self._where(folder)
             if real not in seen:
                 seen.add(real)
                 yield folder
@@ -106,6 +112,10 @@ class Tree:
         """Return whether the folder exists."""
         parent, _, name = path.rpartition("/")
         return name in self.folders(parent)
+
+    def is_folder(self, path: str) -> bool:
+        """Return whether a path from `relative` is a folder; with `allow_outside`, it may lead anywhere."""
+        return (Path(self._absolute) / path).is_dir()
 
     def has_file(self, path: str) -> bool:
         """Return whether the file exists."""
@@ -118,8 +128,9 @@ class Tree:
     def read_text(self, path: str) -> str:
         """Return a text file's content: UTF-8 with or without a byte order mark, otherwise Latin-1."""
         self.has_file(path)
-        require_regular(self.root / path)
-        content = (self.root / path).read_bytes()
+        with on_disk(self.root / path) as file:
+            require_regular(file)
+            content = file.read_bytes()
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -145,14 +156,28 @@ class Tree:
         """
         if "\\" in path and not os.path.exists(os.path.join(self._absolute, path)):
             path = path.replace("\\", "/")
-        for root in (self._absolute, self._real):
+        return self._inside(path)
+
+    def _inside(self, path: str) -> str:
+        for root in self._roots():
             if path == root or path.startswith(root + "/"):
                 path = path[len(root) + 1 :]
         inside = posixpath.normpath(path)
         outside = inside == ".." or inside.startswith(("../", "/"))
         if (outside or PureWindowsPath(inside).is_absolute()) and not self.allow_outside:
-            raise AnomalyCLIPError(f"{path!r} leaves the data set's folder {self.root}; {_ALLOW}")
+            raise AnomalyCLIPError(f"{path!r} leaves the data set's folder {self.root}; {self._advice}")
         return "" if inside == "." else inside
+
+    def _roots(self) -> Iterable[str]:
+        """Return what absolute paths of files in the folder may begin with."""
+        return self._absolute, self._real
+
+    def _where(self, path: str) -> str:
+        """Return what a folder is called after links."""
+        return os.path.realpath(os.path.join(self._absolute, path))
+
+    def _begins_like_an_image(self, path: str) -> bool:
+        return is_unnamed_image(f"{self._absolute}/{path}")
 
     def _scan(self, path: str) -> None:
         if path in self._folders:
@@ -164,7 +189,7 @@ class Tree:
             try:
                 with os.scandir(full) as entries:
                     for entry in entries:
-                        if entry.name.startswith(".") or entry.name.lower() in JUNK:
+                        if _is_junk(entry.name):
                             continue
                         if entry.is_dir():
                             folders.append(entry.name)
@@ -172,6 +197,9 @@ class Tree:
                             names[entry.name] = entry.is_symlink()
             except OSError as error:
                 raise AnomalyCLIPError(f"{full}: cannot be listed: {error.strerror}") from None
+        self._keep(path, folders, names)
+
+    def _keep(self, path: str, folders: Iterable[str], names: dict[str, bool]) -> None:
         self._folders[path] = sorted(folders, key=natural)
         self._files[path] = {name: names[name] for name in sorted(names, key=natural)}
 
@@ -185,4 +213,101 @@ class Tree:
             )
 
 
-_ALLOW = "use --allow-outside (allow_outside=True) if you trust the target"
+class StoreTree(Tree):
+    """As `Tree`, of folders and objects at an address. Each folder is listed once; nothing leads out of it.
+
+    Parameters
+    ----------
+    root : Address
+        Of a folder.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no such folder, or the store cannot be asked.
+    """
+
+    root: Address
+    _advice = "addresses in files are not followed, and nothing outside of a folder in a store is used"
+
+    def __init__(self, root: Address) -> None:
+        if root.is_web:
+            raise AnomalyCLIPError(
+                f"{root}: web pages cannot be listed, so there is no data set at such an address; give a folder, or an "
+                "address such as s3://bucket/data"
+            )
+        if not is_dir(root):
+            raise AnomalyCLIPError(f"{root}: {_EXPECTED}")
+        self.root, self.allow_outside = root, False
+        self._folders, self._files = {}, {}
+
+    def is_folder(self, path: str) -> bool:
+        """See `Tree.is_folder`."""
+        return not path or self.has_folder(path)
+
+    def relative(self, path: str) -> str:
+        """See `Tree.relative`; nothing may leave the root."""
+        if "://" in path and not path.startswith(self.root.rstrip("/") + "/"):
+            raise AnomalyCLIPError(f"{path!r} leaves the data set's folder {self.root}; {self._advice}")
+        return self._inside(path)
+
+    def _roots(self) -> Iterable[str]:
+        return (self.root.rstrip("/"),)
+
+    def _where(self, path: str) -> str:
+        return path
+
+    def _begins_like_an_image(self, path: str) -> bool:
+        return begins_like_an_image(self.root / path, is_unnamed_image)
+
+    def _scan(self, path: str) -> None:
+        if path in self._folders:
+            return
+        found = entries(self.root / path if path else self.root) if self.is_folder(path) else []
+        kept = [(name, is_one) for name, is_one in found if not _is_junk(name)]
+        self._keep(
+            path,
+            [name for name, is_one in kept if is_one],
+            {name: False for name, is_one in kept if not is_one},
+        )
+
+
+def tree_of(root: str | os.PathLike[str], *, allow_outside: bool = False) -> Tree:
+    """Return the tree below a folder, or below the address of one.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no such folder, or the store cannot be asked.
+    """
+    if (address := as_address(root)) is not None:
+        return StoreTree(address)
+    return Tree(local_path(os.fspath(root)), allow_outside=allow_outside)
+
+
+def path_of(root: Path | Address, name: str) -> str:
+    """Return the path of a file of a data set, or its address; `name` is relative to the root.
+
+    Examples
+    --------
+    >>> path_of(Path("data/nut"), "test/0.png"), path_of(Address("s3://bucket/nut"), "test/0.png")
+    ('data/nut/test/0.png', Address('s3://bucket/nut/test/0.png'))
+    """
+    return root / name if isinstance(root, Address) else os.path.join(root, name)
+
+
+def name_of(root: Path | Address) -> str:
+    """Return the name of a data set's folder, after links.
+
+    Examples
+    --------
+    >>> name_of(Address("s3://bucket/mvtec/"))
+    'mvtec'
+    """
+    if isinstance(root, Address):
+        return root.rstrip("/").rpartition("/")[2]
+    return Path(os.path.realpath(root)).name
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in JUNK

@@ -1,6 +1,5 @@
 """The most informative images of a class: the clearest defects, the faintest defects and the highest normal images."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from anomalyclip.addresses import Address
+from anomalyclip.data.tree import path_of
 from anomalyclip.errors import AnomalyCLIPWarning, InputError, concerning
 from anomalyclip.evaluation.maps import Scored, read_map
 from anomalyclip.evaluation.results import Case
@@ -28,7 +29,7 @@ _SIDE = 240  # longer side of a picture, in pixels
 
 
 def draw_cases(
-    scored: Sequence[Scored], *, root: Path, folder: Path, name: str, threshold: Threshold | None
+    scored: Sequence[Scored], *, root: Path | Address, folder: Path, name: str, threshold: Threshold | None
 ) -> tuple[Case, ...]:
     """Draw the best and worst images of a class as image, truth, map and overlay.
 
@@ -104,7 +105,9 @@ def choose(scored: Sequence[Scored]) -> list[tuple[str, Scored]]:
     ]
 
 
-def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> dict[str, Image.Image]:
+def _draw(
+    item: Scored, scaled: np.ndarray, root: Path | Address, pixel: float | None
+) -> dict[str, Image.Image]:
     shown = photograph(item, root)
     pictures = {"image": shown}
     if (of_truth := truth(item, root, shown.size)) is not None:
@@ -116,9 +119,9 @@ def _draw(item: Scored, scaled: np.ndarray, root: Path, pixel: float | None) -> 
     return pictures
 
 
-def photograph(item: Scored, root: Path) -> Image.Image:
+def photograph(item: Scored, root: Path | Address) -> Image.Image:
     """Return a small picture of an image."""
-    image = open_image(os.path.join(root, item.sample.image), value_range=item.value_range).convert("RGB")
+    image = open_image(path_of(root, item.sample.image), value_range=item.value_range).convert("RGB")
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     return image
 
@@ -128,7 +131,7 @@ def picture_of_map(scaled: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return heat_map(np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BILINEAR)).clip(0, 1))
 
 
-def truth(item: Scored, root: Path, size: tuple[int, int]) -> Image.Image | None:
+def truth(item: Scored, root: Path | Address, size: tuple[int, int]) -> Image.Image | None:
     """Return the mask of an image; None where it has none that can be used."""
     sample = item.sample
     if not sample.has_mask:
@@ -136,7 +139,7 @@ def truth(item: Scored, root: Path, size: tuple[int, int]) -> Image.Image | None
     if sample.mask is None:
         return Image.new("L", size, 0)
     try:
-        mask = read_mask(os.path.join(root, sample.mask))
+        mask = read_mask(path_of(root, sample.mask))
     except InputError:  # already reported when the metrics needed the mask
         return None
     return Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(size, Image.Resampling.BILINEAR)

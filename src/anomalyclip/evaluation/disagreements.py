@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from anomalyclip.addresses import Address
 from anomalyclip.errors import AnomalyCLIPWarning, InputError, concerning
 from anomalyclip.evaluation.cases import photograph, picture_of_map, save_picture, truth
 from anomalyclip.evaluation.maps import Scored, read_map
@@ -78,7 +79,7 @@ def draw_disagreements(
     scored: Mapping[str, Sequence[Scored]],
     leads: Mapping[str, str],
     *,
-    root: Path,
+    root: Path | Address,
     folder: Path,
     stem_of_class: str,
 ) -> list[Disagreement]:
@@ -149,7 +150,7 @@ def _draw(
     items: Mapping[str, Scored],
     leads: Mapping[str, str],
     tops: Mapping[str, float],
-    root: Path,
+    root: Path | Address,
     folder: Path,
     stem: str,
 ) -> tuple[dict[str, str], dict[str, str]]:

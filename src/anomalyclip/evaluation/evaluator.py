@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalyclip.addresses import Address
 from anomalyclip.data.meta import Sample, SampleList
+from anomalyclip.data.tree import path_of
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.evaluation.cases import draw_cases
 from anomalyclip.evaluation.maps import ArrayFiles, Scored, Source, read_map
@@ -275,7 +277,7 @@ class ClassWork:
     """
 
     name: str
-    root: Path
+    root: Path | Address
     folder: Path
     options: Options
     missing: tuple[str, ...] = ()
@@ -341,7 +343,7 @@ class ClassWork:
     def _areas(self, item: Scored) -> NDArray[np.int32] | None:
         if item.sample.mask is None:
             return None
-        path = os.path.join(self.root, item.sample.mask)
+        path = path_of(self.root, item.sample.mask)
         height, width = read_map(item.map_file).shape
         mask = read_mask(path, width if height == width else None)
         if mask.shape != (height, width) and _is_of_proportions(mask.shape, (height, width)):

@@ -18,7 +18,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from anomalyclip.addresses import Address
 from anomalyclip.data.meta import Sample
+from anomalyclip.data.tree import path_of
 from anomalyclip.depth import Range
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
@@ -131,7 +133,7 @@ Given = TypeVar("Given")
 
 def fill(
     samples: Sequence[Sample],
-    root: Path,
+    root: Path | Address,
     *,
     has: Callable[[str], bool],
     stream: Callable[..., Iterator[Given]],
@@ -157,7 +159,7 @@ def fill(
     advance : callable
         Called for every image that is done.
     """
-    paths = {os.path.join(root, sample.image): sample for sample in samples}
+    paths = {path_of(root, sample.image): sample for sample in samples}
     wanted = [path for path in paths if not has(path)]
     for _ in range(len(paths) - len(wanted)):
         advance()
@@ -203,7 +205,7 @@ class DetectorSource:
     def __init__(
         self,
         detector: Detector,
-        root: Path,
+        root: Path | Address,
         folder: Path,
         *,
         batch_size: int = 1,

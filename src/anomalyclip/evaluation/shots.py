@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
+from anomalyclip.data.tree import path_of
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.results import METRICS, PAPER, Metrics
@@ -311,7 +312,7 @@ def _with_draw(
                 raise AnomalyCLIPError(
                     f"class {name!r} is in several data sets: evaluate them separately with --shots"
                 )
-            files[name] = [os.path.join(sets[key].root, path) for path in paths]
+            files[name] = [path_of(sets[key].root, path) for path in paths]
     return Detector(
         _Drawn(detector, files, count, seed),
         threshold=detector.threshold,

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalyclip.addresses import as_address, is_dir
 from anomalyclip.clip_core import TextCore
 from anomalyclip.data.listing import load_samples
+from anomalyclip.data.tree import path_of
 from anomalyclip.detector import Detector
 from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError, InputError
@@ -172,7 +174,7 @@ def _groups(
     data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], dataset: str | None
 ) -> list[_Group]:
     several = [data] if isinstance(data, str | os.PathLike) else list(data)
-    if len(several) == 1 and Path(several[0]).is_dir():
+    if len(several) == 1 and is_dir(as_address(several[0]) or Path(several[0])):
         try:
             samples = load_samples(several[0], dataset)
         except AnomalyCLIPError:
@@ -184,14 +186,14 @@ def _groups(
             return [
                 _Group(
                     name,
-                    [os.path.join(samples.root, sample.image) for sample in of_class],
+                    [path_of(samples.root, sample.image) for sample in of_class],
                     [sample.anomaly for sample in of_class],
                 )
                 for name, of_class in by_class.items()
             ]
     if dataset is not None:
         raise AnomalyCLIPError(f"dataset {dataset!r}: give the folder of that data set alone")
-    return [_Group(None, [str(image.path) for image in find_images(several)], None)]
+    return [_Group(None, [image.path for image in find_images(several)], None)]
 
 
 def _left_out(parts: Parts) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomalyclip.addresses import Address
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.depth import Range, Scale
 from anomalyclip.engines.torch import TorchScorer
@@ -232,7 +233,7 @@ class FeatureStore:
             if time.time() - leftover.stat().st_mtime > _STALE:
                 leftover.unlink(missing_ok=True)
 
-    def encode(self, path: Path) -> NDArray[np.float32]:
+    def encode(self, path: Path | Address) -> NDArray[np.float32]:
         """Return an image's features, (1 + L * N, W) float32: the image's, then N patches for each layer.
 
         What they are the core says (`anomalyclip.clip_core.ClipCore.rows`).

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anomalyclip.addresses import Address
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.evaluation.plots import warn_unavailable
 from anomalyclip.progress import Track, silent
@@ -16,6 +17,7 @@ from anomalyclip.settings import chosen
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.training.journal import best_epoch, read_journal
 from anomalyclip.training.plots import draw_losses
+from anomalyclip.training.samples import OnUnreadable
 from anomalyclip.training.session import Session, open_session
 from anomalyclip.training.settings import TrainingSettings
 from anomalyclip.training.tracking import TensorBoard
@@ -73,7 +75,7 @@ def train(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     tensorboard: bool = False,
-    on_error: Callable[[Path, InputError], None] | None = None,
+    on_error: OnUnreadable | None = None,
     on_record: OnRecord = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
     track: Track = silent,
@@ -133,7 +135,7 @@ def train(
     folder = RunFolder("train", output, resume=resume, results=SETTINGS)
     settings = chosen(TrainingSettings, settings, choices)
     told = on_error or _raise
-    session = open_session(Path(data), spec or DetectorSpec(), settings, on_error=told)
+    session = open_session(data, spec or DetectorSpec(), settings, on_error=told)
     for remark in remarks(session):
         warnings.warn(remark, AnomalyCLIPWarning, stacklevel=2)
     if session.encode(on_error=told, stop=stop, track=track):
@@ -141,7 +143,7 @@ def train(
     return learn(session, folder, tensorboard=tensorboard, on_record=on_record, stop=stop)
 
 
-def _raise(path: Path, error: InputError) -> None:
+def _raise(path: Path | Address, error: InputError) -> None:
     raise error
 
 

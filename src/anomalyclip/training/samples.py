@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from anomalyclip.addresses import Address
 from anomalyclip.data.identity import content_digest
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.images import read_mask
 
-OnUnreadable = Callable[[Path, InputError], None]
+OnUnreadable = Callable[[Path | Address, InputError], None]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class TrainingImage:
 
     Attributes
     ----------
-    path : Path
+    path : Path or Address
         The image file.
-    mask : Path or None
+    mask : Path, Address or None
         Its defect mask, if it has one.
     class_name : str
         The object it shows.
@@ -35,8 +36,8 @@ class TrainingImage:
         SHA-256 of the files' contents, in hex; empty without a mask.
     """
 
-    path: Path
-    mask: Path | None
+    path: Path | Address
+    mask: Path | Address | None
     class_name: str
     anomaly: bool
     digest: str

@@ -1,5 +1,6 @@
 """Prepare a training run from its options: load what it needs, estimate its cost, set up its folder and trainer."""
 
+import os
 import platform
 import time
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 import anomalyclip
+from anomalyclip.addresses import Address, as_address
 from anomalyclip.clip.backbone import load_backbone
 from anomalyclip.clip.config import CLIPConfig
 from anomalyclip.clip.download import cache_folder
@@ -72,7 +74,7 @@ class Session:
         `Task.summary` before anything is learned.
     """
 
-    root: Path
+    root: Path | Address
     spec: DetectorSpec
     settings: TrainingSettings
     name: str
@@ -179,7 +181,7 @@ class Session:
         path = folder / "config.yaml"
         if path.exists():
             return
-        chosen = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
+        chosen = {key: str(as_address(v) or v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
         settings = {name: chosen.pop(name) for name in _LEARNING} | {"betas": list(self.settings.betas)}
         spec = self.spec.located().to_dict() | self._sizes()
         options = {"root": str(self.root), "spec": spec, **chosen}
@@ -279,13 +281,13 @@ class Session:
 
 
 def open_session(
-    root: Path, spec: DetectorSpec, settings: TrainingSettings, *, on_error: OnUnreadable
+    root: str | os.PathLike[str], spec: DetectorSpec, settings: TrainingSettings, *, on_error: OnUnreadable
 ) -> Session:
     """Load the backbone, list the images and check which features are already cached.
 
     Parameters
     ----------
-    root : Path
+    root : path-like
         Folder of the data set.
     spec : DetectorSpec
         Method, backbone, image size, layers, range, device, precision and what else the method's training uses.
@@ -321,7 +323,7 @@ def open_session(
         on_damage=lambda message: warnings.warn(message, AnomalyCLIPWarning, stacklevel=2),
     )
     images = identify(samples, on_error=on_error)
-    session = Session(root, spec, settings, samples.name, scorer, prepared.task, store, images)
+    session = Session(samples.root, spec, settings, samples.name, scorer, prepared.task, store, images)
     session.remarks += [
         f"class {name}: none of its {count} images exists" for name, count in samples.empty_classes.items()
     ]
