@@ -27,7 +27,8 @@ def prepare(
         typer.Option("--check", help="Read the files and say what is wrong; exit code 1 if anything is."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="File or address to write. Default: ROOT/meta.json.", show_default=False)
+        Path | None,
+        typer.Option(help="File or address to write. Default: ROOT/meta.json.", show_default=False),
     ] = None,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Follow links and paths that leave ROOT.")

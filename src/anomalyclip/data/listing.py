@@ -76,6 +76,7 @@ def load_samples(
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ("train/good/0.png", "test/good/0.png", "test/bent/0.png", "ground_truth/bent/0_mask.png"):
     ...         path = Path(root) / "nut" / name

@@ -181,7 +181,10 @@ class Session:
         path = folder / "config.yaml"
         if path.exists():
             return
-        chosen = {key: str(as_address(v) or v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
+        chosen = {
+            key: str(as_address(v) or v) if isinstance(v, Path) else v
+            for key, v in asdict(self.settings).items()
+        }
         settings = {name: chosen.pop(name) for name in _LEARNING} | {"betas": list(self.settings.betas)}
         spec = self.spec.located().to_dict() | self._sizes()
         options = {"root": str(self.root), "spec": spec, **chosen}
