@@ -5,15 +5,14 @@ Self-Supervised Vision Transformers" (DINO), ICCV 2021; Oquab et al., "DINOv2", 
 Transformers Need Registers", ICLR 2024.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip.backbones.config import ViTConfig
-from anomalyclip.clip.model import PLAIN, LocalPath, Tokens, Transformer, VisionTransformer
+from anomalyclip.clip.model import Transformer, VisionTransformer, frozen
 
 
 class PlainViT(VisionTransformer):
@@ -44,6 +43,7 @@ class PlainViT(VisionTransformer):
         )
         if self.registers:
             self.register_embedding = nn.Parameter(torch.randn(self.registers, width) * width**-0.5)
+        self.ln_pre = nn.Identity()
         self.transformer = Transformer(
             width, config.vision_layers, config.vision_heads, quick_gelu=False, eps=config.eps
         )
@@ -51,62 +51,16 @@ class PlainViT(VisionTransformer):
 
     @classmethod
     def frozen(cls, config: ViTConfig, state_dict: Mapping[str, Tensor]) -> "PlainViT":
-        """Return the model with these weights in float32, frozen and in evaluation mode.
+        """Return the model with these weights; see `anomalyclip.clip.model.frozen`.
 
         Layer scale is multiplied into the linear layers before it, which saves a pass over memory.
         """
-        with torch.device("meta"):
-            model = cls(config)
-        model.load_state_dict(_scaled(config, state_dict), assign=True)
-        return model.requires_grad_(False).eval()
+        return frozen(lambda: cls(config), _scaled(config, state_dict))
 
-    def embed(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Return the tokens that enter the first block: CLS, registers, then the patches row by row.
-
-        Parameters
-        ----------
-        pixels : Tensor
-            (B, 3, h * P, w * P) float, normalised; P is the patch size.
-        positions : Tensor, optional
-            (1 + h * w, D), the result of `positions` if the caller has it already. None computes it.
-
-        Returns
-        -------
-        Tensor
-            (B, 1 + R + h * w, D) float.
-        """
-        x = self.conv1(pixels)  # B D h w
-        if positions is None:
-            positions = self.positions(*x.shape[-2:])
-        x = x.flatten(2).transpose(1, 2) + positions[1:]  # B N D
-        first = [(self.class_embedding + positions[0])[None]]  # 1 D
-        if self.registers:
-            first.append(self.register_embedding)
-        before = torch.cat(first).expand(len(x), -1, -1)  # B 1+R D
-        return torch.cat([before, x], dim=1)
-
-    def run(
-        self,
-        tokens: Tensor,
-        *,
-        plain: Sequence[int] = (),
-        local: Sequence[int] = (),
-        path: LocalPath = PLAIN,
-        more: Mapping[LocalPath, Sequence[int]] = MappingProxyType({}),
-    ) -> Tokens:
-        """Run the blocks; the tokens that are returned are CLS and the patches, without registers."""
-        found = super().run(tokens, plain=plain, local=local, path=path, more=more)
-        if not self.registers:
-            return found
-        seconds = {one: self._without_registers(kept) for one, kept in found.more.items()}
-        return Tokens(
-            found.cls, self._without_registers(found.plain), self._without_registers(found.local), seconds
-        )
-
-    def _without_registers(self, kept: dict[int, Tensor]) -> dict[int, Tensor]:
-        return {
-            number: torch.cat([x[:, :1], x[:, 1 + self.registers :]], dim=1) for number, x in kept.items()
-        }
+    def first_tokens(self, position: Tensor) -> Tensor:
+        """Return what stands before the patches (1 + R, D): CLS, at its position (1, D), and registers."""
+        cls = super().first_tokens(position)
+        return torch.cat([cls, self.register_embedding]) if self.registers else cls
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
         """Return tokens (..., D), with or without the final norm: there is no projection."""

@@ -2,8 +2,6 @@
 
 import math
 import os
-import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from anomalyclip.backbones.config import ViTConfig, tensor_shapes
 from anomalyclip.backbones.forms import timm, transformers
 from anomalyclip.backbones.forms.common import Settings
 from anomalyclip.clip.forms import strangers
-from anomalyclip.clip.tensors import Unusable, check_shapes, opened
+from anomalyclip.clip.tensors import Unusable, check_shapes, check_stated, depth_of, opened, shape_of
 from anomalyclip.clip.weights import Weights, weights_of
 
 EXPECTED = (
@@ -81,19 +79,14 @@ def _in_our_names(file: Path, tensors: dict[str, Tensor]) -> tuple[Settings, dic
 
 
 def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in tensors:
-            raise Unusable(f"has no tensor {name}; {EXPECTED}")
-        if tensors[name].ndim != dimensions:
-            raise Unusable(f"{name} has {tensors[name].ndim} dimensions; expected {dimensions}")
-        return tuple(tensors[name].shape)
-
-    width, _, patch_size, _ = shape("conv1.weight", 4)
-    rows, _ = shape("positional_embedding", 2)
+    width, _, patch_size, _ = shape_of(tensors, "conv1.weight", 4, EXPECTED)
+    rows, _ = shape_of(tensors, "positional_embedding", 2, EXPECTED)
     side = math.isqrt(rows)
     if rows - side**2 not in (0, 1) or not rows:
         raise Unusable(f"positional_embedding has {rows} rows; expected a square, or one more for CLS")
-    registers = shape("register_embedding", 2)[0] if "register_embedding" in tensors else 0
+    registers = (
+        shape_of(tensors, "register_embedding", 2, EXPECTED)[0] if "register_embedding" in tensors else 0
+    )
     heads = width // _HEAD_WIDTH if settings.heads is None else settings.heads
     if not isinstance(heads, int) or heads < 1 or width % heads or (settings.heads is None and width % 64):
         raise Unusable(
@@ -104,7 +97,7 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
         image_size=side * patch_size,
         patch_size=patch_size,
         vision_width=width,
-        vision_layers=_depth(tensors),
+        vision_layers=depth_of(tensors, "transformer"),
         vision_heads=heads,
         registers=registers,
         layer_scale="transformer.resblocks.0.ls_1" in tensors,
@@ -114,14 +107,5 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
         mean=mean,
         std=std,
     )
-    for name, value in settings.stated.items():
-        if value != getattr(config, name):
-            raise Unusable(
-                f"its configuration says {name} = {value}, its tensors say {getattr(config, name)}"
-            )
+    check_stated(config, settings.stated)
     return config
-
-
-def _depth(tensors: Collection[str]) -> int:
-    pattern = re.compile(r"transformer\.resblocks\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in tensors if (match := pattern.match(name))), default=-1)

@@ -4,10 +4,10 @@ Module names match OpenAI's weights, so a state dict loads without renaming. Sha
 B images or texts, N tokens, D width, H heads, E embedding. Blocks are counted from 1, as in the paper.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,27 @@ class ImageFeatures(NamedTuple):
 
     image: Tensor
     patches: dict[int, Tensor]
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def frozen(make: Callable[[], Model], state_dict: Mapping[str, Tensor]) -> Model:
+    """Return what `make` builds with these weights in float32, frozen and in evaluation mode.
+
+    Tensors that are already float32 are used without a copy (they may be memory-mapped); others are converted.
+
+    Examples
+    --------
+    >>> weights = {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}
+    >>> layer = frozen(lambda: nn.Linear(2, 1), weights)
+    >>> layer.weight.data_ptr() == weights["weight"].data_ptr(), layer.weight.requires_grad, layer.training
+    (True, False, False)
+    """
+    with torch.device("meta"):
+        model = make()
+    model.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()}, assign=True)
+    return model.requires_grad_(False).eval()
 
 
 class Attention(nn.Module):
@@ -220,7 +241,15 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's image tower; its last blocks can have DPAM's local path in addition to the original one."""
+    """CLIP's image tower; its last blocks can have DPAM's local path in addition to the original one.
+
+    Attributes
+    ----------
+    registers : int
+        Number R of tokens between CLS and the patches that show no place of the image; CLIP has none.
+    """
+
+    registers: int = 0
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -229,7 +258,7 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) * width**-0.5)
-        self.ln_pre = nn.LayerNorm(width)
+        self.ln_pre: nn.Module = nn.LayerNorm(width)
         self.transformer = Transformer(
             width, config.vision_layers, config.vision_heads, quick_gelu=config.quick_gelu
         )
@@ -237,7 +266,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
 
     def embed(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Return the tokens that enter the first block: CLS, then the patches row by row.
+        """Return the tokens that enter the first block: CLS, registers, then the patches row by row.
 
         Parameters
         ----------
@@ -249,17 +278,20 @@ class VisionTransformer(nn.Module):
         Returns
         -------
         Tensor
-            (B, 1 + h * w, D) float, with positions added and `ln_pre` applied. Both act on each token separately, so
-            any subset of these rows can be passed to `run`.
+            (B, 1 + R + h * w, D) float, with positions added and `ln_pre` applied. Both act on each token separately,
+            so any subset of these rows can be passed to `run`.
         """
         x = self.conv1(pixels)  # B D h w
         if positions is None:
             positions = self.positions(*x.shape[-2:])
-        x = x.flatten(2).transpose(1, 2)  # B N D
-        cls = self.class_embedding.expand(x.shape[0], 1, -1)
-        x = torch.cat([cls, x], dim=1) + positions  # B 1+N D
-        normed: Tensor = self.ln_pre(x)
+        x = x.flatten(2).transpose(1, 2) + positions[1:]  # B N D
+        first = self.first_tokens(positions[:1]).expand(len(x), -1, -1)  # B 1+R D
+        normed: Tensor = self.ln_pre(torch.cat([first, x], dim=1))  # B 1+R+N D
         return normed
+
+    def first_tokens(self, position: Tensor) -> Tensor:
+        """Return what stands before the patches (1 + R, D): CLS, at its position (1, D), and registers."""
+        return self.class_embedding + position
 
     def run(
         self,
@@ -275,7 +307,7 @@ class VisionTransformer(nn.Module):
         Parameters
         ----------
         tokens : Tensor
-            (B, n, D) float: the result of `embed`, or any subset of its rows with CLS first.
+            (B, R + n, D) float: the result of `embed`, or any subset of its rows with CLS and registers first.
         plain, local : sequence of int
             Blocks, counted from 1, after which the tokens of the original and of the local path are returned.
         path : LocalPath
@@ -287,8 +319,8 @@ class VisionTransformer(nn.Module):
         Returns
         -------
         Tokens
-            Only what is needed is computed: in the last block, the original path is run for CLS only, unless `plain`
-            contains that block.
+            CLS and patches, without registers. Only what is needed is computed: in the last block, the original path
+            is run for CLS only, unless `plain` contains that block.
         """
         x, depth = tokens, len(self.transformer.resblocks)
         paths = {path: local, **more}
@@ -307,11 +339,15 @@ class VisionTransformer(nn.Module):
             else:
                 x = block.cls_only(x) if cls_only else block(x)
             if number in plain:
-                kept.plain[number] = x
+                kept.plain[number] = self._without_registers(x)
             for one, asked in paths.items():
                 if number in asked:
-                    (kept.local if one == path else kept.more[one])[number] = seconds.get(one, x)
+                    found = self._without_registers(seconds.get(one, x))
+                    (kept.local if one == path else kept.more[one])[number] = found
         return kept._replace(cls=x[:, 0])
+
+    def _without_registers(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1], x[:, 1 + self.registers :]], dim=1) if self.registers else x
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
         """Project tokens (..., D) to the space that images and texts share, (..., E), with or without `ln_post`."""
@@ -366,15 +402,8 @@ class CLIP(nn.Module):
 
     @classmethod
     def frozen(cls, config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> "CLIP":
-        """Return the model with these weights in float32, frozen and in evaluation mode.
-
-        Tensors that are already float32 are used without a copy (they may be memory-mapped); others are converted.
-        """
-        with torch.device("meta"):
-            model = cls(config)
-        weights = {name: tensor.float() for name, tensor in state_dict.items()}
-        model.load_state_dict(weights, assign=True)
-        return model.requires_grad_(False).eval()
+        """Return the model with these weights; see `anomalyclip.clip.model.frozen`."""
+        return frozen(lambda: cls(config), state_dict)
 
     def encode_image(self, pixels: Tensor, *, layers: Sequence[int], dpam_layers: int) -> ImageFeatures:
         """Encode images as AnomalyCLIP does.

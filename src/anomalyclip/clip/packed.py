@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalyclip.clip.download import cache_folder
-from anomalyclip.clip.model import MLP, Attention, Block, VisionTransformer
+from anomalyclip.clip.model import MLP, Attention, Block, VisionTransformer, frozen
 from anomalyclip.files import parse_json, replacing
 from anomalyclip.machine import processor
 
@@ -87,10 +87,6 @@ class _PackedModule(nn.Module):
     def plain(self) -> nn.Module:
         """Return the module that was packed, with the same weights, bit for bit."""
 
-    def _filled(self, plain: nn.Module, weights: dict[str, Tensor]) -> Any:
-        plain.load_state_dict(weights, assign=True)
-        return plain.requires_grad_(False).train(self.training)
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, tensor in self.plain().state_dict(keep_vars=keep_vars).items():
             destination[prefix + name] = tensor
@@ -152,16 +148,13 @@ class PackedAttention(_PackedModule, Attention):
     def plain(self) -> Attention:
         """Return the module that was packed."""
         width = len(self.query.bias)
-        with torch.device("meta"):
-            plain = Attention(width, self.heads)
         weights = {
             "in_proj_weight": torch.cat([self.query.plain(), self.key_value.plain()]),
             "in_proj_bias": torch.cat([self.query.bias, self.key_value.bias]),
             "out_proj.weight": self.out.plain(),
             "out_proj.bias": self.out.bias,
         }
-        filled: Attention = self._filled(plain, weights)
-        return filled
+        return frozen(lambda: Attention(width, self.heads), weights).train(self.training)
 
 
 def _attend(q: Tensor, k: Tensor, value: Tensor, out: Tensor) -> None:
@@ -197,16 +190,14 @@ class PackedMLP(_PackedModule, MLP):
 
     def plain(self) -> MLP:
         """Return the module that was packed."""
-        with torch.device("meta"):
-            plain = MLP(len(self.second.bias), quick_gelu=self.quick_gelu)
+        width = len(self.second.bias)
         weights = {
             "c_fc.weight": self.first.plain(),
             "c_fc.bias": self.first.bias,
             "c_proj.weight": self.second.plain(),
             "c_proj.bias": self.second.bias,
         }
-        filled: MLP = self._filled(plain, weights)
-        return filled
+        return frozen(lambda: MLP(width, quick_gelu=self.quick_gelu), weights).train(self.training)
 
 
 def transposed_product(x: Tensor, rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -209,6 +210,39 @@ def check_shapes(
             raise Unusable(f"{name} has the shape {tuple(tensors[name].shape)}; expected {shape}")
         if not tensors[name].is_floating_point():
             raise Unusable(f"{name} is {tensors[name].dtype}; expected floating-point numbers")
+
+
+def shape_of(
+    tensors: Mapping[str, Tensor], name: str, dimensions: int, expected: str = EXPECTED
+) -> tuple[int, ...]:
+    """Return the shape of a tensor that must be there with so many dimensions."""
+    if name not in tensors:
+        raise Unusable(f"has no tensor {name}; {expected}")
+    if tensors[name].ndim != dimensions:
+        raise Unusable(f"{name} has {tensors[name].ndim} dimensions; expected {dimensions}")
+    return tuple(tensors[name].shape)
+
+
+def depth_of(names: Iterable[str], transformer: str) -> int:
+    """Return how many blocks a transformer has.
+
+    Examples
+    --------
+    >>> names = ["visual.transformer.resblocks.0.ln_1.bias", "visual.transformer.resblocks.1.ln_1.bias"]
+    >>> depth_of(names, "visual.transformer"), depth_of(names, "transformer")
+    (2, 0)
+    """
+    pattern = re.compile(rf"{re.escape(transformer)}\.resblocks\.(\d+)\.")
+    return 1 + max((int(match[1]) for name in names if (match := pattern.match(name))), default=-1)
+
+
+def check_stated(config: object, stated: Mapping[str, object]) -> None:
+    """Refuse a configuration that says something else of a field than the architecture that the tensors show."""
+    for name, value in stated.items():
+        if value != getattr(config, name):
+            raise Unusable(
+                f"its configuration says {name} = {value}, its tensors say {getattr(config, name)}"
+            )
 
 
 def some(names: Iterable[str]) -> str:

@@ -23,9 +23,12 @@ from anomalyclip.clip.tensors import (
     EXPECTED,
     Unusable,
     check_shapes,
+    check_stated,
+    depth_of,
     file_of,
     opened,
     read_json,
+    shape_of,
 )
 from anomalyclip.errors import AnomalyCLIPError, NoTextsError
 from anomalyclip.files import parse_json, replacing
@@ -245,18 +248,11 @@ def _stated(content: dict[str, Any]) -> Settings:
 
 
 def _config_of(tensors: dict[str, Tensor], settings: Settings) -> CLIPConfig:
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in tensors:
-            raise Unusable(f"has no tensor {name}; {EXPECTED}")
-        if tensors[name].ndim != dimensions:
-            raise Unusable(f"{name} has {tensors[name].ndim} dimensions; expected {dimensions}")
-        return tuple(tensors[name].shape)
-
-    vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
-    positions, _ = shape("visual.positional_embedding", 2)
-    context_length, _ = shape("positional_embedding", 2)
-    vocab_size, _ = shape("token_embedding.weight", 2)
-    text_width, embed_dim = shape("text_projection", 2)
+    vision_width, _, patch_size, _ = shape_of(tensors, "visual.conv1.weight", 4)
+    positions, _ = shape_of(tensors, "visual.positional_embedding", 2)
+    context_length, _ = shape_of(tensors, "positional_embedding", 2)
+    vocab_size, _ = shape_of(tensors, "token_embedding.weight", 2)
+    text_width, embed_dim = shape_of(tensors, "text_projection", 2)
     grid = math.isqrt(max(positions - 1, 0))
     if grid**2 + 1 != positions:
         raise Unusable(
@@ -267,10 +263,10 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> CLIPConfig:
         image_size=grid * patch_size,
         patch_size=patch_size,
         vision_width=vision_width,
-        vision_layers=_layers(tensors, "visual.transformer"),
+        vision_layers=depth_of(tensors, "visual.transformer"),
         vision_heads=_heads("vision", vision_width, settings.vision_heads),
         text_width=text_width,
-        text_layers=_layers(tensors, "transformer"),
+        text_layers=depth_of(tensors, "transformer"),
         text_heads=_heads("text", text_width, settings.text_heads),
         context_length=context_length,
         vocab_size=vocab_size,
@@ -278,17 +274,8 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> CLIPConfig:
         mean=settings.mean,
         std=settings.std,
     )
-    for name, value in (settings.stated or {}).items():
-        if value != getattr(config, name):
-            raise Unusable(
-                f"its configuration says {name} = {value}, its tensors say {getattr(config, name)}"
-            )
+    check_stated(config, settings.stated or {})
     return config
-
-
-def _layers(tensors: Iterable[str], tower: str) -> int:
-    pattern = re.compile(rf"{re.escape(tower)}\.resblocks\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in tensors if (match := pattern.match(name))), default=-1)
 
 
 def _heads(tower: str, width: int, stated: int | None) -> int:

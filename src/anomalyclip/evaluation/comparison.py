@@ -11,6 +11,7 @@ from typing import Any
 from anomalyclip.clip.backbone import shared_backbones
 from anomalyclip.data.meta import SampleList
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.evaluation.comparison_report import write_comparison
 from anomalyclip.evaluation.contenders import Lineup, line_up, named, variants
 from anomalyclip.evaluation.cost import costs
 from anomalyclip.evaluation.differences import differences
@@ -209,9 +210,6 @@ class _Run:
 
 
 def _write(found: Comparison, folder: Path, formats: Sequence[str]) -> None:
-    write_standings(found, folder, [kind for kind in formats if kind != "html"])
-    if "html" in formats:
-        from anomalyclip.evaluation.comparison_report import write_comparison
-
-        if not write_comparison(found, folder):
-            warn_unavailable("the report has no chart")
+    write_standings(found, folder, formats)
+    if "html" in formats and not write_comparison(found, folder):
+        warn_unavailable("the report has no chart")

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing, writing
@@ -24,6 +24,11 @@ METRICS = {
     "pixel_f1_max": ("pixel", "F1-max"),
 }
 """Level and name of every metric; the first four are the paper's, with AUPRO as published."""
+
+Found = TypeVar("Found")
+
+Writers = Mapping[str, tuple[str, Callable[[Found], str]]]
+"""File name and content of each format of some results."""
 
 PAPER = ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro")
 EXTRA = tuple(name for name in METRICS if name not in PAPER)
@@ -255,3 +260,20 @@ def to_json(result: DatasetResult) -> dict[str, Any]:
             for entry in result.classes
         ],
     }
+
+
+def write_files(found: Found, folder: Path, formats: Iterable[str], writers: Writers[Found]) -> list[Path]:
+    """Write results in each of these formats that `writers` has, and return the files.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        A file cannot be written.
+    """
+    files = []
+    for name, content in (writers[kind] for kind in formats if kind in writers):
+        path = folder / name
+        with writing(path), replacing(path) as temporary:
+            temporary.write_text(content(found), encoding="utf-8", errors="backslashreplace")
+        files.append(path)
+    return files

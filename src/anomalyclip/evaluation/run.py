@@ -16,6 +16,7 @@ from anomalyclip.evaluation.evaluator import Options, evaluate_set
 from anomalyclip.evaluation.leaks import trained_on_this
 from anomalyclip.evaluation.maps import DetectorSource, FolderSource, Source, side_of_maps
 from anomalyclip.evaluation.plots import warn_unavailable
+from anomalyclip.evaluation.report import write_report
 from anomalyclip.evaluation.results import DatasetResult
 from anomalyclip.evaluation.settings import EvaluationSettings
 from anomalyclip.evaluation.summary import (
@@ -288,9 +289,6 @@ class _Run:
 
 
 def _write(found: Evaluation, folder: Path, formats: Sequence[str]) -> None:
-    write_results(found, folder, [kind for kind in formats if kind != "html"])
-    if "html" in formats:
-        from anomalyclip.evaluation.report import write_report
-
-        if not write_report(found, folder):
-            warn_unavailable("the report has no curves")
+    write_results(found, folder, formats)
+    if "html" in formats and not write_report(found, folder):
+        warn_unavailable("the report has no curves")

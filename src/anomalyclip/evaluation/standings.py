@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,16 @@ from typing import Any
 from anomalyclip.evaluation.cost import Cost
 from anomalyclip.evaluation.differences import COMPARED, MEAN
 from anomalyclip.evaluation.disagreements import Disagreement
-from anomalyclip.evaluation.results import METRICS, DatasetResult, Metrics, mean_metrics, to_json
+from anomalyclip.evaluation.results import (
+    METRICS,
+    DatasetResult,
+    Metrics,
+    Writers,
+    mean_metrics,
+    to_json,
+    write_files,
+)
 from anomalyclip.evaluation.tables import DASH, SOURCE, paper_method, paper_of
-from anomalyclip.files import replacing, writing
 from anomalyclip.metrics.paired import Difference
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
@@ -327,22 +334,23 @@ def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-WRITERS: dict[str, tuple[str, Callable[[Comparison], str]]] = {
+WRITERS: Writers[Comparison] = {
     "json": ("results.json", lambda found: json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"),
     "csv": ("results.csv", to_csv),
     "md": ("results.md", to_markdown),
 }
 """File name and content of each format; the report is made by `anomalyclip.evaluation.comparison_report`."""
 
+_ALWAYS: Writers[Comparison] = {"images": ("images.csv", images_csv)}
+
 
 def write_standings(found: Comparison, folder: Path, formats: Iterable[str]) -> None:
-    """Write the results in these formats, and images.csv with the scores of every image.
+    """Write the results in these formats of `WRITERS`, and images.csv with the scores of every image.
 
     Raises
     ------
     AnomalyCLIPError
         A file cannot be written.
     """
-    for name, content in [*(WRITERS[kind] for kind in formats), ("images.csv", images_csv)]:
-        with writing(folder / name), replacing(folder / name) as temporary:
-            temporary.write_text(content(found), encoding="utf-8", errors="backslashreplace")
+    write_files(found, folder, formats, WRITERS)
+    write_files(found, folder, _ALWAYS, _ALWAYS)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from anomalyclip.data.catalog import catalog
 from anomalyclip.evaluation.controls import not_beaten
-from anomalyclip.evaluation.results import DatasetResult, Metrics, mean_metrics, to_json
+from anomalyclip.evaluation.results import DatasetResult, Metrics, Writers, mean_metrics, to_json, write_files
 from anomalyclip.evaluation.tables import SOURCE, Table, not_the_papers, tables, to_csv, to_latex, to_markdown
-from anomalyclip.files import replacing, writing
 from anomalyclip.spec import DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _images_csv(evaluation: Evaluation) -> str:
     return buffer.getvalue()
 
 
-WRITERS: dict[str, tuple[str, Callable[[Evaluation], str]]] = {
+WRITERS: Writers[Evaluation] = {
     "json": ("results.json", _json),
     "csv": ("results.csv", lambda evaluation: to_csv(evaluation.tables)),
     "md": ("results.md", lambda evaluation: to_markdown(evaluation.tables)),
@@ -133,22 +132,20 @@ WRITERS: dict[str, tuple[str, Callable[[Evaluation], str]]] = {
 }
 """File name and content of each format of the results; `anomalyclip.evaluation.report` writes the report."""
 
+_ALWAYS: Writers[Evaluation] = {"images": ("images.csv", _images_csv)}
+
 
 def write_results(evaluation: Evaluation, folder: Path, formats: Iterable[str]) -> list[Path]:
-    """Write the results in these formats, and images.csv with the score of every image.
+    """Write the results in these formats of `WRITERS`, and images.csv with the score of every image.
 
     Raises
     ------
     AnomalyCLIPError
         A file cannot be written.
     """
-    files = []
-    for name, content in [*(WRITERS[kind] for kind in formats), ("images.csv", _images_csv)]:
-        path = folder / name
-        with writing(path), replacing(path) as temporary:
-            temporary.write_text(content(evaluation), encoding="utf-8", errors="backslashreplace")
-        files.append(path)
-    return files
+    return write_files(evaluation, folder, formats, WRITERS) + write_files(
+        evaluation, folder, _ALWAYS, _ALWAYS
+    )
 
 
 def versions() -> dict[str, str]:
