@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import resource
-import select
 import subprocess
 import sys
 import tempfile
@@ -69,8 +68,8 @@ def make_links(folder: Path, count: int) -> Path:
 
 
 def names(count: int) -> None:
-    from anomalyclip.distributed.names import Names
     from anomalyclip.inputs import ImageFile
+    from anomalyclip.names import Names
     from anomalyclip.sharding import Listing, Shard
 
     def listed() -> Iterator[ImageFile]:
@@ -95,20 +94,12 @@ def names(count: int) -> None:
         )
     done = Names()
     start = time.perf_counter()
-    block: list[str] = []
-    for image in listed():
-        block.append(image.path)
-        if len(block) == 8192:
-            done.add(block[::2])  # half of them are done
-            block.clear()
+    for number, image in enumerate(listed()):
+        if number % 2:  # half of them are done
+            done.add(image.path)
     added = time.perf_counter() - start - generated
     start = time.perf_counter()
-    found = 0
-    for image in listed():
-        block.append(image.path)
-        if len(block) == 8192:
-            found += int(done.have(block).sum())
-            block.clear()
+    found = sum(image.path in done for image in listed())
     say(
         what="half of the names added to those that are done, then all of them looked up",
         names=count,
@@ -254,12 +245,14 @@ def kills(images: int) -> None:
         predict_here,
         rows_of,
         two_nodes,
+        wait_until,
     )
     from tests.test_distributed import make_images as make_test_images
 
     with tempfile.TemporaryDirectory() as folder, two_nodes() as nodes:
         pictures = make_test_images(Path(folder, "images"), images)
         (pictures / "deep.png").unlink()
+        limit = 600 + images  # seconds for each part: a busy machine is slow, and one that hangs is found out
         start = time.perf_counter()
         predict_here(SPEC.load(threshold=0.5), pictures, Path(folder, "here"))
         say(what="predict", images=images, seconds=time.perf_counter() - start)
@@ -269,8 +262,7 @@ def kills(images: int) -> None:
         for part in range(3):
             aim = (part + 1) * images // 4
             process = subprocess.Popen(command)
-            while process.poll() is None and written(out) < aim:
-                select.select([], [], [], 0.5)
+            wait_until(lambda aim=aim: written(out) >= aim, process, seconds=limit)
             if part < 2:
                 process.kill()
                 process.wait()
@@ -280,7 +272,7 @@ def kills(images: int) -> None:
                 after=time.perf_counter() - start,
             )
         kill_node(next(iter(nodes.worker_nodes)))
-        process.wait()
+        process.wait(limit)
         rows = flat(rows_of(out, COLUMNS))
         say(
             what="two drivers and a node killed",

@@ -2,19 +2,26 @@
 
 import glob
 import os
+import pickle
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 
 from anomalyclip.addresses import Address, as_address, local_path
 from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.names import Names
 from anomalyclip.readers import Selection, exists, holder, is_unnamed_image, locate, reader_for, suffixes
 from anomalyclip.remote import RESULTS, Place, place_of
 
 Root = Path | Place
 """What a path of a user stands for: a file or folder of this machine, or what is at an address."""
+
+_LONG = 1 << 20
+"""Bytes of a listing that are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,40 @@ class ImageFile:
 
     path: str
     name: str
+
+
+class Listed:
+    """A listing that was read to its end and counted; a long one is kept in a temporary file.
+
+    Parameters
+    ----------
+    images : iterable of ImageFile
+
+    Examples
+    --------
+    >>> listed = Listed(ImageFile(f"{name}.png", name) for name in "ab")
+    >>> len(listed), [image.name for image in listed]
+    (2, ['a', 'b'])
+    """
+
+    def __init__(self, images: Iterable[ImageFile]) -> None:
+        self._count = 0
+        self._file = SpooledTemporaryFile(max_size=_LONG)  # noqa: SIM115 - closed with this object
+        weakref.finalize(self, self._file.close)
+        for image in images:
+            pickle.dump((image.path, image.name), self._file)
+            self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[ImageFile]:
+        at = 0
+        for _ in range(self._count):
+            self._file.seek(at)
+            path, name = pickle.load(self._file)
+            at = self._file.tell()
+            yield ImageFile(path, name)
 
 
 def find_images(
@@ -58,13 +99,12 @@ def find_images(
     """
     roots = [root for path in paths for root in _roots(os.fspath(path))]
     base = _common_folder(roots)
-    seen: set[str] = set()
+    seen = Names()
     for root in roots:
+        is_alone = len(roots) == 1 and (isinstance(root, Place) or root.is_dir())  # lists none twice
         for path in _images(root, skipped, leave_out):
-            if path in seen:
+            if not (is_alone or seen.add(path)):
                 continue
-            if len(roots) > 1 or not isinstance(root, Place):  # a store lists none twice, and maybe millions
-                seen.add(path)
             wanted = _selected(path, selection)
             yield ImageFile(wanted, relative(holder(wanted), base))
 
@@ -126,25 +166,26 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
             yield ImageFile(path, relative(path, os.getcwd()))
 
 
-def read_list_file(path: str | os.PathLike[str]) -> list[ImageFile]:
-    """Read a file with one image path per line, in UTF-8 with or without a byte order mark.
+def read_list_file(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
+    """Yield the images of a file with one path per line, in UTF-8 with or without a byte order mark.
 
     Raises
     ------
     AnomalyCLIPError
         The file cannot be read, is not such a list, or is empty.
     """
+    found = False
     try:
-        content = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
+            for image in read_list(lines):
+                found = True
+                yield image
     except OSError as error:
         raise AnomalyCLIPError(f"{path}: cannot read the list of image paths ({error.strerror})") from None
-    try:
-        images = list(read_list(content.split("\n")))
     except AnomalyCLIPError as error:
         raise AnomalyCLIPError(f"{path}: {error}") from None
-    if not images:
+    if not found:
         raise AnomalyCLIPError(f"{path}: the list is empty; expected one image path per line")
-    return images
 
 
 def _members(path: str) -> list[str]:

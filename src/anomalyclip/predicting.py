@@ -3,10 +3,10 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from anomalyclip.data.masks import GroundTruth
 from anomalyclip.depth import Scale
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
-from anomalyclip.inputs import ImageFile, absolute, find_images
+from anomalyclip.inputs import ImageFile, Listed, absolute, find_images
 from anomalyclip.loading import load
+from anomalyclip.names import Names
 from anomalyclip.overview import (
     Films,
     Thumbnails,
@@ -192,7 +193,7 @@ def predict(
         ready, folder, results, shard=shard, prepare=write_listing, on_error=on_error, on_scored=folder.note
     ) as work:
         wanted = listed if listing is None else listing.images()
-        total = listing.count if listing else len(listed) if isinstance(listed, Sequence) else None
+        total = listing.count if listing else len(listed) if isinstance(listed, Sized) else None
         with track("Scoring", total) as advance:
             try:
                 work.score(wanted, advance)
@@ -417,7 +418,9 @@ def _listed(
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
         found = stream_images([os.fspath(image) for image in images])
-        return list(found) if at_once and not any(map(as_address, map(os.fspath, images))) else _begun(found)
+        return (
+            Listed(found) if at_once and not any(map(as_address, map(os.fspath, images))) else _begun(found)
+        )
     return images  # type: ignore[return-value]
 
 
@@ -442,8 +445,6 @@ class Scoring:
         What it did so far.
     folder : Path
         Where it writes; if the results are at an address, a folder that is sent there.
-    done : set of str
-        Absolute paths, or addresses, of the images that an earlier part of the run has scored.
     """
 
     def __init__(
@@ -457,7 +458,6 @@ class Scoring:
     ) -> None:
         self.folder = writer.output_dir
         self.run = PredictionRun(self.folder)
-        self.done = {absolute(path) for path in writer.done}
         self._detector, self._writer, self._results = detector, writer, results
         detector.observations()  # what was scored before this run is no matter of it
         self._thumbnails = Thumbnails(
@@ -474,7 +474,7 @@ class Scoring:
         self._advance = advance or _nothing
 
         def is_skipped(id: str) -> bool:
-            done = id in self._writer.done or absolute(id) in self.done
+            done = id in self._writer.done or absolute(id) in self._writer.done
             self.run.skipped += done
             return done
 
@@ -532,34 +532,36 @@ class Scoring:
         return record
 
     def _wanted(self, images: Iterable[ImageFile]) -> Iterator[str]:
-        seen: set[str] = set()
+        seen = Names()
         queries: dict[str, int] = {}
         for image in images:
             path = absolute(image.path)
-            if path in seen:
+            if not seen.add(path):
                 if queries.get(path) == _hidden(image.path):
                     self.run.repeated += 1
                     self._advance()
                 else:
                     self._failed(image.path, InputError(f"{image.path}: {_ONLY_QUERY}"))
                 continue
-            seen.add(path)
             if (hidden := _hidden(image.path)) is not None:
                 queries[path] = hidden
-            if path in self.done:
+            if path in self._writer.done:
                 self.run.skipped += 1
                 self._advance()
                 continue
-            self._names[holder(image.path)] = image.name
+            self._names.pop(home := holder(image.path), None)  # the last to come is the last of them
+            self._names[home] = image.name
             yield image.path
 
     def _name(self, id: str) -> str | None:
         """Return the name for an image's results; if a file holds several images, each name has its number."""
-        if id in self._names:
-            return self._names.pop(id)
-        path, number = locate(id)
+        path, number = (id, None) if id in self._names else locate(id)
         name = self._names.get(path)
-        return None if name is None else f"{name}#{number}"
+        if name is None:
+            return None
+        for earlier in takewhile(lambda other: other != path, list(self._names)):
+            del self._names[earlier]  # results come in the order of the images
+        return name if number is None else f"{name}#{number}"
 
     def _failed(self, image: Source, error: InputError) -> None:
         """Record an image that could not be used; the run continues with the others."""

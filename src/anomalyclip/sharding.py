@@ -12,6 +12,7 @@ from anomalyclip.addresses import Address, as_address
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.files import parse_json, replacing, writing
 from anomalyclip.inputs import ImageFile, absolute
+from anomalyclip.names import Names
 from anomalyclip.readers.selection import holder, parted
 
 LISTING = "shard.jsonl"
@@ -204,7 +205,7 @@ class Listing:
             The file cannot be written.
         """
         total = repeated = 0
-        seen: set[bytes] = set()
+        seen = Names()
         names = sha256()
         with (
             writing(folder / LISTING),
@@ -222,11 +223,9 @@ class Listing:
                         f"{image.path}: addresses with a query or a password are not kept in files, so they cannot be "
                         "scored in shards"
                     )
-                key = blake2b(os.fsencode(absolute(image.path)), digest_size=16).digest()
-                if key in seen:
+                if not seen.add(absolute(image.path)):
                     repeated += 1
                     continue
-                seen.add(key)
                 file.write(json.dumps([position, image.path, image.name]) + "\n")
             digest = names.hexdigest()
             facts = {"count": len(seen), "total": total, "repeated": repeated, "digest": digest}

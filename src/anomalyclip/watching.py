@@ -14,8 +14,9 @@ from typing import Any
 from anomalyclip.alerts import Alerts, Hook
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError, InputError
-from anomalyclip.inputs import ImageFile, files_below, is_image, relative
+from anomalyclip.inputs import ImageFile, absolute, files_below, is_image, relative
 from anomalyclip.loading import as_detector
+from anomalyclip.overview.summary import records
 from anomalyclip.predicting import PredictionRun, Results, Scoring, scoring
 from anomalyclip.readers import Selection, holder, locate, reader_for
 from anomalyclip.readers.selection import parted
@@ -291,7 +292,8 @@ class _Watch:
 
     def go_on(self, work: Scoring) -> None:
         """Score what arrives until somebody stops it, or nothing does."""
-        self._arrivals = Arrivals(self._folder, work.done, skipped=self._skipped)
+        done = records(work.folder / PREDICTIONS, lambda record: absolute(record["image_path"]))
+        self._arrivals = Arrivals(self._folder, done, skipped=self._skipped)
         refreshed = changed = time.monotonic()
         stale, cost = True, 0.0
         while not self._stop.is_set():

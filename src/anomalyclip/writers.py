@@ -29,6 +29,8 @@ from anomalyclip.decoders import unsaid
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError, concerning
 from anomalyclip.files import linked, open_output, parse_json, replacing, writing
+from anomalyclip.inputs import absolute
+from anomalyclip.names import Names
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image, suffixes
 from anomalyclip.visualize import captioned
@@ -66,8 +68,9 @@ class PredictionWriter:
 
     Attributes
     ----------
-    done : set of str
-        `image_path` of every image with a prediction in the file.
+    done : Names
+        `image_path` of every image with a prediction in the file; of those that were there before, as an absolute path
+        too.
     value_range : (float, float) or None
         The scale of the images of more than 8 bits in a file that is resumed.
 
@@ -110,9 +113,9 @@ class PredictionWriter:
         self.output_dir = Path(output_dir)
         self.save = tuple(kind for kind in SAVEABLE if kind in save)
         self.draw = draw
-        self.done: set[str] = set()
+        self.done = Names()
         self.value_range: Range | None = None
-        self._names: set[str] = set()
+        self._names = Names()
         self._predictions = self.output_dir / PREDICTIONS
         self._errors = self.output_dir / ERRORS
         with writing(self._predictions):
@@ -295,7 +298,8 @@ class PredictionWriter:
             if not isinstance(path, str):
                 raise TypeError("image_path is no text")
             self.value_range = require_range(record.get("value_range")) or self.value_range
-            self._names.update(_key(_inner_name(kind, file)) for kind, file in files.items())
+            for kind, file in files.items():
+                self._names.add(_key(_inner_name(kind, file)))
         except (ValueError, KeyError, TypeError, AttributeError, AnomalyCLIPError) as error:
             raise AnomalyCLIPError(f"{where} is damaged ({error}); delete it, or start again.") from error
         missing = [kind for kind in self.save if kind not in files]
@@ -305,6 +309,7 @@ class PredictionWriter:
                 "resume with the same files to save, or start again."
             )
         self.done.add(path)
+        self.done.add(absolute(path))
 
     def _free_name(self, path: str) -> str:
         whole = safe_name(path)

@@ -3,7 +3,7 @@
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,7 +99,7 @@ def predict(
             "continues"
         )
 
-    prepare(spec, images=len(images) if isinstance(images, list) else None)
+    prepare(spec, images=len(images) if isinstance(images, Sized) else None)
     with (
         stoppable(stopped),
         large.loaded(spec, threshold, processes) as detector,
@@ -130,11 +130,11 @@ def _images(
     *,
     at_once: bool,
 ) -> "Iterable[ImageFile]":
-    """Return the images: a list where all can be known beforehand, or a stream."""
+    """Return the images: counted where all can be known beforehand, or a stream."""
     from itertools import chain
 
     from anomalyclip.addresses import as_address
-    from anomalyclip.inputs import read_list, read_list_file
+    from anomalyclip.inputs import Listed, read_list, read_list_file
     from anomalyclip.predicting import stream_images
 
     if "-" in paths or (from_file is not None and str(from_file) == "-"):
@@ -151,4 +151,4 @@ def _images(
         stream_images(paths, skipped=skipped, selection=selection),
         [] if from_file is None else read_list_file(from_file),
     )
-    return list(images) if at_once and not any(map(as_address, paths)) else images
+    return Listed(images) if at_once and not any(map(as_address, paths)) else images

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from anomalyclip.addresses import Address
 from anomalyclip.distributed.cluster import Actors, actors_for, connected
-from anomalyclip.distributed.names import Names
 from anomalyclip.distributed.predictor import Predictor
 from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, valid
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import ImageFile, absolute
 from anomalyclip.loading import load, measured
+from anomalyclip.names import Names
 from anomalyclip.predicting import PredictionRun, about, stream_images
 from anomalyclip.prediction import Threshold, as_threshold
 from anomalyclip.progress import Track, silent
@@ -211,10 +211,7 @@ class _Work:
         pa = arrow()
         chunks = []
         while chunk := list(islice(paths, _LISTED)):
-            done = self.parts.done.have([valid(path) for path in chunk])
-            chunks.append(
-                [os.fsencode(path) for path, is_done in zip(chunk, done, strict=True) if not is_done]
-            )
+            chunks.append([os.fsencode(path) for path in chunk if valid(path) not in self.parts.done])
         return pa.table({"path": pa.chunked_array(chunks, pa.binary())})
 
     def _actors(self, *, readers: bool) -> Actors:
@@ -268,8 +265,9 @@ class _LostError(AnomalyCLIPError):
 
 def _without(rows: "pyarrow.Table", done: Names) -> "pyarrow.Table":
     """Return the rows of a data set that are not written."""
-    paths = [valid(os.fsdecode(path)) for path in rows["path"].to_pylist()]
-    return rows.filter(arrow().array(~done.have(paths)))
+    return rows.filter(
+        arrow().array([valid(os.fsdecode(path)) not in done for path in rows["path"].to_pylist()])
+    )
 
 
 def _cause(error: BaseException) -> AnomalyCLIPError:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalyclip.distributed.names import Names
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
+from anomalyclip.names import Names
 
 if TYPE_CHECKING:
     import pyarrow
@@ -141,9 +141,8 @@ class Parts:
             if len(waiting) < rows["images"][0].as_py():
                 continue
             whole = list(self._pending.pop(source).values())
-            if self.done.have([source])[0]:  # it was scored twice, since a node was lost
+            if not self.done.add(source):  # it was scored twice, since a node was lost
                 continue
-            self.done.add([source])
             if not self._tables:
                 self._since = time.monotonic()
             self._tables += whole
@@ -178,7 +177,9 @@ class Parts:
         sources = table["source"].to_pylist()
         good = [source not in failed for source in sources]
         self.skipped += sum(good)
-        self.done.add(list({source for source, is_good in zip(sources, good, strict=True) if is_good}))
+        for source, is_good in zip(sources, good, strict=True):
+            if is_good:
+                self.done.add(source)
         if not failed:
             return
         with writing(path):
