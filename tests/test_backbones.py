@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, ViTConfig, tensor_shapes
+from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, ViTConfig, periods, tensor_shapes
 from anomalyclip.backbones.load import load_tower
+from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.vit import PlainViT
 from anomalyclip.backbones.weights import ViTWeights, read_any
 from anomalyclip.clip.model import CLIP
@@ -36,7 +37,9 @@ def last_tokens(path: Path, size: tuple[int, int]) -> torch.Tensor:
     """CLS and patches after the final norm."""
     tower = load_tower(path).visual
     with torch.inference_mode():
-        return tower.ln_post(tower.run(tower.embed(forms.formula_pixels(size)), plain=[2]).plain[2])[0]
+        positions = tower.positions(*(side // tower.patch_size for side in size))
+        tokens = tower.run(tower.embed(forms.formula_pixels(size)), positions=positions, plain=[2])
+        return tower.ln_post(tokens.plain[2])[0]
 
 
 def assert_near(found: torch.Tensor, expected: np.ndarray) -> None:
@@ -96,6 +99,98 @@ def test_every_block_of_layer_scale_is_multiplied_in(tmp_path):
     tower, block = PlainViT.frozen(weights.config, weights.state_dict), "transformer.resblocks.1"
     scale, plain = weights.state_dict[f"{block}.ls_2"], weights.state_dict[f"{block}.mlp.c_proj.weight"]
     torch.testing.assert_close(tower.state_dict()[f"{block}.mlp.c_proj.weight"], scale[:, None] * plain)
+
+
+# --- DINOv3 -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", forms.DINOV3_SIZES, ids=str)
+@pytest.mark.parametrize("form", forms.DINOV3)
+def test_a_dinov3_of_either_form_gives_what_timm_computes(form, size, published, tmp_path):
+    """Also at other sizes and proportions; what Meta's file has for the bias of keys is masked."""
+    expected = published[f"dinov3 {form} {size[0]}x{size[1]}"]
+    assert_near(last_tokens(forms.original_dinov3(form, tmp_path), size), expected)
+    assert_near(last_tokens(forms.timm_dinov3(form, tmp_path / "timm"), size), expected)
+
+
+def test_metas_dinov3_rotates_by_the_periods_of_its_file(tmp_path):
+    state = forms.dinov3_state("plain")
+    state["rope_embed.periods"] = state["rope_embed.periods"].bfloat16().float()  # as published
+    torch.save(state, tmp_path / "dinov3_vits16.pth")
+    config = read(tmp_path / "dinov3_vits16.pth").config
+    assert config.rotary == tuple(state["rope_embed.periods"].tolist())
+    assert config.rotary[1] == pytest.approx(100 ** (1 / 16), rel=0.01)
+    assert (config.registers, config.vision_heads, config.eps) == (3, 2, 1e-5)
+
+
+def test_without_biases_timms_dinov3_has_biases_of_zero(tmp_path):
+    folder = forms.timm_dinov3("plain", tmp_path)
+    state = {
+        name: one for name, one in load_file(folder / "model.safetensors").items() if "_bias" not in name
+    }
+    save_file(state, folder / "model.safetensors")
+    weights = read(folder)
+    assert weights.state_dict["transformer.resblocks.0.attn.in_proj_bias"].abs().max() == 0
+
+
+def test_a_rotation_keeps_lengths_and_angles_between_patches_that_are_equally_far_apart():
+    from anomalyclip.backbones.rotary import RotaryViT, rotated
+
+    config = ViTConfig(0, 16, 64, 1, 1, rotary=periods(100.0, 64))
+    positions = RotaryViT(config).positions(4, 6)
+    assert positions.shape == (25, 64)
+    patch = torch.randn(64, generator=torch.Generator().manual_seed(0)).expand(1, 1, 25, 64)
+    turned = rotated(patch, positions)[0, 0]
+    torch.testing.assert_close(turned[0], patch[0, 0, 0])  # CLS is not rotated
+    torch.testing.assert_close(turned.norm(dim=-1), patch[0, 0].norm(dim=-1))
+    cosines = turned[1:] @ turned[1:].T
+    torch.testing.assert_close(cosines[0, 7], cosines[8, 15])  # a row lower and a column to the right
+    assert abs(cosines[0, 7] - cosines[0, 8]) > 0.1
+
+
+def test_satellite_weights_have_the_normalisation_of_their_images(tmp_path):
+    forms.original_dinov3("plain", tmp_path).rename(tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth")
+    config = read(tmp_path / "dinov3_vitl16_pretrain_sat493m-eadcf0ff.pth").config
+    assert config.mean == (0.430, 0.411, 0.296)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "downsample_layers.0.0.weight",  # Meta's
+        "stages.0.downsample_layers.0.weight",  # transformers'
+        "stages.0.blocks.0.conv_dw.weight",  # timm's
+    ],
+)
+def test_a_convnext_of_dinov3_is_refused_by_name(name, tmp_path):
+    save_file({name: torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(AnomalyCLIPError, match=r"is a ConvNeXt, .*expected a vision transformer \(of DINOv3"):
+        read_any(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks.0.mlp.w1.weight": None}, r"has no .*mlp\.c_gate\.weight"),
+        ({"blocks.1.mlp.w2.weight": torch.zeros(2, 128)}, r"c_fc\.weight has the shape \(2, 128\)"),
+        ({"blocks.1.attn.qkv.bias": None}, r"has no transformer\.resblocks\.1\.attn\.in_proj_bias"),
+        ({"pos_embed": torch.zeros(1, 17, 128)}, r"unexpected tensors: positional_embedding"),
+        ({"rope_embed.periods": torch.zeros(16)}, r"16 periods; expected 16 positive numbers"),
+        ({"rope_embed.periods": torch.ones(15)}, r"15 periods; expected 16 positive numbers"),
+        ({"rope_embed.periods": torch.ones(0)}, r"has no tensor positional_embedding"),
+    ],
+)
+def test_of_a_dinov3_too_the_tensor_that_is_wrong_is_named(changes, message, tmp_path):
+    state = {**forms.dinov3_state("gated"), **changes}
+    torch.save({name: one for name, one in state.items() if one is not None}, tmp_path / "dinov3.pth")
+    with pytest.raises(AnomalyCLIPError, match=rf"dinov3\.pth: .*{message}"):
+        read_any(tmp_path / "dinov3.pth")
+
+
+def test_timms_dinov3_needs_its_configuration(tmp_path):
+    (forms.timm_dinov3("plain", tmp_path) / "config.json").unlink()
+    with pytest.raises(AnomalyCLIPError, match=r"timm's DINOv3; expected a config\.json"):
+        read_any(tmp_path)
 
 
 # --- normalisation ------------------------------------------------------------------------------------------
@@ -213,9 +308,8 @@ def changed_state(**changes):
         ({"norm__bias": None}, r"has no ln_post\.bias; expected .*DINOv2"),
         ({"blocks__1__ls2__gamma": None}, r"has no transformer\.resblocks\.1\.ls_2"),
         ({"blocks__1__extra": torch.zeros(2)}, r"unexpected tensors: transformer\.resblocks\.1\.extra"),
-        ({"blocks__0__mlp__w12__weight": torch.zeros(2)}, r"SwiGLU layers \(DINOv2 giant\).*use S, B or L"),
+        ({"blocks__0__mlp__w12__weight": torch.zeros(2)}, r"c_fc\.weight has the shape \(2,\)"),
         ({"dist_token": torch.zeros(1, 1, 64)}, r"distilled DeiT.*use the plain one"),
-        ({"storage_tokens": torch.zeros(1, 1, 64)}, r"is a DINOv3 .*licence.*Use DINOv2"),
         ({"pos_embed": torch.zeros(1, 19, 64)}, r"positional_embedding has 19 rows; expected a square"),
         ({"norm__bias": torch.zeros(5)}, r"ln_post\.bias has the shape \(5,\); expected \(64,\)"),
         ({"norm__bias": torch.zeros(64, dtype=torch.int64)}, r"is torch\.int64; expected floating-point"),
@@ -282,8 +376,13 @@ def test_a_clip_is_read_as_one(tmp_path):
     assert load_tower(tmp_path).config.embed_dim == 32
 
 
-def test_shapes_are_those_of_the_model():
-    config = ViTConfig(56, 14, 64, 2, 1, registers=2, class_position=False)
-    assert {name: tuple(one.shape) for name, one in PlainViT(config).state_dict().items()} == tensor_shapes(
-        config
-    )
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViTConfig(56, 14, 64, 2, 1, registers=2, class_position=False),
+        ViTConfig(0, 14, 64, 2, 1, registers=2, gated=96, rotary=periods(100.0, 64)),
+    ],
+)
+def test_shapes_are_those_of_the_model(config):
+    state = form_of(config)(config).state_dict()
+    assert {name: tuple(one.shape) for name, one in state.items()} == tensor_shapes(config)

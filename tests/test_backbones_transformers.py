@@ -1,12 +1,15 @@
 """Vision-only backbones give what `transformers` computes: independent implementations of the published models."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.vit import PlainViT
 from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.errors import AnomalyCLIPError
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow  # importing it takes seconds
@@ -34,7 +37,7 @@ def random(model):
 def ours(folder: Path) -> PlainViT:
     weights = read_any(folder)
     assert isinstance(weights, ViTWeights)
-    return PlainViT.frozen(weights.config, weights.state_dict)
+    return form_of(weights.config).frozen(weights.config, weights.state_dict)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -45,6 +48,10 @@ def ours(folder: Path) -> PlainViT:
         ("Dinov2WithRegisters", {"num_register_tokens": 2}),
         ("ViT", {}),
         ("ViT", {"layer_norm_eps": 0.1}),
+        ("Dinov2", {"use_swiglu_ffn": True}),
+        ("DINOv3ViT", {}),
+        ("DINOv3ViT", {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"}),
+        ("DINOv3ViT", {"num_register_tokens": 4, "key_bias": True, "query_bias": False, "rope_theta": 50.0}),
     ],
 )
 def test_tokens_of_every_block_equal_those_of_transformers(name, more, size, tmp_path):
@@ -57,7 +64,8 @@ def test_tokens_of_every_block_equal_those_of_transformers(name, more, size, tmp
     with torch.inference_mode():
         theirs = model(pixel_values=pixels, output_hidden_states=True, **flexible)
         tower = ours(tmp_path)
-        tokens = tower.run(tower.embed(pixels), plain=[1, 2, 3])
+        positions = tower.positions(*(side // tower.patch_size for side in size))
+        tokens = tower.run(tower.embed(pixels, positions), positions=positions, plain=[1, 2, 3])
         registers = more.get("num_register_tokens", 0)
         for block, found in tokens.plain.items():
             expected = theirs.hidden_states[block]
@@ -69,3 +77,24 @@ def test_tokens_of_every_block_equal_those_of_transformers(name, more, size, tmp
         expected = torch.cat([expected[:, :1], expected[:, 1 + registers :]], dim=1)
         torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(tower.ln_post(tokens.cls), expected[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"use_gated_mlp": True, "hidden_act": "silu"}, "gated = 192, its tensors say 0"),
+        ({"num_hidden_layers": 4}, "vision_layers = 4, its tensors say 3"),
+        ({"num_register_tokens": 4}, "registers = 4, its tensors say 2"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'; expected gelu"),
+        ({"key_bias": True}, "has no transformer.resblocks.0.attn.in_proj_bias"),
+        ({"num_attention_heads": 0}, "its configuration is invalid"),
+        ({"rope_theta": 0.0}, "4 periods; expected 4 positive numbers"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_tensors_is_refused(more, message, tmp_path):
+    config = transformers.DINOv3ViTConfig(**SMALL, num_register_tokens=2)
+    transformers.DINOv3ViTModel(config).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    with pytest.raises(AnomalyCLIPError, match=message):
+        read_any(tmp_path)

@@ -66,7 +66,10 @@ def test_backgrounds_are_not_compared(tmp_path, monkeypatch):
     assert bool((memory.left_out[:, left == 1] > 0).all())
 
 
-def test_it_is_for_dinov2_alone():
+def test_it_is_for_dinov2_alone(tmp_path):
+    dinov3 = vit_forms.original_dinov3("plain", tmp_path)
+    with pytest.raises(AnomalyCLIPError, match="foreground: its threshold is for DINOv2"):
+        DetectorSpec(str(dinov3), method="anomalydino", foreground=True).load()
     with pytest.raises(AnomalyCLIPError, match="foreground: its threshold is for DINOv2"):
         DetectorSpec("micro", method="anomalydino", foreground=True).load()
     with pytest.raises(AnomalyCLIPError, match="foreground"):

@@ -34,6 +34,20 @@ def backbone(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def dinov3(tmp_path_factory):
+    """The same of DINOv3: rotary positions, patches of 16 pixels, a gated MLP."""
+    folder = tmp_path_factory.mktemp("dinov3")
+    state = vit_forms.dinov3_state("gated")
+    for name in state:
+        if name.endswith(".gamma"):
+            state[name] = 0.02 * state[name]
+    chance = torch.Generator().manual_seed(0)
+    state["patch_embed.proj.weight"] = 0.1 * torch.randn(128, 3, 16, 16, generator=chance)
+    torch.save(state, folder / "dinov3_vits16plus.pth")
+    return folder / "dinov3_vits16plus.pth"
+
+
 def texture(seed, size=(120, 80), spot=None):
     """Smooth noise, (width, height); a spot is a red disc at (x, y)."""
     chance = np.random.default_rng(seed)
@@ -114,6 +128,20 @@ def test_a_spot_is_where_the_map_is_highest_in_images_that_are_wide_or_high(back
         assert abs(row / height * size[1] - y) < 25
 
 
+def test_a_dinov3_finds_the_spot_too_and_its_memory_is_for_it_alone(dinov3, backbone, folder, tmp_path):
+    detector = DetectorSpec(str(dinov3), method="anomalydino", image_size=96).load()
+    memory = fit(detector, folder)
+    assert memory.grids.tolist() == [[6, 9]] * 4
+    few_shot = remember(detector, memory)
+    good, bad = few_shot.predict(texture(20)), few_shot.predict(texture(21, spot=(90, 40)))
+    assert bad.pred_score > good.pred_score
+    row, column = np.unravel_index(bad.anomaly_map.argmax(), bad.anomaly_map.shape)
+    assert abs(column / 144 * 120 - 90) < 25
+    assert abs(row / 96 * 80 - 40) < 25
+    with pytest.raises(AnomalyCLIPError, match="other"):
+        remember(spec(backbone).load(), memory)
+
+
 def test_images_of_other_proportions_can_be_in_one_batch(backbone, folder):
     few_shot = spec(backbone, references=folder).load()
     images = [texture(7), texture(8, (80, 80)), texture(9, (80, 160)), texture(10)]
@@ -189,22 +217,25 @@ def test_an_evaluation_compares_maps_with_masks_in_the_images_proportions(backbo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize(("model", "side"), [("backbone", SIDE), ("dinov3", 96)])
 def test_an_export_gives_the_same_for_images_of_the_references_proportions(
-    format, backbone, folder, tmp_path
+    model, side, format, request, folder, tmp_path
 ):
-    few_shot = spec(backbone, references=folder).load()
+    file = str(request.getfixturevalue(model))
+    few_shot = DetectorSpec(file, method="anomalydino", image_size=side, references=folder).load()
     path = tmp_path / ("few.onnx" if format == "onnx" else "few.xml")
     report = export(few_shot, path, format=format)
     assert max(report.score_difference, report.map_difference) < 1e-4
     exported = Detector.from_exported(path)
-    assert (exported.scorer.card.shape, exported.scorer.card.version) == ((SIDE, 126), 3)
+    assert (exported.scorer.card.shape, exported.scorer.card.version) == ((side, side * 3 // 2), 3)
     image = texture(9, spot=(40, 40))
     one, other = exported.predict(image), few_shot.predict(image)
     assert one.pred_score == pytest.approx(other.pred_score, abs=1e-4)
     np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-4)
     texture(9, (80, 80)).save(tmp_path / "square.png")
     with pytest.raises(
-        InputError, match=r"square\.png: 80 x 80 pixels become 84 x 84, .* takes 126 x 84 alone"
+        InputError,
+        match=rf"square\.png: 80 x 80 pixels become {side} x {side}, .* takes {side * 3 // 2} x {side} alone",
     ):
         exported.predict(tmp_path / "square.png")
 

@@ -10,8 +10,8 @@ import torch
 
 from anomalyclip.backbone_speed import gflop_of, measure
 from anomalyclip.backbones import config as vision
+from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.table import KNOWN, TABLE
-from anomalyclip.backbones.vit import PlainViT
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip.registry import BACKBONES, cached_file, resolve_backbone
 from anomalyclip.clip.weights import read_weights
@@ -42,13 +42,14 @@ def test_the_table_says_of_micro_what_its_file_says():
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT-B-32", "dinov2-small", "dinov2-small-registers", "vit-small-16-augreg"]
+    "name",
+    ["ViT-B-32", "dinov2-small", "dinov2-small-registers", "dinov3-small-plus", "vit-small-16-augreg"],
 )
 def test_parameters_are_those_of_the_model(name):
     one = KNOWN[name]
     with torch.device("meta"):
         vit = isinstance(one.config, vision.ViTConfig)
-        tower = PlainViT(one.config) if vit else VisionTransformer(one.config)
+        tower = form_of(one.config)(one.config) if vit else VisionTransformer(one.config)
     scales = (
         2 * 12 * 384 if vit and one.config.layer_scale else 0
     )  # multiplied into other weights when loaded
@@ -62,6 +63,8 @@ def test_the_published_sizes_are_those_that_people_quote():
         "dinov2-base": 87,
         "dinov2-large": 304,
     }
+    sizes = {name: millions[f"dinov3-{name}"] for name in ("small", "small-plus", "base", "large")}
+    assert sizes == {"small": 22, "small-plus": 29, "base": 86, "large": 303}  # the paper: 21, 29, 86, 300
     assert round(gflop_of(KNOWN["dinov2-small"], 448)) == 63
 
 
@@ -71,6 +74,14 @@ def test_a_backbone_by_file_says_where_it_is_and_under_which_licence():
         match=r"'ViT-B-16-metaclip' is not downloaded by name: no hash.*b16_400m\.pt.*CC-BY-NC-4\.0.*hf download",
     ):
         resolve_backbone("ViT-B-16-metaclip")
+
+
+def test_dinov3_is_never_downloaded_and_its_licence_is_named():
+    with pytest.raises(
+        AnomalyCLIPError,
+        match=r"'dinov3-small' is not downloaded by name: .*dinov3-vits16-pretrain-lvd1689m.*DINOv3 License",
+    ):
+        resolve_backbone("dinov3-small")
 
 
 def test_a_file_in_the_hubs_cache_is_found_by_name(monkeypatch, tmp_path):

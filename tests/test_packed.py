@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from anomalyclip import Detector
+from anomalyclip.backbones.config import ViTConfig, periods
+from anomalyclip.backbones.rotary import RotaryViT
 from anomalyclip.clip import packed
 from anomalyclip.clip.model import CLIP, CLIPConfig, LocalPath
 from anomalyclip.clip.weights import fingerprint
@@ -53,6 +55,27 @@ def test_a_packed_tower_gives_the_same_tokens(quick_gelu, threads, attends, monk
         torch.testing.assert_close(other, one, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(fast_last.cls, last.cls, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(fast_last.local[3], last.local[3], atol=2e-5, rtol=1e-5)
+
+
+def test_a_packed_dinov3_gives_the_same_tokens_and_its_weights_back(monkeypatch):
+    """Its queries and keys are rotated, and its MLP is gated."""
+    monkeypatch.setattr(packed, "_AT_ONCE", 20_000)
+    torch.manual_seed(0)
+    config = ViTConfig(0, 16, 256, 2, 4, registers=2, gated=384, rotary=periods(100.0, 64))
+    visual = RotaryViT(config).requires_grad_(False).eval()
+    state = {name: tensor.clone() for name, tensor in visual.state_dict().items()}
+    with torch.inference_mode():
+        positions = visual.positions(16, 18)
+        tokens = visual.embed(torch.randn(1, 3, 256, 288))
+        plain = visual.run(tokens, positions=positions, plain=(1, 2)).plain
+    packed.pack(visual, tokens=291)
+    with torch.inference_mode():
+        fast = visual.run(tokens, positions=positions, plain=(1, 2)).plain
+    for number, expected in plain.items():
+        torch.testing.assert_close(fast[number], expected, atol=2e-5, rtol=1e-5)
+    assert packed.is_packed(visual)
+    packed.unpack(visual)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in visual.named_parameters())
 
 
 @pytest.mark.parametrize("faster", [True, False])

@@ -1,6 +1,7 @@
 """Small vision-only backbones in each published form; their weights are a formula of their names."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -93,3 +94,74 @@ def original_dinov2(folder: Path, *, registers: bool = False) -> Path:
     path = folder / f"dinov2_vits14{'_reg4' * registers}_pretrain.pth"
     torch.save(state, path)
     return path
+
+
+DINOV3 = ["plain", "gated"]
+"""MLPs of DINOv3: S, B and L have the plain one, S+ and H+ the gated one."""
+
+DINOV3_SIZES = [(64, 64), (48, 80), (96, 32)]
+
+
+def dinov3_state(form: str) -> dict[str, Tensor]:
+    """Return a state dict as Meta published DINOv3: 2 blocks, 2 heads, 3 registers, patches of 16 pixels."""
+    width, periods = 128, 100.0 ** (torch.arange(16) / 16)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "storage_tokens": (1, 3, width),
+        "mask_token": (1, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    hidden = ("w1", "w2") if form == "gated" else ("fc1",)
+    for block in range(2):
+        rows = {"attn.qkv": 3 * width, "attn.proj": width, **{f"mlp.{name}": 4 * width for name in hidden}}
+        for name, count in rows.items():
+            shapes[f"blocks.{block}.{name}.weight"] = (count, width)
+            shapes[f"blocks.{block}.{name}.bias"] = (count,)
+        last = f"blocks.{block}.mlp.{'w3' if form == 'gated' else 'fc2'}"
+        shapes |= {f"{last}.weight": (width, 4 * width), f"{last}.bias": (width,)}
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"blocks.{block}.{norm}.{part}": (width,) for part in ("weight", "bias")}
+        shapes |= {f"blocks.{block}.ls{n}.gamma": (width,) for n in (1, 2)}
+    # Small enough that rounding is not magnified by attention that is all on one patch.
+    state = {name: formula(name, shape) * (0.2 if len(shape) == 2 else 1) for name, shape in shapes.items()}
+    mask = torch.cat([torch.ones(width), torch.zeros(width), torch.ones(width)])
+    masks = {f"blocks.{block}.attn.qkv.bias_mask": mask.clone() for block in range(2)}
+    return {**state, **masks, "rope_embed.periods": periods}
+
+
+def original_dinov3(form: str, folder: Path) -> Path:
+    """Write a file as Meta published DINOv3."""
+    path = folder / "dinov3_vits16_pretrain_lvd1689m-00000000.pth"
+    torch.save(dinov3_state(form), path)
+    return path
+
+
+def timm_dinov3(form: str, folder: Path) -> Path:
+    """Write the same weights as timm publishes them, in a folder with its config.json."""
+    names = {
+        r"storage_tokens": "reg_token",
+        r"\.ls([12])\.gamma": r".gamma_\1",
+        r"\.mlp\.w1\.": ".mlp.fc1_g.",
+        r"\.mlp\.w2\.": ".mlp.fc1_x.",
+        r"\.mlp\.w3\.": ".mlp.fc2.",
+    }
+    state = {}
+    for name, tensor in dinov3_state(form).items():
+        for theirs, timms in names.items():
+            name = re.sub(theirs, timms, name)
+        if name.endswith("qkv.bias"):
+            state[name.replace("qkv.bias", "q_bias")], _, state[name.replace("qkv.bias", "v_bias")] = (
+                part.clone() for part in tensor.chunk(3)
+            )
+        elif not name.endswith(("bias_mask", "periods", "mask_token")):
+            state[name] = tensor
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "model.safetensors")
+    about = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 256, 256]}
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "vit_small_patch16_dinov3_qkvb", "pretrained_cfg": about})
+    )
+    return folder

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from anomalyclip.backbones.config import ViTConfig
+from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.table import KnownBackbone
-from anomalyclip.backbones.vit import PlainViT
 from anomalyclip.clip import packed, taps
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip.taps import Taps
@@ -70,7 +70,7 @@ def measure(backbones: Iterable[KnownBackbone], *, repeats: int = 3) -> Iterator
     for one in backbones:
         size, config = default_image_size(one.config), one.config
         shape = (size, config.patch_size, config.vision_width, config.vision_layers, config.vision_heads)
-        key = f"{shape} {getattr(config, 'registers', 0)}"
+        key = f"{shape} {[getattr(config, name, None) for name in ('registers', 'gated', 'rotary')]}"
         if key not in known:
             known[key] = _seconds(_random_tower(one), size, repeats)
         gflop = gflop_of(one)
@@ -79,7 +79,8 @@ def measure(backbones: Iterable[KnownBackbone], *, repeats: int = 3) -> Iterator
 
 def _random_tower(one: KnownBackbone) -> VisionTransformer:
     torch.manual_seed(0)
-    tower = PlainViT(one.config) if isinstance(one.config, ViTConfig) else VisionTransformer(one.config)
+    config = one.config
+    tower = form_of(config)(config) if isinstance(config, ViTConfig) else VisionTransformer(config)
     return tower.requires_grad_(False).eval()
 
 
@@ -88,4 +89,7 @@ def _seconds(tower: VisionTransformer, size: int, repeats: int) -> float:
     packed.pack_if_faster(tower, tokens=1 + (size // tower.patch_size) ** 2)
     with torch.inference_mode():
         positions = tower.positions(size // tower.patch_size, size // tower.patch_size)
-        return best_time(lambda: tower.run(tower.embed(pixels, positions), plain=[last]), repeats=repeats)
+        return best_time(
+            lambda: tower.run(tower.embed(pixels, positions), positions=positions, plain=[last]),
+            repeats=repeats,
+        )

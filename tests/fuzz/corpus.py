@@ -282,6 +282,7 @@ def vision_only_files(folder: Path) -> None:
     """timm's folders, and Meta's weights in a folder of transformers' name."""
     for form in ("plain", "dinov2 registers"):
         vit_forms.timm_folder(form, case(folder, form.replace(" ", "_")))
+    vit_forms.timm_dinov3("gated", case(folder, "timm_dinov3"))
     here = case(folder, "original")
     vit_forms.original_dinov2(here).rename(here / "pytorch_model.bin")
 

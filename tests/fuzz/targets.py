@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from anomalyclip import Detector, DetectorSpec, Threshold
-from anomalyclip.backbones.vit import PlainViT
+from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.weights import ViTWeights, read_any
 from anomalyclip.clip.download import DownloadError, RemoteFile, fetch
 from anomalyclip.clip.model import CLIP
@@ -127,9 +127,12 @@ def use_weights(path: Path) -> None:
 def use_vision_only(path: Path) -> None:
     weights = read_any(path)
     assert isinstance(weights, ViTWeights)
-    tower = PlainViT.frozen(weights.config, weights.state_dict)
+    tower = form_of(weights.config).frozen(weights.config, weights.state_dict)
     with torch.inference_mode():
-        tower.run(tower.embed(torch.zeros(1, 3, 28, 42)), plain=[1])
+        patch = tower.patch_size
+        tower.run(
+            tower.embed(torch.zeros(1, 3, 2 * patch, 3 * patch)), positions=tower.positions(2, 3), plain=[1]
+        )
 
 
 def use_card(path: Path) -> None:

@@ -12,11 +12,21 @@ import importlib.abc
 import importlib.util
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from tests.vit_forms import CLIP_CONFIG, SIZES, TIMM, formula, formula_pixels
+from tests.vit_forms import (
+    CLIP_CONFIG,
+    DINOV3,
+    DINOV3_SIZES,
+    SIZES,
+    TIMM,
+    dinov3_state,
+    formula,
+    formula_pixels,
+)
 
 
 class _Attributes(type(torch.nn.Module)):
@@ -63,6 +73,41 @@ def of_timm() -> dict[str, np.ndarray]:
     return found
 
 
+def of_dinov3() -> dict[str, np.ndarray]:
+    """Return the same of timm's DINOv3, into which timm itself has read weights of Meta's form."""
+    from timm.models.eva import Eva, checkpoint_filter_fn
+
+    found = {}
+    for form in DINOV3:
+        model = Eva(
+            img_size=64,
+            patch_size=16,
+            dynamic_img_size=True,
+            embed_dim=128,
+            depth=2,
+            num_heads=2,
+            num_classes=0,
+            qkv_bias=True,
+            init_values=1.0,
+            swiglu_mlp=form == "gated",
+            swiglu_align_to=8,
+            rope_type="dinov3",
+            rope_temperature=100,
+            rope_rotate_half=True,
+            use_rot_pos_emb=True,
+            use_abs_pos_emb=False,
+            num_reg_tokens=3,
+            use_fc_norm=False,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-5),
+        ).eval()
+        model.load_state_dict(checkpoint_filter_fn(dinov3_state(form), model))
+        for size in DINOV3_SIZES:
+            with torch.inference_mode():
+                tokens = model.forward_features(formula_pixels(size))[0]
+            found[f"dinov3 {form} {size[0]}x{size[1]}"] = torch.cat([tokens[:1], tokens[4:]]).numpy()
+    return found
+
+
 def of_open_clip() -> dict[str, np.ndarray]:
     """Return the features of an image and a text, and the image's last patches, with both activations."""
     from open_clip.model import CLIP
@@ -88,4 +133,6 @@ def of_open_clip() -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, _Finder())
-    np.savez_compressed(Path(__file__).with_name("backbones.npz"), **of_timm(), **of_open_clip())
+    np.savez_compressed(
+        Path(__file__).with_name("backbones.npz"), **of_timm(), **of_dinov3(), **of_open_clip()
+    )

@@ -17,12 +17,12 @@ the original DINO and DINOv2, which scale by (side + 0.1) / table side.
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Architecture of a vision-only transformer; blocks are pre-norm with an MLP of four times the width.
+    """Architecture of a vision-only transformer; blocks are pre-norm.
 
     Parameters
     ----------
     image_size : int
-        Side in pixels of the images that the table of positions is for.
+        Side in pixels of the images that the table of positions is for; 0 with rotary positions, which have no table.
     patch_size : int
         Side of a patch in pixels.
     vision_width, vision_layers, vision_heads : int
@@ -34,11 +34,15 @@ class ViTConfig:
     class_position : bool
         Whether the table of positions has a row for CLS.
     positions : str
-        One of `RESIZING`.
+        One of `RESIZING`; empty with rotary positions.
     eps : float
         Of the norms.
     mean, std : tuple of float
         What pixels within [0, 1] are normalised with, by channel (RGB).
+    gated : int
+        Width of the gated MLP (SwiGLU) of each block; 0: a plain MLP of four times the width.
+    rotary : tuple of float
+        Periods of the rotary positions, a quarter of a head's width of them. Empty: a table of positions.
     """
 
     image_size: int
@@ -53,6 +57,8 @@ class ViTConfig:
     eps: float = 1e-6
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    gated: int = 0
+    rotary: tuple[float, ...] = ()
 
     @property
     def embed_dim(self) -> int:
@@ -60,8 +66,23 @@ class ViTConfig:
         return self.vision_width
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, JSON-ready."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Return the fields, JSON-ready; those of newer architectures only if they are used."""
+        fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {name: v for name, v in fields.items() if v or name not in ("gated", "rotary")}
+
+
+def periods(base: float, head_width: int) -> tuple[float, ...]:
+    """Return the periods of rotary positions, a quarter of a head's width of them, from 1 to nearly `base`.
+
+    A period is in halves of the image's side.
+
+    Examples
+    --------
+    >>> periods(100.0, 16)
+    (1.0, 3.1622776601683795, 10.0, 31.622776601683793)
+    """
+    count = head_width // 4
+    return tuple(base ** (number / count) for number in range(count))
 
 
 def tensor_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
@@ -74,10 +95,9 @@ def tensor_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
     >>> shapes["positional_embedding"], sum(math.prod(shape) for shape in shapes.values())
     ((1370, 384), 22056192)
     """
-    width, patches = config.vision_width, (config.image_size // config.patch_size) ** 2
+    width, hidden = config.vision_width, config.gated or 4 * config.vision_width
     shapes: dict[str, tuple[int, ...]] = {
         "class_embedding": (width,),
-        "positional_embedding": (patches + config.class_position, width),
         "conv1.weight": (width, 3, config.patch_size, config.patch_size),
         "conv1.bias": (width,),
         "ln_post.weight": (width,),
@@ -85,13 +105,17 @@ def tensor_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.registers:
         shapes["register_embedding"] = (config.registers, width)
+    if not config.rotary:
+        patches = (config.image_size // config.patch_size) ** 2
+        shapes["positional_embedding"] = (patches + config.class_position, width)
     for layer in range(config.vision_layers):
         block = f"transformer.resblocks.{layer}"
         for linear, rows, columns in (
             ("attn.out_proj.", width, width),
             ("attn.in_proj_", 3 * width, width),
-            ("mlp.c_fc.", 4 * width, width),
-            ("mlp.c_proj.", width, 4 * width),
+            *([("mlp.c_gate.", hidden, width)] if config.gated else []),
+            ("mlp.c_fc.", hidden, width),
+            ("mlp.c_proj.", width, hidden),
         ):
             shapes |= {f"{block}.{linear}weight": (rows, columns), f"{block}.{linear}bias": (rows,)}
         for norm in ("ln_1", "ln_2"):

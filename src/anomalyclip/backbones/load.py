@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomalyclip.backbones.config import ViTConfig
-from anomalyclip.backbones.vit import PlainViT
+from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.weights import ViTWeights, read_any
 from anomalyclip.clip.config import CLIPConfig
 from anomalyclip.clip.fingerprints import of_file
@@ -57,5 +57,5 @@ def load_tower(backbone: str | os.PathLike[str]) -> ImageTower:
 def _model(source: Path) -> tuple[VisionTransformer, CLIPConfig | ViTConfig]:
     weights = read_any(source)
     if isinstance(weights, ViTWeights):
-        return PlainViT.frozen(weights.config, weights.state_dict), weights.config
+        return form_of(weights.config).frozen(weights.config, weights.state_dict), weights.config
     return CLIP.frozen(weights.config, weights.state_dict).visual, weights.config

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from anomalyclip.backbones import config as vision
-from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, IMAGENET_STD, ViTConfig
+from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, IMAGENET_STD, ViTConfig, periods
 from anomalyclip.clip.config import CLIPConfig, tensor_shapes
 from anomalyclip.clip.download import RemoteFile
 from anomalyclip.images import OPENAI_MEAN, OPENAI_STD
@@ -155,6 +155,19 @@ def _dinov2(size: str, *, registers: bool) -> KnownBackbone:
     )
 
 
+def _dinov3(size: str, *, plus: bool = False) -> KnownBackbone:
+    shape = _WIDTHS[size]
+    config = ViTConfig(0, 16, *shape, registers=4, layer_scale=True, class_position=False, positions="")
+    config = replace(config, eps=1e-5, gated=4 * shape[0] * plus, rotary=periods(100.0, shape[0] // shape[2]))
+    return KnownBackbone(
+        f"dinov3-{size}{'-plus' * plus}",
+        config,
+        "DINOv3 License",
+        "LVD-1689M",
+        f"facebook/dinov3-vit{size[0]}16{'plus' * plus}-pretrain-lvd1689m",
+    )
+
+
 TABLE: tuple[KnownBackbone, ...] = (
     _openai(
         DEFAULT_BACKBONE,
@@ -237,6 +250,10 @@ TABLE: tuple[KnownBackbone, ...] = (
     _open_clip("ViT-B-16-dfn2b", _B16, "Apple ASCL", "DFN-2B", "apple/DFN2B-CLIP-ViT-B-16"),
     _open_clip("ViT-L-14-dfn2b", _L14, "Apple ASCL", "DFN-2B", "apple/DFN2B-CLIP-ViT-L-14"),
     *(_dinov2(size, registers=registers) for registers in (False, True) for size in _WIDTHS),
+    _dinov3("small"),
+    _dinov3("small", plus=True),
+    _dinov3("base"),
+    _dinov3("large"),
     KnownBackbone(
         "dino-small-16",
         ViTConfig(224, 16, *_WIDTHS["small"], positions="bicubic-offset"),

@@ -12,7 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip.backbones.config import ViTConfig
-from anomalyclip.clip.model import Transformer, VisionTransformer, frozen
+from anomalyclip.clip.model import MLP, Block, Transformer, VisionTransformer, frozen
+
+
+class GatedMLP(MLP):
+    """The MLP called SwiGLU: one linear layer times the SiLU of another, and a third.
+
+    Reference: Shazeer, "GLU Variants Improve Transformer", 2020.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        nn.Module.__init__(self)
+        self.c_gate = nn.Linear(width, hidden)
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to tokens (B, N, D)."""
+        projected: Tensor = self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
+        return projected
 
 
 class PlainViT(VisionTransformer):
@@ -33,20 +51,23 @@ class PlainViT(VisionTransformer):
 
     def __init__(self, config: ViTConfig) -> None:
         nn.Module.__init__(self)
-        width, side = config.vision_width, config.image_size // config.patch_size
+        width = config.vision_width
         self.config = config
         self.patch_size, self.registers = config.patch_size, config.registers
         self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(
-            torch.randn(side**2 + config.class_position, width) * width**-0.5
-        )
+        if not config.rotary:
+            rows = (config.image_size // config.patch_size) ** 2 + config.class_position
+            self.positional_embedding = nn.Parameter(torch.randn(rows, width) * width**-0.5)
         if self.registers:
             self.register_embedding = nn.Parameter(torch.randn(self.registers, width) * width**-0.5)
         self.ln_pre = nn.Identity()
         self.transformer = Transformer(
             width, config.vision_layers, config.vision_heads, quick_gelu=False, eps=config.eps
         )
+        for block in self.transformer.resblocks if config.gated else ():
+            assert isinstance(block, Block)
+            block.mlp = GatedMLP(width, config.gated)
         self.ln_post = nn.LayerNorm(width, eps=config.eps)
 
     @classmethod

@@ -8,18 +8,19 @@ from pathlib import Path
 from torch import Tensor
 
 from anomalyclip.backbones.config import ViTConfig, tensor_shapes
-from anomalyclip.backbones.forms import timm, transformers
-from anomalyclip.backbones.forms.common import Settings
+from anomalyclip.backbones.forms import dinov3, timm, transformers
+from anomalyclip.backbones.forms.common import Settings, split_gates
 from anomalyclip.clip.forms import strangers
 from anomalyclip.clip.tensors import Unusable, check_shapes, check_stated, depth_of, opened, shape_of
 from anomalyclip.clip.weights import Weights, weights_of
 
 EXPECTED = (
-    "expected the weights of DINOv2, DINO or a plain vision transformer: an original file (.pth), timm's "
+    "expected the weights of DINOv3, DINOv2, DINO or a plain vision transformer: an original file (.pth), timm's "
     "(.safetensors, .bin) or transformers' folder"
 )
 
 _HEAD_WIDTH = 64
+_GATE = ".mlp.c_gate.weight"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
     Parameters
     ----------
     path : str or path
-        As for `anomalyclip.clip.weights.read_weights`; or an original file of DINO, DINOv2 or DeiT, a file of timm's
-        vision transformers (with its ``config.json``), or the folder of transformers' DINOv2 or ViT.
+        As for `anomalyclip.clip.weights.read_weights`; or an original file of DINO, DINOv2, DINOv3 or DeiT, a file of
+        timm's vision transformers (with its ``config.json``), or the folder of transformers' DINOv2, DINOv3 or ViT.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
         try:
             settings, renamed = _in_our_names(file, tensors)
             config = _config_of(renamed, settings)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise Unusable(f"its configuration is invalid ({type(error).__name__}: {error})") from error
         check_shapes(renamed, tensor_shapes(config), EXPECTED)
         return ViTWeights(config, renamed, Path(path))
@@ -72,17 +73,28 @@ def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
 
 def _in_our_names(file: Path, tensors: dict[str, Tensor]) -> tuple[Settings, dict[str, Tensor]]:
     if timm.is_timm(tensors.keys()):
+        if dinov3.is_metas(tensors.keys()):
+            settings, tensors = dinov3.from_meta(file, tensors)
+        elif dinov3.is_timms(tensors.keys()):
+            settings, tensors = dinov3.from_timm(file, tensors)
+        else:
+            settings = timm.settings_beside(file, tensors.keys())
         renamed = timm.renamed_tensors(tensors)
-        return timm.settings_beside(file, tensors.keys()), renamed
-    settings = transformers.settings_beside(file)
-    return settings, transformers.renamed_tensors(tensors)
+    else:
+        content = transformers.config_beside(file)
+        settings = transformers.settings_of(file, content)
+        if content["model_type"] == dinov3.KIND:
+            settings, tensors = dinov3.from_transformers(settings, tensors, content)
+        renamed = transformers.renamed_tensors(tensors)
+    split_gates(renamed)
+    return settings, renamed
 
 
 def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
     width, _, patch_size, _ = shape_of(tensors, "conv1.weight", 4, EXPECTED)
-    rows, _ = shape_of(tensors, "positional_embedding", 2, EXPECTED)
+    rows = 0 if settings.rotary else shape_of(tensors, "positional_embedding", 2, EXPECTED)[0]
     side = math.isqrt(rows)
-    if rows - side**2 not in (0, 1) or not rows:
+    if rows - side**2 not in (0, 1) or not (rows or settings.rotary):
         raise Unusable(f"positional_embedding has {rows} rows; expected a square, or one more for CLS")
     registers = (
         shape_of(tensors, "register_embedding", 2, EXPECTED)[0] if "register_embedding" in tensors else 0
@@ -91,6 +103,12 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
     if not isinstance(heads, int) or heads < 1 or width % heads or (settings.heads is None and width % 64):
         raise Unusable(
             f"its width {width} is not divisible into {heads} heads; expected a configuration that says how many"
+        )
+    periods = settings.rotary
+    if periods and (4 * len(periods) * heads != width or not all(0 < one < math.inf for one in periods)):
+        raise Unusable(
+            f"its rotary positions have {len(periods)} periods; expected {width // heads // 4} positive numbers, a "
+            "quarter of a head's width"
         )
     mean, std = settings.normalisation
     config = ViTConfig(
@@ -106,6 +124,8 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
         eps=settings.eps,
         mean=mean,
         std=std,
+        gated=next((shape_of(tensors, name, 2, EXPECTED)[0] for name in tensors if name.endswith(_GATE)), 0),
+        rotary=periods,
     )
     check_stated(config, settings.stated)
     return config

@@ -297,6 +297,7 @@ class VisionTransformer(nn.Module):
         self,
         tokens: Tensor,
         *,
+        positions: Tensor | None = None,
         plain: Sequence[int] = (),
         local: Sequence[int] = (),
         path: LocalPath = PLAIN,
@@ -308,6 +309,8 @@ class VisionTransformer(nn.Module):
         ----------
         tokens : Tensor
             (B, R + n, D) float: the result of `embed`, or any subset of its rows with CLS and registers first.
+        positions : Tensor, optional
+            The result of `positions`, for models that use it in every block. CLIP does not: `embed` has added it.
         plain, local : sequence of int
             Blocks, counted from 1, after which the tokens of the original and of the local path are returned.
         path : LocalPath

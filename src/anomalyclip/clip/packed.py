@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomalyclip.backbones.vit import GatedMLP
 from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip.model import MLP, Attention, Block, VisionTransformer, frozen
 from anomalyclip.files import parse_json, replacing
@@ -200,6 +201,32 @@ class PackedMLP(_PackedModule, MLP):
         return frozen(lambda: MLP(width, quick_gelu=self.quick_gelu), weights).train(self.training)
 
 
+class PackedGatedMLP(_PackedModule, GatedMLP):
+    """`GatedMLP` through oneDNN; see the module."""
+
+    def __init__(self, plain: GatedMLP, rows: int) -> None:
+        nn.Module.__init__(self)
+        layers = (plain.c_gate, plain.c_fc, plain.c_proj)
+        self.gate, self.first, self.second = (Packed(one.weight, one.bias, rows) for one in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to tokens (B, N, D)."""
+        return self.second(self.gate(x, then="swish").mul_(self.first(x)))
+
+    def plain(self) -> GatedMLP:
+        """Return the module that was packed."""
+        width, hidden = len(self.second.bias), len(self.first.bias)
+        weights = {
+            "c_gate.weight": self.gate.plain(),
+            "c_gate.bias": self.gate.bias,
+            "c_fc.weight": self.first.plain(),
+            "c_fc.bias": self.first.bias,
+            "c_proj.weight": self.second.plain(),
+            "c_proj.bias": self.second.bias,
+        }
+        return frozen(lambda: GatedMLP(width, hidden), weights).train(self.training)
+
+
 def transposed_product(x: Tensor, rows: Tensor) -> Tensor:
     """Return ``x @ rows.T`` in float32, by oneDNN where it is faster and the product is large.
 
@@ -239,7 +266,9 @@ def pack(visual: VisionTransformer, *, tokens: int) -> None:
     for block in _blocks(visual):
         if not isinstance(block.attn, PackedAttention):
             block.attn = PackedAttention(block.attn, tokens).train(block.training)
-            block.mlp = PackedMLP(block.mlp, tokens).train(block.training)
+            mlp = block.mlp
+            packed = PackedGatedMLP(mlp, tokens) if isinstance(mlp, GatedMLP) else PackedMLP(mlp, tokens)
+            block.mlp = packed.train(block.training)
 
 
 def pack_if_faster(visual: VisionTransformer, *, tokens: int) -> None:
@@ -253,7 +282,7 @@ def unpack(visual: VisionTransformer) -> None:
     for block in _blocks(visual):
         if isinstance(block.attn, PackedAttention):
             block.attn = block.attn.plain()
-        if isinstance(block.mlp, PackedMLP):
+        if isinstance(block.mlp, PackedMLP | PackedGatedMLP):
             block.mlp = block.mlp.plain()
 
 

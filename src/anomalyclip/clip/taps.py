@@ -124,8 +124,11 @@ def gflop(config: CLIPConfig | ViTConfig, taps: Taps, side: int) -> float:
     """
     width, depth = config.vision_width, config.vision_layers
 
+    gated = getattr(config, "gated", 0)
+    mlp = 6 * gated * width if gated else 16 * width**2  # for one token
+
     def block(tokens: int) -> int:
-        return 24 * tokens * width**2 + 4 * tokens**2 * width
+        return tokens * (8 * width**2 + mlp) + 4 * tokens**2 * width
 
     tokens = side**2 + 1 + getattr(config, "registers", 0)
     linear, attention = 2 * tokens * width**2, 4 * tokens**2 * width
@@ -181,12 +184,19 @@ def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps
     pixels : Tensor
         (B, 3, h * P, w * P) float, normalised.
     positions : Tensor
-        (1 + h * w, D), the positional table for this grid.
+        The result of the tower's `positions` for this grid.
     taps : Taps
         What is kept; nothing else is computed.
     """
     tokens = visual.embed(pixels.to(positions.dtype), positions)  # B 1+N D
-    found = visual.run(tokens, plain=taps.plain, local=taps.local, path=taps.path, more=dict(taps.more))
+    found = visual.run(
+        tokens,
+        positions=positions,
+        plain=taps.plain,
+        local=taps.local,
+        path=taps.path,
+        more=dict(taps.more),
+    )
     grid = pixels.shape[-2] // visual.patch_size, pixels.shape[-1] // visual.patch_size
     windows = {window: _windows(visual, tokens, window, grid[0]) for window in taps.windows}
     return Features(found.cls, found.plain, found.local, windows, found.more, grid)

@@ -98,7 +98,8 @@ class AnomalyDINOCore(ClipCore):
         sigma: float = SIGMA,
         only_foreground: bool = False,
     ) -> None:
-        if only_foreground and not (isinstance(config, ViTConfig) and config.layer_scale):
+        is_dinov2 = isinstance(config, ViTConfig) and config.layer_scale and not config.rotary
+        if only_foreground and not is_dinov2:
             raise AnomalyCLIPError("foreground: its threshold is for DINOv2, and the backbone is another one")
         blocks = tuple(layers or (config.vision_layers,))
         check_blocks(config, blocks, 0)

@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, IMAGENET_STD
 from anomalyclip.errors import AnomalyCLIPNote
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+SATELLITE: Normalisation = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+"""Of the DINOv3 that was trained on images from satellites (SAT-493M)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Settings:
         None: as many as are 64 wide.
     stated : dict
         Fields of a configuration, to compare with the tensors.
+    rotary : tuple of float
+        Periods of rotary positions; empty: there is a table of positions.
     """
 
     positions: str
@@ -37,6 +43,7 @@ class Settings:
     eps: float = 1e-6
     heads: int | None = None
     stated: dict[str, Any] = field(default_factory=dict)
+    rotary: tuple[float, ...] = ()
 
 
 def normalisation_by_name(file: Path) -> Normalisation:
@@ -44,6 +51,8 @@ def normalisation_by_name(file: Path) -> Normalisation:
     for part in file.parts[:-5:-1]:  # the file, its folder, and in the hub's cache the repository
         if re.search("augreg|vit-(tiny|small|base|large)-patch", part.lower()):
             return HALF, HALF
+        if "sat493m" in part.lower():
+            return SATELLITE
         if re.search("dino|deit", part.lower()):
             return IMAGENET
     warnings.warn(
@@ -53,3 +62,15 @@ def normalisation_by_name(file: Path) -> Normalisation:
         stacklevel=2,
     )
     return IMAGENET
+
+
+def split_gates(tensors: dict[str, Tensor]) -> None:
+    """Split gated MLPs whose two first layers are stored as one, the gate first, in place (DINOv2 giant)."""
+    for name in [name for name in tensors if name.endswith(".mlp.c_fc.weight")]:
+        block = name.removesuffix("c_fc.weight")
+        last = tensors.get(f"{block}c_proj.weight")
+        if last is None or len(tensors[name]) != 2 * last.shape[-1]:
+            continue
+        for part in ("weight", "bias"):
+            if (both := tensors.get(f"{block}c_fc.{part}")) is not None:
+                tensors[f"{block}c_gate.{part}"], tensors[f"{block}c_fc.{part}"] = both.tensor_split(2)

@@ -25,8 +25,8 @@ _NAMES = [
     (r"\.attn\.qkv\.", ".attn.in_proj_"),
     (r"\.attn\.proj\.", ".attn.out_proj."),
     (r"\.ls([12])\.gamma$", r".ls_\1"),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"\.mlp\.(fc1|w12)\.", ".mlp.c_fc."),
+    (r"\.mlp\.(fc2|w3)\.", ".mlp.c_proj."),
 ]
 
 
@@ -84,7 +84,5 @@ def _refuse_parts(names: Collection[str]) -> None:
         raise Unusable(
             "is a distilled DeiT, which has a second class token and is not supported; use the plain one"
         )
-    if any(".mlp.w12." in name for name in names):
-        raise Unusable("has SwiGLU layers (DINOv2 giant), which are not supported; use S, B or L")
     if any(re.match(r"blocks\.\d+\.\d+\.", name) for name in names):
         raise Unusable("has its blocks in chunks; save the state dict of the whole model")

@@ -1,4 +1,4 @@
-"""transformers' DINOv2 (with and without registers) and ViT: their names, and their ``config.json`` (required)."""
+"""transformers' DINOv2 (with and without registers), DINOv3 and ViT: their names and ``config.json`` (required)."""
 
 import re
 from collections.abc import Collection
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomalyclip.backbones.forms import dinov3
 from anomalyclip.backbones.forms.common import IMAGENET, Normalisation, Settings, normalisation_by_name
 from anomalyclip.clip.forms.settings import three
 from anomalyclip.clip.tensors import Unusable, read_json
@@ -21,6 +22,7 @@ _MODELS = {
     "dinov2": ("bicubic", 1e-6),
     "dinov2_with_registers": ("bicubic-antialias", 1e-6),
     "vit": ("bicubic", 1e-12),
+    dinov3.KIND: ("", 1e-5),
 }
 
 _NAMES = [
@@ -37,8 +39,8 @@ _NAMES = [
     (r"\.attention\.(attention\.value|v_proj)\.", ".attn.v_proj."),
     (r"\.attention\.(output\.dense|o_proj)\.", ".attn.out_proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls_\1"),
-    (r"\.(mlp\.fc1|intermediate\.dense)\.", ".mlp.c_fc."),
-    (r"\.(mlp\.fc2|output\.dense)\.", ".mlp.c_proj."),
+    (r"\.(mlp\.fc1|mlp\.weights_in|intermediate\.dense)\.", ".mlp.c_fc."),
+    (r"\.(mlp\.fc2|mlp\.weights_out|output\.dense)\.", ".mlp.c_proj."),
 ]
 
 
@@ -48,20 +50,12 @@ def is_transformers(names: Collection[str]) -> bool:
 
 
 def renamed_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename to those of `anomalyclip.backbones.config.tensor_shapes`, without heads; stack q, k and v.
-
-    Raises
-    ------
-    Unusable
-        The model has parts that are not supported.
-    """
+    """Rename to those of `anomalyclip.backbones.config.tensor_shapes`, without heads; stack q, k and v."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name = _PREFIX.sub("", name)
         if _UNUSED.fullmatch(name):
             continue
-        if ".mlp.weights_in." in name:
-            raise Unusable("has SwiGLU layers (DINOv2 giant), which are not supported; use S, B or L")
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
         if name in ("class_embedding", "positional_embedding", "register_embedding") and tensor.ndim == 3:
@@ -74,8 +68,8 @@ def renamed_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def settings_beside(file: Path) -> Settings:
-    """Return what the configurations in the folder of a file say."""
+def config_beside(file: Path) -> dict[str, Any]:
+    """Return the configuration in the folder of a file, of a model that is known."""
     config = file.with_name("config.json")
     if not config.is_file():
         raise Unusable(
@@ -85,9 +79,16 @@ def settings_beside(file: Path) -> Settings:
     kind = content.get("model_type")
     if kind not in _MODELS:
         raise Unusable(f"its config.json says model_type {kind!r}; expected one of {', '.join(_MODELS)}")
+    return content
+
+
+def settings_of(file: Path, content: dict[str, Any]) -> Settings:
+    """Return what the configurations in the folder of a file say."""
+    kind = content["model_type"]
     positions, eps = _MODELS[kind]
-    if (act := content.get("hidden_act", "gelu")) != "gelu":
-        raise Unusable(f"its config.json says hidden_act {act!r}; expected gelu")
+    expected = "silu" if content.get("use_gated_mlp") else "gelu"
+    if (act := content.get("hidden_act", "gelu")) != expected:
+        raise Unusable(f"its config.json says hidden_act {act!r}; expected {expected}")
     return Settings(
         positions,
         _normalisation(file, kind),
@@ -111,4 +112,4 @@ def _normalisation(file: Path, kind: Any) -> Normalisation:
     content = read_json(images) if images.is_file() else {}
     if "image_mean" in content and "image_std" in content:
         return three(content["image_mean"], "image_mean"), three(content["image_std"], "image_std")
-    return normalisation_by_name(file) if kind == "vit" else IMAGENET
+    return normalisation_by_name(file) if kind in ("vit", dinov3.KIND) else IMAGENET

@@ -7,7 +7,8 @@ from anomalyclip.clip.tensors import Unusable
 
 def is_vision_only(names: Collection[str]) -> bool:
     """Return whether these are the tensors of a vision transformer without texts, in timm's or transformers' names."""
-    marks = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+    inside = ("projection.weight", "weight")  # the second is DINOv3's
+    marks = ("patch_embed.proj.weight", *(f"embeddings.patch_embeddings.{name}" for name in inside))
     return any(name == mark or name.endswith(f".{mark}") for name in names for mark in marks) and not any(
         name.startswith(("visual.", "text")) for name in names
     )
@@ -27,14 +28,8 @@ _STRANGERS = (
         "a CLIP, or DINOv2 with --method anomalydino",
     ),
     (
-        (
-            "rope_embed.",
-            "storage_tokens",
-            "embeddings.patch_embeddings.weight",
-            "embeddings.patch_embeddings.bias",
-        ),
-        "is a DINOv3 (rotary positions), which is not supported; its weights are under Meta's DINOv3 licence. Use "
-        "DINOv2, with registers if you like",
+        ("downsample_layers.", "stages.0.downsample_layers.", "stages.0.blocks.0.conv_dw."),
+        "is a ConvNeXt, a convolutional network; expected a vision transformer (of DINOv3 a ViT)",
     ),
     (("visual.layer1.",), "is a CLIP with a ResNet image encoder; expected a vision transformer (ViT)"),
     (("visual.trunk.",), "is a CLIP whose image encoder is one of timm's; expected open_clip's own ViT"),
