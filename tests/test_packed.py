@@ -81,9 +81,10 @@ def test_a_packed_dinov3_gives_the_same_tokens_and_its_weights_back(monkeypatch)
 @pytest.mark.parametrize("faster", [True, False])
 def test_large_products_are_equal_by_either_library(faster, monkeypatch):
     monkeypatch.setattr(packed, "is_faster", lambda: faster)
-    x, rows = torch.randn(2, 300, 64), torch.randn(10_000, 64)
+    x, rows = torch.randn(2, 300, 64), torch.randn(10_000, 64)  # the last part is too small for oneDNN
     with torch.inference_mode():
-        torch.testing.assert_close(packed.transposed_product(x, rows), x @ rows.T, atol=1e-4, rtol=1e-5)
+        largest = packed.largest_products(x, rows.split(4_000))
+    torch.testing.assert_close(largest, (x @ rows.T).amax(dim=-1), atol=1e-4, rtol=1e-5)
 
 
 @pytest.fixture

@@ -5,19 +5,18 @@ Shapes: B images, N = g * g patches on a square grid, M patches of the reference
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomalyclip.clip.packed import transposed_product
+from anomalyclip.clip.packed import largest_products
 
 Banks = Mapping[str, Tensor]
 """Normalised features by the name of where they come from; the same rows (last axis but one) in each."""
 
-BLOCK = 2048
+BLOCK = 1024
 """Reference patches that are compared at once: the matrix of cosines is never larger than B * N * BLOCK."""
 
 PART = 8192
@@ -49,23 +48,16 @@ def nearest(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     >>> nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0]]))
     tensor([0.0000, 0.4000])
     """
-    features = features.float()
-    best = [transposed_product(features, part.float()).amax(dim=-1) for _, part in _parts(bank, block)]
-    return (1 - reduce(torch.maximum, best)).clamp(0, 2)
+    best = largest_products(features.float(), (part.float() for part in bank.split(block)))
+    return (1 - best).clamp(0, 2)
 
 
 def nearest_rows(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     """Return which row of a bank (M, D) each feature (..., D) is nearest to, int64 (...)."""
-    found = [
-        transposed_product(features.float(), part.float()).max(dim=-1) for _, part in _parts(bank, block)
-    ]
+    found = [(features.float() @ part.float().T).max(dim=-1) for part in bank.split(block)]
     which = torch.stack([cosine for cosine, _ in found]).argmax(dim=0)
     rows = torch.stack([row + number * block for number, (_, row) in enumerate(found)])
     return rows.gather(0, which[None])[0]
-
-
-def _parts(bank: Tensor, block: int) -> list[tuple[int, Tensor]]:
-    return [(start, bank[start : start + block]) for start in range(0, len(bank), block)]
 
 
 def distance(features: Banks, banks: Banks) -> Tensor:
@@ -332,5 +324,5 @@ def _sketch(banks: Banks, seed: int) -> Tensor:
     parts = []
     for _, bank in sorted(banks.items()):
         matrix = torch.randn(bank.shape[1], _SKETCH, generator=chance) / _SKETCH**0.5
-        parts.append(torch.cat([part.float() @ matrix for _, part in _parts(bank, BLOCK)]))
+        parts.append(torch.cat([part.float() @ matrix for part in bank.split(BLOCK)]))
     return torch.stack(parts).sum(dim=0)

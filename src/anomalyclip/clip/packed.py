@@ -10,9 +10,9 @@ import json
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, reduce
 from hashlib import sha256
 from typing import Any
 
@@ -31,7 +31,7 @@ SMALLEST_WIDTH = 256
 _GAIN = 1.1
 """How many times faster oneDNN's product must be than the plain one."""
 
-_LARGE = 1 << 28
+_LARGE = 1 << 27
 """Multiplications from which a single product is worth another library."""
 
 _AT_ONCE = 700_000
@@ -227,30 +227,45 @@ class PackedGatedMLP(_PackedModule, GatedMLP):
         return frozen(lambda: GatedMLP(width, hidden), weights).train(self.training)
 
 
-def transposed_product(x: Tensor, rows: Tensor) -> Tensor:
-    """Return ``x @ rows.T`` in float32, by oneDNN where it is faster and the product is large.
+def largest_products(x: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """Return each row's largest product with any row of the parts, by oneDNN where it is faster and the product is large.
+
+    `x` is brought into oneDNN's layout once, for all parts; parts need none, since they are multiplied from the left.
 
     Parameters
     ----------
     x : Tensor
         (..., D) float32.
-    rows : Tensor
-        (M, D) float32.
+    parts : iterable of Tensor
+        (M, D) float32 each; the matrix of products with one part is in memory at a time.
 
     Returns
     -------
     Tensor
-        (..., M) float32. Products that are differentiated, compiled or exported are PyTorch's own.
+        (...) float32. Products that are differentiated, compiled or exported are PyTorch's own.
 
     Examples
     --------
-    >>> transposed_product(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-    tensor([[11.,  2.]])
+    >>> largest_products(torch.tensor([[1.0, 2.0]]), [torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]])])
+    tensor([11.])
     """
-    plain = torch.compiler.is_compiling() or x.requires_grad or rows.requires_grad or x.device.type != "cpu"
-    if plain or x.numel() * len(rows) < _LARGE or not is_faster():
-        return x @ rows.T
-    return _product(x.contiguous(), rows.contiguous(), None)
+    found: list[Tensor] = []
+    layout: Tensor | None = None
+    for part in parts:
+        if not _is_worth_it(x, part):
+            found.append((x @ part.T).amax(dim=-1))
+            continue
+        if layout is None:
+            layout = torch.ops.mkldnn._reorder_linear_weight(x.flatten(0, -2).contiguous(), len(part))
+        found.append(_product(part.contiguous(), layout, None).amax(dim=0).view(x.shape[:-1]))
+    return reduce(torch.maximum, found)
+
+
+def _is_worth_it(x: Tensor, rows: Tensor) -> bool:
+    """Return whether ``rows @ x.T`` is a product for oneDNN."""
+    if torch.compiler.is_compiling() or x.requires_grad or rows.requires_grad or x.device.type != "cpu":
+        return False
+    return x.numel() * len(rows) >= _LARGE and is_faster()
 
 
 def pack(visual: VisionTransformer, *, tokens: int) -> None:
