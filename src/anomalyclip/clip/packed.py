@@ -228,7 +228,7 @@ class PackedGatedMLP(_PackedModule, GatedMLP):
 
 
 def largest_products(x: Tensor, parts: Iterable[Tensor]) -> Tensor:
-    """Return each row's largest product with any row of the parts, by oneDNN where it is faster and the product is large.
+    """Return each row's largest product with any row of the parts, by oneDNN where it is faster.
 
     `x` is brought into oneDNN's layout once, for all parts; parts need none, since they are multiplied from the left.
 
