@@ -47,7 +47,7 @@ from anomalyclip.data.synthetic import (
 )
 from anomalyclip.detector import Detector
 from anomalyclip.engines.torch import TorchScorer
-from anomalyclip.evaluation.shots import draw
+from anomalyclip.evaluation.drawing import draw
 from anomalyclip.fitting import fit
 from anomalyclip.images import read_mask, squash
 from anomalyclip.memory import (

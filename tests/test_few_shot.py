@@ -19,8 +19,10 @@ from anomalyclip.engines.export import export
 from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPWarning
 from anomalyclip.evaluation.calibration import calibrate
+from anomalyclip.evaluation.drawing import draw
 from anomalyclip.evaluation.run import evaluate
-from anomalyclip.evaluation.shots import draw
+from anomalyclip.evaluation.settings import ShotSettings
+from anomalyclip.evaluation.shots import evaluate_shots
 from anomalyclip.images import squash
 from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
@@ -29,6 +31,7 @@ from anomalyclip.readers import open_image
 from anomalyclip.reference_pictures import decoded, side_by_side
 from anomalyclip.references import Memory, views
 from anomalyclip.remembering import left_out_scores
+from anomalyclip.workers import Workers
 from tests.conftest import TINY, torch_scorer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -559,6 +562,32 @@ def test_a_run_on_another_product_is_warned_of_whatever_the_detector_scored_befo
     predict(few_shot, right[:3], tmp_path / "right again")
 
 
+def test_an_evaluation_is_warned_of_its_own_images_alone(few_shot, parts, tmp_path):
+    few_shot.predict(sorted((parts / "paper" / "test" / "good").iterdir()))  # outside of every run
+    shutil.copytree(parts / "tablet" / "test" / "good", tmp_path / "right" / "tablet" / "test" / "good")
+    shutil.copytree(parts / "paper" / "test" / "good", tmp_path / "wrong" / "tablet" / "test" / "good")
+    unlike = "images do not look like the references at all"
+    assert not any(unlike in note for note in evaluate(few_shot, tmp_path / "right").notes)
+    (note,) = (note for note in evaluate(few_shot, tmp_path / "wrong").notes if unlike in note)
+    assert note.startswith("6 of 6 ")
+
+
+def test_a_method_that_names_the_class_is_warned_of_classes_that_the_references_do_not_show(good, parts):
+    spec = DetectorSpec("micro", method="clip", references=[str(path) for path in good[:2]])
+    notes = evaluate(spec, parts).notes
+    (note,) = (note for note in notes if "do not look like the references" in note)
+    assert note.startswith("class paper: ")
+
+
+@pytest.mark.slow
+def test_processes_are_warned_of_another_product_too(good, parts, tmp_path):
+    spec = DetectorSpec("micro", references=[str(path) for path in good[:2]])
+    wrong = sorted((parts / "paper" / "test" / "good").iterdir())
+    unlike = "images do not look like the references at all"
+    with Workers(spec, 2) as workers, pytest.warns(AnomalyCLIPWarning, match=unlike):
+        predict(workers, wrong, tmp_path / "wrong")
+
+
 # --- thresholds
 
 
@@ -631,6 +660,36 @@ def test_shots_are_evaluated_class_by_class_with_mean_and_spread(parts, tmp_path
     # Resuming changes nothing.
     assert cli(*command, "--format", "json", "--resume").code == 0
     assert json.loads((output / "shots.json").read_text()) == found
+
+
+def test_a_drawn_reference_that_cannot_be_read_is_replaced_by_the_next_one_of_the_draw(parts, tmp_path):
+    for folder in ("train/good", "test/good"):
+        shutil.copytree(parts / "tablet" / folder, tmp_path / "set" / "tablet" / folder)
+    training = sorted((tmp_path / "set" / "tablet" / "train" / "good").iterdir())
+    names = [f"tablet/train/good/{path.name}" for path in training]
+    first, second, third, *_ = draw(names, 6, seed=0, name="tablet")
+    (tmp_path / "set" / second).write_bytes(b"not an image")
+    with pytest.warns(AnomalyCLIPWarning, match=f"{second}: .*; another reference is drawn in its place"):
+        found = evaluate_shots(DetectorSpec("micro"), tmp_path / "set", ShotSettings(shots=(2,), seeds=1))
+    assert found.runs[1].references == {"set/tablet": [first, third]}
+    for path in training[1:]:
+        path.write_bytes(b"not an image")  # which leaves one
+    with (
+        pytest.warns(AnomalyCLIPWarning, match="not an image of a known format"),
+        pytest.raises(
+            AnomalyCLIPError, match="'tablet' has 1 normal training images that can be read, and 2"
+        ),
+    ):
+        evaluate_shots(DetectorSpec("micro"), tmp_path / "set", [2], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_drawn_references_of_another_product_are_warned_of(parts, tmp_path):
+    shutil.copytree(parts / "paper" / "train" / "good", tmp_path / "set" / "tablet" / "train" / "good")
+    shutil.copytree(parts / "tablet" / "test" / "good", tmp_path / "set" / "tablet" / "test" / "good")
+    found = evaluate_shots(DetectorSpec("micro"), tmp_path / "set", ShotSettings(shots=(2,), seeds=1))
+    unlike = "class tablet: 6 of 6 images do not look like the references"
+    assert [any(unlike in note for note in run.evaluation.notes) for run in found.runs] == [False, True]
 
 
 def test_a_set_without_normal_training_images_is_refused_by_name(tmp_path, cli, parts):

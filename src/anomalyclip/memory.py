@@ -48,13 +48,13 @@ def nearest(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     >>> nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0]]))
     tensor([0.0000, 0.4000])
     """
-    best = largest_products(features.float(), (part.float() for part in bank.split(block)))
+    best = largest_products(features.float(), (part.float() for part in torch.split(bank, block)))
     return (1 - best).clamp(0, 2)
 
 
 def nearest_rows(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     """Return which row of a bank (M, D) each feature (..., D) is nearest to, int64 (...)."""
-    found = [(features.float() @ part.float().T).max(dim=-1) for part in bank.split(block)]
+    found = [(features.float() @ part.float().T).max(dim=-1) for part in torch.split(bank, block)]
     which = torch.stack([cosine for cosine, _ in found]).argmax(dim=0)
     rows = torch.stack([row + number * block for number, (_, row) in enumerate(found)])
     return rows.gather(0, which[None])[0]
@@ -324,5 +324,5 @@ def _sketch(banks: Banks, seed: int) -> Tensor:
     parts = []
     for _, bank in sorted(banks.items()):
         matrix = torch.randn(bank.shape[1], _SKETCH, generator=chance) / _SKETCH**0.5
-        parts.append(torch.cat([part.float() @ matrix for part in bank.split(BLOCK)]))
+        parts.append(torch.cat([part.float() @ matrix for part in torch.split(bank, BLOCK)]))
     return torch.stack(parts).sum(dim=0)

@@ -1,6 +1,7 @@
 """A core with texts and a memory of flawless references: one pass through the image tower serves both."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -38,6 +39,33 @@ def default_blocks(config: CLIPConfig | ViTConfig) -> tuple[int, ...]:
     """
     depth = config.vision_layers
     return tuple(sorted({max(round(depth * share), 1) for share in (2 / 3, 5 / 6)}))
+
+
+@dataclass
+class Tally:
+    """How many images were scored, and how many of them look like another product than the references.
+
+    Several cores may have the same one.
+    """
+
+    seen: int = 0
+    unknown: int = 0
+
+    def add(self, unknown: Tensor) -> None:
+        """Count images by their shares (B,) of unknown patches."""
+        self.seen += len(unknown)
+        self.unknown += int((unknown > 0.5).sum())
+
+    def remarks(self) -> list[str]:
+        """Return a warning if most images since the last call look like another product; the count begins anew."""
+        seen, unknown = self.seen, self.unknown
+        self.seen = self.unknown = 0
+        if 2 * unknown <= seen:
+            return []
+        return [
+            f"{unknown} of {seen} images do not look like the references at all: are they of the same "
+            "product, taken in the same way? Their scores are raised, and their maps follow the texts"
+        ]
 
 
 class PatchMemory:
@@ -172,8 +200,7 @@ class MemoryCore(ClipCore):
         for number, bank in enumerate(memory.banks.values()):
             self.register_buffer(f"bank_{number}", bank, persistent=False)
         self.register_buffer("scale", torch.tensor(held.scale(memory)), persistent=False)
-        self.seen, self.unknown = 0, 0
-        """Images scored since `remarks` was last called, and how many of them look like another product."""
+        self.tally = Tally()
 
     @property
     def banks(self) -> dict[str, Tensor]:
@@ -192,13 +219,9 @@ class MemoryCore(ClipCore):
     def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps of what the method alone and the memory say; see `PatchMemory.fused`."""
         scores, fused, unknown = self.held.fused(self, text, maps, distances)
-        self._count(unknown)
-        return scores, fused
-
-    def _count(self, unknown: Tensor) -> None:
         if not torch.compiler.is_compiling():  # nor exporting
-            self.seen += len(unknown)
-            self.unknown += int((unknown > 0.5).sum())
+            self.tally.add(unknown)
+        return scores, fused
 
     def enlarged(self, grids: Tensor) -> Tensor:
         """Return maps (B, H, W) of maps (B, h, w); see `PatchMemory.enlarged`."""
@@ -210,14 +233,7 @@ class MemoryCore(ClipCore):
 
     def remarks(self) -> list[str]:
         """Return a warning if most images since the last call look like another product than the references."""
-        seen, unknown = self.seen, self.unknown
-        self.seen = self.unknown = 0
-        if 2 * unknown <= seen:
-            return []
-        return [
-            f"{unknown} of {seen} images do not look like the references at all: are they of the same "
-            "product, taken in the same way? Their scores are raised, and their maps follow the texts"
-        ]
+        return self.tally.remarks()
 
     def reference_pictures(self) -> tuple[bytes, ...]:
         """Return small JPEG pictures of the references, by their numbers; of the first ones, or none."""

@@ -17,7 +17,7 @@ from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import file_digest
 from anomalyclip.fitting import fit, sources_of
-from anomalyclip.memory_core import MemoryCore
+from anomalyclip.memory_core import MemoryCore, Tally
 from anomalyclip.references import Memory, is_memory_file
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.spec import MAX_PATCHES, DetectorSpec
@@ -108,15 +108,40 @@ def with_references(scorer: Scorer, spec: DetectorSpec) -> Scorer:
     return _with(base, memory, rule=spec.image_score)
 
 
+class TallyByClass:
+    """A tally for each class of a data set, whose scorers may be made more than once."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[str, Tally] = {}
+
+    def follow(self, scorer: Scorer, name: str) -> Scorer:
+        """Return a scorer whose images count as those of a class."""
+        core = scorer.core if isinstance(scorer, TorchScorer) else None
+        if isinstance(core, MemoryCore):
+            core.tally = self._tallies.setdefault(name, Tally())
+        return scorer
+
+    def remarks(self) -> list[str]:
+        """Return the warnings of all classes; their counts begin anew."""
+        return [
+            f"class {name}: {remark}" for name, tally in self._tallies.items() for remark in tally.remarks()
+        ]
+
+
 class _EachClass:
     """A method that names the class, before it is known: gives a scorer for each, all with the same references."""
 
     def __init__(self, scorer: Any, spec: DetectorSpec) -> None:
         self.image_size, self._scorer, self._spec = scorer.image_size, scorer, spec
+        self._tallies = TallyByClass()
 
     def of_class(self, name: str) -> Scorer:
         """Return the scorer of a class."""
-        return with_references(self._scorer.of_class(name), self._spec)
+        return self._tallies.follow(with_references(self._scorer.of_class(name), self._spec), name)
+
+    def remarks(self) -> list[str]:
+        """Return what the images since the last call say about their fitness for the references, class by class."""
+        return self._tallies.remarks()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Refuse: there is no class."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
 from anomalyclip.data.tree import path_of
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.evaluation.drawing import Draw, Pool
 from anomalyclip.evaluation.results import METRICS, PAPER, Metrics
 from anomalyclip.evaluation.run import Data, evaluate, load_sets, run_folder
 from anomalyclip.evaluation.settings import EvaluationSettings, ShotSettings
@@ -27,7 +26,7 @@ from anomalyclip.framing import framing_of
 from anomalyclip.loading import in_pytorch
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
-from anomalyclip.remembering import remember
+from anomalyclip.remembering import TallyByClass, remember
 from anomalyclip.runs import RunFolder, begun
 from anomalyclip.scorer import Description, Scorer
 from anomalyclip.settings import chosen
@@ -124,30 +123,6 @@ def _cell(mean: float | None, spread: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
-def draw(samples: Sequence[str], shots: int, *, seed: int, name: str) -> list[str]:
-    """Draw references without replacement: the same for every method; a draw of 4 begins with the draw of 1.
-
-    Parameters
-    ----------
-    samples : sequence of str
-        Paths to draw from, in any order.
-    shots : int
-        How many.
-    seed : int
-        Which draw.
-    name : str
-        The class: each has its own draw.
-
-    Examples
-    --------
-    >>> draw(["a", "b", "c"], 2, seed=0, name="nut") == draw(["c", "b", "a"], 3, seed=0, name="nut")[:2]
-    True
-    """
-    ordered = sorted(samples)
-    chance = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return [ordered[index] for index in chance.permutation(len(ordered))[:shots]]
-
-
 def evaluate_shots(
     detector: Detector | DetectorSpec,
     data: Data | Sequence[Data],
@@ -189,7 +164,7 @@ def evaluate_shots(
     Raises
     ------
     AnomalyCLIPError
-        A class has fewer normal training images than references are wanted, or as `evaluate`.
+        A class has fewer normal training images that can be read than references are wanted, or as `evaluate`.
     """
     settings = chosen(EvaluationSettings, settings, choices)
     if not isinstance(shots, ShotSettings):
@@ -197,18 +172,18 @@ def evaluate_shots(
     if settings.maps is not None:
         raise AnomalyCLIPError("--shots cannot be combined with --from-maps: the maps already exist")
     sets = load_sets(data, settings.dataset, allow_outside=settings.allow_outside)
-    pool = {key: _normal_training(samples, settings) for key, samples in sets.items()}
-    _check_enough(pool, sets, shots.shots)
+    pool = Pool(sets, max(shots.shots, default=0), allow_outside=settings.allow_outside)
     if isinstance(detector, DetectorSpec) and detector.references is not None:
         raise AnomalyCLIPError("--shots draws references: leave out --references")
     detector = in_pytorch(detector, by_class=True)
     folder = output if output is None or isinstance(output, RunFolder) else run_folder(output, resume=resume)
-    draws = [(count, seed) for count in sorted(set(shots.shots)) for seed in range(shots.seeds)]
+    kinds = [(count, seed) for count in sorted(set(shots.shots)) for seed in range(shots.seeds)]
+    draws = [(count, seed, pool.draw(count, seed)) for count, seed in kinds]  # before anything is scored
     with begun(folder, lambda: {"shots": list(shots.shots), "seeds": shots.seeds}, about=dict) as place:
         resumed = folder is not None and folder.resume
-        work = _Work(detector, sets, pool, replace(settings, dataset=None), threshold, place, resumed, track)
-        alone = [] if _needs_references(detector) else [(ZERO, 0)]
-        result = ShotEvaluation([work.run(count, seed) for count, seed in [*alone, *draws]])
+        work = _Work(detector, sets, replace(settings, dataset=None), threshold, place, resumed, track)
+        alone = [] if _needs_references(detector) else [work.run(ZERO, 0, {})]
+        result = ShotEvaluation([*alone, *(work.run(*one) for one in draws)])
         if folder is not None:
             _write(result, place)
     return result
@@ -220,27 +195,19 @@ class _Work:
 
     detector: Detector
     sets: Mapping[str, SampleList]
-    pool: Mapping[str, Mapping[str, Sequence[str]]]
     settings: EvaluationSettings
     threshold: float | Threshold | str | os.PathLike[str] | None
     place: Path
     resume: bool
     track: Track
 
-    def run(self, count: int, seed: int) -> ShotRun:
+    def run(self, count: int, seed: int, drawn: Draw) -> ShotRun:
         """Evaluate with one draw of references."""
-        references: dict[str, list[str]] = {}
-        drawn = self.detector
-        if count:
-            lists = {
-                key: {name: draw(paths, count, seed=seed, name=name) for name, paths in classes.items()}
-                for key, classes in self.pool.items()
-            }
-            references = {f"{key}/{name}": paths for key, of in lists.items() for name, paths in of.items()}
-            drawn = _with_draw(self.detector, self.sets, lists, count, seed)
+        references = {f"{key}/{name}": paths for key, of in drawn.items() for name, paths in of.items()}
+        detector = _with_draw(self.detector, self.sets, drawn, count, seed) if drawn else self.detector
         name = f"shots-{count}-seed-{seed}" if count else "shots-0"
         evaluation = evaluate(
-            drawn,
+            detector,
             list(self.sets.values()),
             self.settings,
             threshold=self.threshold,
@@ -267,46 +234,15 @@ def _write(result: ShotEvaluation, folder: Path) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _normal_training(samples: SampleList, settings: EvaluationSettings) -> dict[str, list[str]]:
-    """Return the paths of normal training images by class."""
-    try:
-        training = load_samples(
-            samples.root, samples.dataset, phase="train", allow_outside=settings.allow_outside
-        )
-    except AnomalyCLIPError as error:
-        raise AnomalyCLIPError(f"--shots draws normal training images: {error}") from None
-    found: dict[str, list[str]] = {}
-    for sample in training:
-        if not sample.anomaly:
-            found.setdefault(sample.class_name, []).append(sample.image)
-    return found
-
-
-def _check_enough(
-    pool: Mapping[str, Mapping[str, Sequence[str]]], sets: Mapping[str, SampleList], shots: Sequence[int]
-) -> None:
-    wanted = max(shots, default=0)
-    if not wanted:
-        raise AnomalyCLIPError("shots: expected at least one number of references")
-    for key, samples in sets.items():
-        for name in samples.classes:
-            there = len(pool[key].get(name, ()))
-            if there < wanted:
-                raise AnomalyCLIPError(
-                    f"{samples.root}: class {name!r} has {there} normal training images, and {wanted} references are "
-                    "to be drawn: use a smaller --shots, or another data set"
-                )
-
-
 def _with_draw(
     detector: Detector,
     sets: Mapping[str, SampleList],
-    lists: Mapping[str, Mapping[str, list[str]]],
+    drawn: Draw,
     count: int,
     seed: int,
 ) -> Detector:
     files: dict[str, list[str]] = {}
-    for key, classes in lists.items():
+    for key, classes in drawn.items():
         for name, paths in classes.items():
             if name in files:
                 raise AnomalyCLIPError(
@@ -329,10 +265,19 @@ class _Drawn:
         self.image_size, self.framing = detector.scorer.image_size, framing_of(detector.scorer)
         self._detector, self._files = detector, files
         self._drawn = {"shots": count, "seed": seed}
+        self._tallies = TallyByClass()
 
-    def of_class(self, name: str) -> "_Drawn | _Lazy":
+    def of_class(self, name: str) -> "_Lazy":
         """Return the scorer of a class."""
-        return _Lazy(self._detector.of_class(name), self._files[name], self)
+        return _Lazy(self, name, self._detector.of_class(name))
+
+    def encoded(self, detector: Detector, name: str) -> Scorer:
+        """Return the scorer of a class with its references."""
+        return self._tallies.follow(remember(detector, fit(detector, self._files[name])).scorer, name)
+
+    def remarks(self) -> list[str]:
+        """Return what the images since the last call say about their fitness for the references, class by class."""
+        return self._tallies.remarks()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Refuse: references belong to a class."""
@@ -354,9 +299,9 @@ class _Drawn:
 class _Lazy:
     """The scorer of a class, whose references are encoded at the first image."""
 
-    def __init__(self, detector: Detector, files: list[str], all_classes: _Drawn) -> None:
+    def __init__(self, all_classes: _Drawn, name: str, detector: Detector) -> None:
         self.image_size, self.framing = all_classes.image_size, all_classes.framing
-        self._detector, self._files, self._all = detector, files, all_classes
+        self._all, self._name, self._detector = all_classes, name, detector
         self._scorer: Scorer | None = None
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -378,7 +323,12 @@ class _Lazy:
         together = getattr(self._ready(), "over_class", None)
         return None if together is None else together(scores, highest)
 
+    def reference_pictures(self) -> tuple[bytes, ...]:
+        """Return small JPEG pictures of the references, by their numbers."""
+        pictures = getattr(self._ready(), "reference_pictures", None)
+        return () if pictures is None else pictures()
+
     def _ready(self) -> Scorer:
         if self._scorer is None:
-            self._scorer = remember(self._detector, fit(self._detector, self._files)).scorer
+            self._scorer = self._all.encoded(self._detector, self._name)
         return self._scorer
