@@ -23,11 +23,12 @@ from anomalyclip.evaluation.drawing import draw
 from anomalyclip.evaluation.run import evaluate
 from anomalyclip.evaluation.settings import ShotSettings
 from anomalyclip.evaluation.shots import evaluate_shots
+from anomalyclip.gathering import Gathering
 from anomalyclip.images import squash
 from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
 from anomalyclip.prediction import Threshold
-from anomalyclip.readers import open_image
+from anomalyclip.readers import Frame, open_image
 from anomalyclip.reference_pictures import decoded, side_by_side
 from anomalyclip.references import Memory, views
 from anomalyclip.remembering import left_out_scores
@@ -229,6 +230,33 @@ def test_more_patches_than_wanted_become_a_coreset(detector, good):
     assert set(reduced.piece_reference[reduced.row_piece.long()].tolist()) == set(range(6))
     with pytest.raises(AnomalyCLIPError, match="reduced to 300 patches, and nothing can be added"):
         fit(detector, good[0], add_to=reduced)
+
+
+def test_many_references_stay_in_bounded_memory_and_64_of_them_give_the_scale():
+    small = DetectorSpec("micro", image_size=48).load()  # 16 patches
+    pictures = [texture(seed) for seed in range(70)]
+    whole = fit(small, pictures)
+    work = Gathering(small, augment=False, max_patches=100, pictures=False)
+    with torch.inference_mode():
+        for picture in pictures:
+            work.add(work.prepare(picture, Frame(None, Image.fromarray(picture))))
+            assert work.kept <= 200
+        memory = work.memory()
+    assert (memory.patches, memory.settings["patches"], memory.is_reduced) == (100, 1120, True)
+    assert (len(memory), len(whole.left_out), len(memory.left_out)) == (70, 70, 64)
+    assert 1 < scale_of(memory.left_out) / scale_of(whole.left_out) < 1.5  # to fewer patches it is farther
+    assert memory.hashes == whole.hashes
+    rows = memory.row_piece * 16 + memory.row_patch  # what is kept is what was there
+    for name, bank in memory.banks.items():
+        assert torch.equal(bank, whole.banks[name][rows])
+
+
+def texture(seed):
+    """A picture of stripes whose width, slope and colour differ."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:48, :48]
+    wave = np.sin((rows * rng.uniform(-1, 1) + columns) * rng.uniform(0.2, 1))[..., None]
+    return (127 + 60 * wave + rng.uniform(-60, 60, 3)).astype(np.uint8)
 
 
 def test_a_repeated_reference_counts_once(detector, good, memory):
@@ -483,8 +511,7 @@ def test_an_export_carries_its_memory(tiny_state, paper_case, good, tmp_path):
     state = {k: v for k, v in tiny_state.items() if not k.startswith(prefix) or int(k.split(".")[3]) < 2}
     clip = CLIP.frozen(replace(TINY, vision_layers=2), state)
     plain = Detector(torch_scorer(clip, paper_case.prompts, image_size=70, dpam_layers=1))
-    with pytest.warns(AnomalyCLIPWarning, match="nearly the same picture"):  # to random weights
-        memory = fit(plain, good[:3])
+    memory = fit(plain, good[:3])
     few_shot = remember(plain, memory)
     report = export(few_shot, tmp_path / "few.onnx", dynamic_batch=True)
     assert max(report.score_difference, report.map_difference) < 1e-4

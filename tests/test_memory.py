@@ -18,6 +18,7 @@ from anomalyclip.memory import (
     scale_of,
     unknown_share,
     with_neighbours,
+    within,
     without,
 )
 
@@ -112,6 +113,12 @@ def test_what_is_of_another_product_is_not_called_normal_and_keeps_its_order():
     scores = torch.tensor([0.0, 0.1, 0.9])
     torch.testing.assert_close(lifted(scores, torch.zeros(3)), scores)
     assert lifted(scores, torch.ones(3)).tolist() == pytest.approx([0.75, 0.775, 0.975])
+
+
+def test_of_a_grid_so_small_that_a_patch_has_no_others_nothing_is_known_of_distances_within():
+    patches = F.normalize(torch.randn(1, 36, 8), dim=-1)
+    assert within({"a": patches[:, :25]}, (5, 5)) is None
+    assert within({"a": patches}, (6, 6)).amax() < 2
 
 
 def test_a_coreset_holds_a_patch_of_every_cluster(chance):

@@ -220,8 +220,8 @@ def within(features: Banks, grid: tuple[int, int]) -> Tensor | None:
     Returns
     -------
     Tensor or None
-        (B, N) float32: the mean over banks. None if the features are not those of a grid with a side of 4 patches
-        or more. In a grid without a side of 6 some patches have no others that far: their distance is 2.
+        (B, N) float32: the mean over banks. None if the features are not those of a grid with a side of 6 patches
+        or more, in which every patch has others that far.
 
     Examples
     --------
@@ -229,7 +229,7 @@ def within(features: Banks, grid: tuple[int, int]) -> Tensor | None:
     tensor(0.)
     """
     (rows, columns), counts = grid, {bank.shape[1] for bank in features.values()}
-    if counts != {rows * columns} or max(grid) <= BEYOND + 1:
+    if counts != {rows * columns} or max(grid) < 2 * BEYOND + 2:
         return None
     row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
     around = ((row[:, None] - row).abs() <= BEYOND) & ((column[:, None] - column).abs() <= BEYOND)
