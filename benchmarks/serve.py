@@ -3,12 +3,14 @@
     python benchmarks/serve.py [--callers 64] [--seconds 60] [--batch-size 8]
 
 The model is the micro backbone. Each caller sends one image, waits for the answer, and sends the next; a caller that is
-told to come back (429) does. Printed are the start-up time, the throughput of `predict` on the same images and of the
-service, its latency, and its memory before, in the middle and at the end. Callers and service share the machine.
+told to come back (429) does. Printed are the start-up time, the throughput of `predict` on the same images (its mean
+before and after the service ran) and of the service, its latency, and its memory before, in the middle and at the end.
+Callers and service share the machine, so the processor's time of each is printed too.
 """
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,6 +52,12 @@ def memory(process: int) -> int:
     """Return the megabytes that a process has in memory."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) // 1000
+
+
+def processor_time(process: int) -> float:
+    """Return the seconds of all cores that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Load:
@@ -122,7 +130,9 @@ def main() -> None:
             load = Load(int(address.rstrip("/").rpartition(":")[2]), [form(path) for path in paths])
             asyncio.run(load.run(given.callers, given.seconds / 4))
             middle, load.latencies, load.statuses = memory(service.pid), [], {}
+            used = processor_time(service.pid), time.process_time()
             took = asyncio.run(load.run(given.callers, given.seconds))
+            used = processor_time(service.pid) - used[0], time.process_time() - used[1]
             end = memory(service.pid)
         finally:
             service.terminate()
@@ -130,11 +140,14 @@ def main() -> None:
         after = alone(paths, given.batch_size)
     rate = len(load.latencies) / took
     p50, p99 = np.quantile(load.latencies, (0.5, 0.99))
-    best = max(before, after)
+    each = [1000 * seconds / len(load.latencies) for seconds in used]
     print(
         f"predict alone, before and after: {before:.1f} and {after:.1f} images/s in batches of {given.batch_size}"
     )
-    print(f"service: {rate:.1f} images/s from {given.callers} callers, {rate / best:.2f} of predict")
+    print(
+        f"service: {rate:.1f} images/s from {given.callers} callers, {2 * rate / (before + after):.2f} of predict"
+    )
+    print(f"processor: {each[0]:.1f} ms per image for the service, {each[1]:.1f} ms for its callers")
     print(f"latency: p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms; answers by status: {load.statuses}")
     print(f"memory: {middle} MB after a quarter of the time, {end} MB at the end")
 

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import socket
+import threading
 
 import pytest
 from PIL import Image
@@ -16,11 +18,12 @@ from anomalyclip.serve.jobs import Job, JobEntries
 from anomalyclip.serve.learning import Flawless
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.running import bound
 from anomalyclip.serve.scoring import Entries, Scoring
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Upload
 from anomalyclip.serve.wanted import Wanted
-from anomalyclip.serve.worker import Ticket
+from anomalyclip.serve.worker import Ticket, Worker
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,30 @@ def test_a_job_that_fails_tells_no_path_and_logs_what_nobody_foresaw(tiled, capl
         job.ticket.done.set_exception(problem)
     assert (job.describe()["state"], job.describe()["error"]) == ("failed", said)
     assert [record.exc_info[1] for record in caplog.records] == [problem] * logged
+
+
+def test_two_lanes_score_two_batches_at_once():
+    """Each image is scored only when another one is, too."""
+    detector, both = DetectorSpec("micro").load(), threading.Barrier(2, timeout=60)
+    scorer = detector.scorer
+
+    class Meeting:
+        image_size, identity, describe = scorer.image_size, scorer.identity, scorer.describe
+
+        def __call__(self, pixels):
+            both.wait()
+            return scorer(pixels)
+
+    detector.scorer = Meeting()
+    worker, entries = Worker(1, 2, Measures(), lanes=2), Entries(1000)
+    ticket = Scoring(ServeSettings(), Measures()).ticket(detector, [plain(10), plain(20)], Wanted(), entries)
+    worker.submit(ticket)
+    ticket.done.result(timeout=60)
+    worker.stop()
+    assert [said["error"] for said in entries.in_order()] == [None, None]
+
+
+def test_answers_are_sent_at_once():
+    """asyncio turns off the wait for more to send (Nagle's algorithm) on TCP sockets that are said to be TCP."""
+    with bound(ServeSettings(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

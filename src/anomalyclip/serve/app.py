@@ -45,7 +45,8 @@ def build(detector: Detector, settings: ServeSettings) -> Guard:
     # Pillow refuses images of more than twice this, before it decodes them; so do the other readers.
     Image.MAX_IMAGE_PIXELS = int(settings.max_pixels * 1_000_000 / 2)
     measures = Measures()
-    worker = Worker(settings.batch_size, min(4, os.cpu_count() or 1), measures)
+    on_cpu = str(getattr(detector.scorer, "device", "")).lower() == "cpu"
+    worker = Worker(settings.batch_size, min(4, os.cpu_count() or 1), measures, lanes=2 if on_cpu else 1)
     models = Models(detector, most=settings.models, offered=settings.offer or ())
     service = Service(settings, models, worker, measures)
 

@@ -152,7 +152,7 @@ async def predict(request: Request) -> Response:
             for _, one in sorted(found.items())
         ]
 
-    return await service.json({"results": await service.aside(results)})
+    return await service.json({"results": await service.aside(results)}, large=True)
 
 
 def tasks_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:

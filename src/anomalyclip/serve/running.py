@@ -25,6 +25,10 @@ _PATIENCE = 20.0
 
 _BACKLOG = 2048
 
+_HAND_OVER = 0.0005
+"""Seconds after which a thread that computes in Python lets others do so (Python's default is 0.005): the model waits
+for that after each of its hundreds of steps."""
+
 
 def bound(settings: ServeSettings) -> socket.socket:
     """Return the socket that the service will listen on.
@@ -35,7 +39,8 @@ def bound(settings: ServeSettings) -> socket.socket:
         The address cannot be used.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    found = socket.socket(family)
+    # The protocol is named, for asyncio sends the parts of an answer without delay only where it is.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host, settings.port))
@@ -69,6 +74,7 @@ def run(
     ready : callable
         Called when the service listens and its model is warm.
     """
+    sys.setswitchinterval(_HAND_OVER)
     _more_connections()
     _log_as_json()
     for sent in (

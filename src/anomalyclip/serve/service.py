@@ -168,11 +168,15 @@ class Service:
 
     async def aside(self, function: Callable[[], T]) -> T:
         """Return what a function returns, called in a thread that decodes images."""
-        return await asyncio.get_running_loop().run_in_executor(self.worker.pool, function)
+        return await asyncio.wrap_future(self.worker.aside(function))
 
-    async def json(self, content: Any, status: int = 200) -> Response:
-        """Return an answer; it may be large, and is written aside."""
-        body = await self.aside(lambda: json.dumps(content, allow_nan=False).encode())
+    async def json(self, content: Any, status: int = 200, *, large: bool = False) -> Response:
+        """Return an answer; a large one is written aside."""
+
+        def written() -> bytes:
+            return json.dumps(content, allow_nan=False).encode()
+
+        body = await self.aside(written) if large else written()
         return Response(body, status, media_type="application/json")
 
 

@@ -16,6 +16,9 @@ from anomalyclip.serve.wanted import FIELDS, Wanted
 
 router = APIRouter(prefix="/v1", tags=["models"], responses=REFUSED)
 
+_FEW = 8
+"""Entries without maps that are written at once."""
+
 _CHOICE: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -54,7 +57,8 @@ async def predict(request: Request) -> Response:
     if status != 200:
         said = error_content(status, str(entries.failures[0]), request.scope["request_id"])
         answer = {**said, **answer}
-    return await service.json(answer, status)
+    large = wanted.map != "none" or wanted.preview or len(entries.found) > _FEW
+    return await service.json(answer, status, large=large)
 
 
 async def detector_for(request: Request, served: Served, wanted: Wanted) -> Detector:

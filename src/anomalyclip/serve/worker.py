@@ -1,7 +1,10 @@
 """One model, many callers: their images are gathered into batches at the model's own pace.
 
-Threads decode images, one step of one request at a time in turn, so that no request holds up the others. One thread
-owns the models: whenever it is free it takes what is waiting, at most a batch. Requests go before jobs.
+Threads decode images, one step of one request at a time in turn, so that no request holds up the others. Lanes are the
+threads that use the models: whenever one is free it takes what is waiting, at most a batch. Requests go before jobs.
+
+Lanes do nothing else: predictions become answers in the threads that decode, which do that first. On a CPU there are
+two lanes: some steps of a model use one core alone, and the other lane has the rest meanwhile.
 """
 
 import math
@@ -9,8 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from anomalyclip.detector import Detector, Prepared
@@ -75,30 +79,45 @@ class Worker:
         Threads that decode images and encode answers.
     measures : Measures
         Told what happens.
+    lanes : int
+        Batches at once.
     """
 
-    def __init__(self, batch_size: int, decoders: int, measures: Measures) -> None:
+    def __init__(self, batch_size: int, decoders: int, measures: Measures, *, lanes: int = 1) -> None:
         self.batch_size, self._measures = batch_size, measures
-        self._lock = threading.Condition()
+        lock = threading.Lock()
+        self._lock, self._hands = threading.Condition(lock), threading.Condition(lock)
+        self._errands: deque[Callable[[], None]] = deque()
         self._runnable: tuple[deque[Ticket], deque[Ticket]] = (deque(), deque())  # requests, jobs
         self._ready: tuple[deque[tuple[Ticket, Decoded]], ...] = (deque(), deque())
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._decoding, self._decoders = 0, decoders
+        self._decoding = 0
         self._stopped = False
         self.pace = 0.0
         """Seconds per image, as of late."""
-        self.pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        named = {"model": (self._run, lanes), "decode": (self._work, decoders)}
+        self._threads = [
+            threading.Thread(target=run, name=f"{name}_{number}", daemon=True)
+            for name, (run, count) in named.items()
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, ticket: Ticket) -> None:
         """Put the images of a ticket into the queue; its `done` ends when all are finished."""
         with self._lock:
             self._runnable[ticket.is_job].append(ticket)
-            self._pump()
+            self._hands.notify()
+
+    def aside(self, function: Callable[[], T]) -> "Future[T]":
+        """Call a function in a thread that decodes, before the next image."""
+        future: Future[T] = Future()
+        self._hand_over([partial(_answer, future, function)])
+        return future
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
-        """Call a function in the thread that owns the models, between two batches."""
+        """Call a function in a lane, between two batches."""
         future: Future[T] = Future()
         with self._lock:
             self._calls.append((future, function))
@@ -129,17 +148,39 @@ class Worker:
         with self._lock:
             self._stopped = True
             self._lock.notify_all()
-        self._thread.join()
-        self.pool.shutdown(cancel_futures=True)
+            self._hands.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _pump(self) -> None:
-        """Start steps of decoding while there is room. Called with the lock."""
-        while self._decoding < self._decoders and self._decoding + self.waiting() < _AHEAD * self.batch_size:
-            queue = self._runnable[0] or self._runnable[1]
-            if not queue or self._stopped:
-                return
-            self._decoding += 1
-            self.pool.submit(self._step, queue.popleft())
+    def _hand_over(self, errands: Iterable[Callable[[], None]]) -> None:
+        """Leave errands to the threads that decode."""
+        with self._lock:
+            before = len(self._errands)
+            self._errands.extend(errands)
+            self._hands.notify(len(self._errands) - before)
+
+    def _work(self) -> None:
+        """Run errands; decode when there are none, and room for an image."""
+        while True:
+            with self._lock:
+                ticket = None
+                while not (self._stopped or self._errands or (ticket := self._next())):
+                    self._hands.wait()
+                if self._stopped:
+                    return
+                errand = self._errands.popleft() if ticket is None else None
+            if errand is not None:
+                errand()
+            elif ticket is not None:
+                self._step(ticket)
+
+    def _next(self) -> Ticket | None:
+        """Take the ticket whose turn it is, if there is room for an image. Called with the lock."""
+        queue = self._runnable[0] or self._runnable[1]
+        if not queue or self._decoding + self.waiting() >= _AHEAD * self.batch_size:
+            return None
+        self._decoding += 1
+        return queue.popleft()
 
     def _step(self, ticket: Ticket) -> None:
         """Decode one image of a ticket."""
@@ -161,10 +202,9 @@ class Worker:
             if decoded is not None:
                 ticket.waiting += 1
                 self._ready[ticket.is_job].append((ticket, decoded))
-                self._lock.notify_all()
+                self._lock.notify()
             if not ticket.ended:
                 self._runnable[ticket.is_job].append(ticket)
-            self._pump()
         self._settle(ticket, error)
 
     def _settle(self, ticket: Ticket, error: Exception | None = None) -> None:
@@ -200,13 +240,13 @@ class Worker:
                 ticket, decoded = queue.popleft()
                 if ticket.cancelled:
                     ticket.waiting -= 1
-                    self.pool.submit(self._settle, ticket)
+                    self._errands.append(partial(self._settle, ticket))
                 elif batch and batch[0][0].detector is not ticket.detector:
                     kept.append((ticket, decoded))
                 else:
                     batch.append((ticket, decoded))
             queue.extendleft(reversed(kept))
-        self._pump()
+        self._hands.notify_all()  # there is room
         return batch
 
     def _score(self, batch: list[tuple[Ticket, Decoded]]) -> None:
@@ -225,17 +265,15 @@ class Worker:
         except (
             Exception
         ) as error:  # the model does not work: every request says so, and the next may do better
-            for ticket, _ in batch:
-                with self._lock:
+            with self._lock:
+                for ticket, _ in batch:
                     ticket.waiting = 0
-                self.pool.submit(self._settle, ticket, error)
+            self._hand_over([partial(self._settle, ticket, error) for ticket, _ in batch])
             return
         took = time.perf_counter() - started
         self.pace = 0.8 * self.pace + 0.2 * took / len(batch) if self.pace else took / len(batch)
         self._measures.batch(len(batch), took)
-        for id, outcome in outcomes.items():
-            ticket, decoded = owners[id]
-            self.pool.submit(self._finish, ticket, decoded, outcome)
+        self._hand_over([partial(self._finish, *owners[id], outcome) for id, outcome in outcomes.items()])
 
     def _finish(self, ticket: Ticket, decoded: Decoded, outcome: Prediction | InputError) -> None:
         """Hand over an outcome; what that raises is the request's own."""
