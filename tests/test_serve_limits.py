@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import socket
 import threading
@@ -9,17 +10,21 @@ import threading
 import pytest
 from PIL import Image
 
-from anomalyclip import AnomalyCLIPError, DetectorSpec
+from anomalyclip import AnomalyCLIPError, DetectorSpec, InputError, calibrate, fit, remember
+from anomalyclip.demo import PICTURES
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
 
-from anomalyclip.serve.bodies import Held
+from starlette.requests import Request
+
+from anomalyclip.serve.bodies import Held, beside
 from anomalyclip.serve.jobs import Job, JobEntries
-from anomalyclip.serve.learning import Flawless
+from anomalyclip.serve.learning import Caller, Flawless, next_reference
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.running import bound
 from anomalyclip.serve.scoring import Entries, Scoring
+from anomalyclip.serve.service import refusal_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Upload
 from anomalyclip.serve.wanted import Wanted
@@ -68,10 +73,37 @@ def test_no_more_is_learned_once_the_caller_has_left(tiled):
     flawless = Flawless(ServeSettings(), tiled)
     images = flawless.of([plain(10), plain(11)])
     next(images)
-    flawless.gone.set()
+    flawless.caller.left.set()
     with pytest.raises(Refusal, match="nobody waits"):
         next(images)
     assert flawless.names == ["10.png"]
+
+
+def test_references_are_no_longer_compared_once_the_caller_has_left():
+    detector = DetectorSpec("micro").load()
+    few_shot = remember(detector, fit(detector, sorted(PICTURES.glob("*_good.jpg"))))
+    caller, worker, compared = Caller(), Worker(1, 1, Measures()), []
+
+    @contextlib.contextmanager
+    def track(what, total):
+        def advance():
+            compared.append(what)
+            next_reference(caller, worker)
+            caller.left.set()
+
+        yield advance
+
+    with pytest.raises(Refusal, match="nobody waits"):
+        calibrate(few_shot, false_alarm_rate=0.2, track=track)
+    worker.stop()
+    assert compared == ["Comparing references"] * 2
+
+
+def test_what_is_read_from_json_is_counted_beside_the_json():
+    body = json.dumps({"images": [{"data": "AAAA" * 1000}] * 3}).encode()
+    assert len(body) < beside(body) < 1.1 * len(body)
+    numbers = json.dumps({"inputs": [[1] * 1000] * 100}).encode()
+    assert beside(numbers) > 32 * 100_000
 
 
 @pytest.mark.parametrize(
@@ -115,3 +147,12 @@ def test_answers_are_sent_at_once():
     """asyncio turns off the wait for more to send (Nagle's algorithm) on TCP sockets that are said to be TCP."""
     with bound(ServeSettings(port=0)) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+
+
+def test_errors_of_what_is_learned_name_no_folder_and_the_log_has_it(caplog):
+    request = Request({"type": "http", "request_id": "7f"})
+    with caplog.at_level(logging.WARNING, "anomalyclip.serve"):
+        refused = refusal_of(request, AnomalyCLIPError("/opt/memory.pt: damaged"), more={"failed": []})
+        refusal_of(request, InputError("a.png: empty file"))
+    assert (refused.status, str(refused), refused.more) == (422, "memory.pt: damaged", {"failed": []})
+    assert [record.fields["error"] for record in caplog.records] == ["/opt/memory.pt: damaged"]

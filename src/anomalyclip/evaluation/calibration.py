@@ -100,8 +100,10 @@ def calibrate(
     detector = as_detector(detector)
     normals = NormalScores()
     if images is None:
-        for score, anomaly_map in _references(detector):
-            normals.add(score, anomaly_map)
+        with track("Comparing references", None) as advance:
+            for score, anomaly_map in _references(detector):
+                normals.add(score, anomaly_map)
+                advance()
         return normals.threshold(
             detector, false_alarm_rate, false_pixel_share, method=_OF_REFERENCES, caveat=_LEFT_OUT
         )

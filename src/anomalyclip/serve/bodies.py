@@ -30,6 +30,9 @@ _FIELDS = 64
 
 _LARGE_JSON, _MOST_VALUES = 100_000, 2_000_000
 
+_VALUE_BYTES = 32
+"""Memory that a value of JSON takes, about: most are numbers in a list."""
+
 _SLOWEST = 10_000
 """Bytes a second that a sender has to reach on average."""
 
@@ -178,12 +181,24 @@ async def read_json(request: Request, settings: ServeSettings, lease: Lease) -> 
     Refusal
         It is not, or as for `chunks`.
     """
-    return await parsed(await whole(request, settings, lease))
-
-
-async def parsed(body: bytes) -> dict[str, Any]:
-    """Return a JSON object; a large one is read beside the other requests."""
+    body = await whole(request, settings, lease)
+    lease.take(beside(body))
     return as_object(body) if len(body) < _LARGE_JSON else await asyncio.to_thread(as_object, body)
+
+
+def beside(body: bytes) -> int:
+    """Return how many bytes are in memory besides a JSON body when it is read: its texts or its images, and its values.
+
+    Examples
+    --------
+    >>> beside(b'{"images": ["aGVsbG8="]}')
+    56
+    """
+    return len(body) + _VALUE_BYTES * _values(body)
+
+
+def _values(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[")
 
 
 def as_object(body: bytes) -> dict[str, Any]:
@@ -194,7 +209,7 @@ def as_object(body: bytes) -> dict[str, Any]:
     Refusal
         The body is not one.
     """
-    if body.count(b",") + body.count(b"[") > _MOST_VALUES:  # each takes many times its bytes when it is read
+    if _values(body) > _MOST_VALUES:  # each takes many times its bytes when it is read
         raise Refusal(
             413, f"the JSON has more than {_MOST_VALUES} values; send tensors as binary, images as base64"
         )

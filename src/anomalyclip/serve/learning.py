@@ -1,8 +1,10 @@
 """``/v1/memories`` and ``/v1/calibrate``: a model that knows flawless images, and a threshold made of them."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,10 +20,11 @@ from anomalyclip.serve.models import Served, with_threshold
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.schemas import REFUSED, CalibrationOut, MemoryOut, takes
 from anomalyclip.serve.scoring import check_tiles
-from anomalyclip.serve.service import Service, service_of
+from anomalyclip.serve.service import Service, refusal_of, service_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, images_of
 from anomalyclip.serve.wanted import Wanted, share, truth
+from anomalyclip.serve.worker import Worker
 
 router = APIRouter(prefix="/v1", tags=["learning"], responses=REFUSED)
 
@@ -63,13 +66,36 @@ async def _made(
     try:
         detector = await service.waited_for(request, service.worker.call(fitted))
     except AnomalyCLIPError as error:
-        if isinstance(error, Refusal):
-            raise
-        message = str(error) if flawless.names or not flawless.failed else flawless.failed[0]["error"]
-        raise Refusal(422, message, more={"failed": flawless.failed}) from None
+        if not isinstance(error, Refusal) and flawless.failed and not flawless.names:
+            error = InputError(flawless.failed[0]["error"])
+        raise refusal_of(request, error, more={"failed": flawless.failed}) from None
     finally:
-        flawless.gone.set()
+        flawless.caller.left.set()
     return {**service.models.add(detector, tuple(flawless.names)).describe(), "failed": flawless.failed}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever waits for what is learned.
+
+    Attributes
+    ----------
+    left : threading.Event
+        Set when nobody waits any more.
+    """
+
+    left: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Stop what is done for nobody.
+
+        Raises
+        ------
+        Refusal
+            The caller has left.
+        """
+        if self.left.is_set():
+            raise Refusal(503, "nobody waits for this any more")
 
 
 @dataclass(frozen=True)
@@ -89,15 +115,15 @@ class Flawless:
         Of the images that can be used.
     failed : list of dict
         Names and errors of files that cannot be used.
-    gone : threading.Event
-        Set when nobody waits for the model any more.
+    caller : Caller
+        Who waits for the model.
     """
 
     settings: ServeSettings
     detector: Detector
     names: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
-    gone: threading.Event = field(default_factory=threading.Event)
+    caller: Caller = field(default_factory=Caller)
 
     def of(self, files: Iterable[Sent]) -> Iterator[Image.Image]:
         """Yield the images of uploads.
@@ -121,8 +147,7 @@ class Flawless:
                 self.failed.append({"name": file.name, "error": str(error)})
 
     def _check(self, name: str) -> None:
-        if self.gone.is_set():
-            raise Refusal(503, "nobody waits for this any more")
+        self.caller.check()
         if len(self.names) >= self.settings.max_images:
             raise Refusal(413, f"{name}: more than {self.settings.max_images} images; send fewer")
 
@@ -151,7 +176,7 @@ async def calibrate(request: Request) -> Response:
             try:
                 threshold = await _threshold(request, service, served, form.files, rates, failed)
             except AnomalyCLIPError as error:
-                raise error if isinstance(error, Refusal) else Refusal(422, str(error)) from None
+                raise refusal_of(request, error) from None
     judged = service.models.judged(served, threshold)
     said = {"model": judged.id, "threshold": judged.describe()["threshold"], "failed": failed}
     return await service.json({**said, **_evidence(threshold.info)})
@@ -171,11 +196,21 @@ async def _threshold(
     if not files:
         if not served.references:
             raise Refusal(422, "no images: send normal ones as 'files', or name a model that has references")
-        alarms, pixels = rates
-        found = service.worker.call(
-            lambda: of_references(served.detector, false_alarm_rate=alarms, false_pixel_share=pixels)
-        )
-        return await service.waited_for(request, found)
+        caller = Caller()
+
+        @contextmanager
+        def track(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+            yield partial(next_reference, caller, service.worker)
+
+        try:
+            found = service.worker.call(
+                lambda: of_references(
+                    served.detector, false_alarm_rate=rates[0], false_pixel_share=rates[1], track=track
+                )
+            )
+            return await service.waited_for(request, found)
+        finally:
+            caller.left.set()
     normals, lock = NormalScores(), threading.Lock()
 
     def keep(_: int, prediction: Prediction) -> None:
@@ -189,6 +224,12 @@ async def _threshold(
         if said["error"] is not None
     ]
     return await service.aside(lambda: normals.threshold(served.detector, *rates))
+
+
+def next_reference(caller: Caller, worker: Worker) -> None:
+    """Let others have the model between two references, and stop when the caller has left."""
+    caller.check()
+    worker.catch_up()
 
 
 def _evidence(info: Mapping[str, Any]) -> dict[str, Any]:

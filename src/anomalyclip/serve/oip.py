@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 import anomalyclip
 from anomalyclip.prediction import Prediction
-from anomalyclip.serve.bodies import as_object, from_base64, whole
+from anomalyclip.serve.bodies import as_object, beside, from_base64, whole
 from anomalyclip.serve.models import Served
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.serve.service import service_of
@@ -91,6 +91,7 @@ async def infer(model: str, request: Request, version: str = _VERSION) -> Respon
     predictions: dict[int, Prediction] = {}
     with service.held.lease() as lease:
         body = await whole(request, service.settings, lease)
+        lease.take(beside(body))
         asked = await asyncio.to_thread(Asked.of, body, request.headers.get(_HEADER))
         files = await service.aside(lambda: asked.files(service.settings))
         outputs = asked.outputs(_judges(served))

@@ -158,13 +158,7 @@ class Service:
         try:
             return await self.waited_for(request, self._loading.submit(spec.load))
         except AnomalyCLIPError as error:
-            if isinstance(error, Refusal):
-                raise
-            said = without_folders(error)
-            if said != str(error):  # other messages are about what the caller sent, which no log has
-                fields = {"id": request.scope["request_id"], "error": str(error)}
-                log.warning("a model cannot be loaded", extra={"fields": fields})
-            raise Refusal(422, said) from None
+            raise refusal_of(request, error) from None
 
     async def aside(self, function: Callable[[], T]) -> T:
         """Return what a function returns, called in a thread that decodes images."""
@@ -178,6 +172,26 @@ class Service:
 
         body = await self.aside(written) if large else written()
         return Response(body, status, media_type="application/json")
+
+
+def refusal_of(request: Request, error: AnomalyCLIPError, *, more: dict[str, Any] | None = None) -> Refusal:
+    """Return what a caller is told of an error: no folder of this machine. The log has those, under the request's id.
+
+    Parameters
+    ----------
+    request : Request
+    error : AnomalyCLIPError
+        A refusal is returned as it is.
+    more : dict, optional
+        As for `Refusal`.
+    """
+    if isinstance(error, Refusal):
+        return error
+    said = without_folders(error)
+    if said != str(error):  # other messages are about what the caller sent, which no log has
+        fields = {"id": request.scope["request_id"], "error": str(error)}
+        log.warning("a request cannot be answered", extra={"fields": fields})
+    return Refusal(422, said, more=more)
 
 
 def service_of(request: Request) -> Service:

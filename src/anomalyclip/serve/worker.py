@@ -127,13 +127,17 @@ class Worker:
     def between(self, items: Iterable[T]) -> Iterator[T]:
         """Yield items to a function that `call` runs; what waits for the model is scored before each of them."""
         for item in items:
-            while True:
-                with self._lock:
-                    batch = self._take()
-                if not batch:
-                    break
-                self._score(batch)
+            self.catch_up()
             yield item
+
+    def catch_up(self) -> None:
+        """Score what waits for the model; for functions that `call` runs."""
+        while True:
+            with self._lock:
+                batch = self._take()
+            if not batch:
+                return
+            self._score(batch)
 
     def waiting(self) -> int:
         """Return how many decoded images wait for the model."""
