@@ -181,7 +181,9 @@ def test_the_recipe_learns_the_same_prompts_again_and_its_losses_fall(config, ca
     settings = config["prompts"] | {"images": 12, "epochs": 3, "batch_size": 5}
     clip = load_clip("micro")
     token_ids = load_prompts(ASSETS / "prompts.safetensors").token_ids
-    features = learn_prompts.frozen_features(clip, settings, config["data"]["objects"])
+    features = learn_prompts.frozen_features(
+        clip, settings, data.Mixture(settings["data_seed"], config["data"]["objects"])
+    )
     first, again = (learn_prompts.learn(clip, features, token_ids, settings) for _ in range(2))
     assert first.digest() == again.digest()
     assert first.digest() != learn_prompts.learn(clip, features, token_ids, settings | {"seed": 1}).digest()

@@ -19,6 +19,12 @@ def read_config() -> dict[str, Any]:
     return config
 
 
+def on_photographs(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the training that goes on with photographs."""
+    settings: dict[str, Any] = config["training"] | config["photographs"]["training"]
+    return settings
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script of the recipe; like anomalyclip, it reports bad input in one line and exits with code 2."""
     try:

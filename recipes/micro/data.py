@@ -1,6 +1,8 @@
 """The training images: pairs of one scene without and with its defect, drawn once and stored on disk.
 
-python -m recipes.micro.data CACHE
+python -m recipes.micro.data CACHE [--photographs FOLDER]
+
+With a folder of photographs, most scenes are made of them: for `recipes.micro.go_on`, which trains the backbone on.
 """
 
 import argparse
@@ -8,13 +10,16 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.random import default_rng
 from numpy.typing import NDArray
 from PIL import Image
-from recipes.micro import read_config, run
+from recipes.micro import photographs, read_config, run
+from recipes.micro.album import Album, load_album, read_album, save_album
 
 from anomalyclip.data.synthetic import (
     IMAGE_SIZE,
@@ -24,6 +29,9 @@ from anomalyclip.data.synthetic import (
     generate,
 )
 from anomalyclip.files import replacing
+
+ALBUM = "album"
+"""Folder in the cache with small copies of the photographs, from which the workers draw."""
 
 DIGEST = "sha256"
 """File that marks a complete cache: the SHA-256 of images.npy, masks.npy and labels.json, one after the other."""
@@ -63,13 +71,36 @@ def resized_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) > 127
 
 
-def _fill(job: tuple[Path, int, int, int, float]) -> list[tuple[str, str]]:
-    folder, seed, start, stop, objects = job
+@dataclass(frozen=True)
+class Mixture:
+    """Kinds of scenes: a share of photographs, from an album, and a share of objects among the generated ones."""
+
+    seed: int
+    objects: float
+    photographs: float = 0.0
+    album: Path | None = None
+
+
+def draw_scene(mixture: Mixture, index: int) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """Return the two images (2, S, S, 3), the mask (S, S), the class or category and the defect of a scene."""
+    if mixture.album is None or default_rng([mixture.seed, index, 99]).random() >= mixture.photographs:
+        return draw_pair(mixture.seed, index, mixture.objects)
+    pair = photographs.draw(_album(mixture.album), mixture.seed, index)
+    return np.stack([pair.normal, pair.image]), pair.mask, pair.category, pair.defect
+
+
+@cache
+def _album(folder: Path) -> Album:
+    return load_album(folder)
+
+
+def _fill(job: tuple[Path, Mixture, range]) -> list[tuple[str, str]]:
+    folder, mixture, numbers = job
     images = np.load(folder / "images.npy", mmap_mode="r+")
     masks = np.load(folder / "masks.npy", mmap_mode="r+")
     labels = []
-    for index in range(start, stop):
-        images[index], mask, name, defect = draw_pair(seed, index, objects)
+    for index in numbers:
+        images[index], mask, name, defect = draw_scene(mixture, index)
         masks[index] = np.packbits(mask, axis=-1)
         labels.append((name, defect))
     images.flush()
@@ -83,18 +114,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cache", type=Path)
+    parser.add_argument(
+        "--photographs", type=Path, help="folder with a subfolder of pictures for each category"
+    )
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
-    config = read_config()["data"]
-    folder, count = options.cache, config["scenes"]
+    config = read_config()
+    settings = config["photographs"] if options.photographs else config["data"]
+    folder, count = options.cache, settings["scenes"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DIGEST).unlink(missing_ok=True)  # the cache is incomplete from now on
+    if options.photographs:
+        album = read_album(options.photographs)
+        save_album(album, folder / ALBUM)
+        print(f"{len(album.pictures)} photographs, sha256 {album.digest()}", flush=True)
     shape = (count, 2, IMAGE_SIZE, IMAGE_SIZE, 3)
     np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (count, IMAGE_SIZE, IMAGE_SIZE // 8))
-    jobs = [
-        (folder, config["seed"], at, min(at + 100, count), config["objects"]) for at in range(0, count, 100)
-    ]
+    mixture = Mixture(settings["seed"], settings["objects"])
+    if options.photographs:
+        mixture = replace(mixture, photographs=settings["share"], album=folder / ALBUM)
+    jobs = [(folder, mixture, range(at, min(at + 100, count))) for at in range(0, count, 100)]
     labels: list[tuple[str, str]] = []
     with multiprocessing.get_context("fork").Pool(options.workers) as pool:
         for part in pool.imap(_fill, jobs):

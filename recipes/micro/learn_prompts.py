@@ -1,17 +1,20 @@
 """Learn the object-agnostic prompts on the micro backbone, as published, from new images of training families.
 
-python -m recipes.micro.learn_prompts
+python -m recipes.micro.learn_prompts [--photographs CACHE]
+
+With the cache of a training that went on with photographs, the images are of the same mixture.
 """
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from recipes.micro import ASSETS, read_config, run
-from recipes.micro.data import draw_pair, resized_mask
+from recipes.micro.data import ALBUM, Mixture, draw_scene, resized_mask
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,12 +29,12 @@ from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.start import prompt_ids, prompt_tokens
 
 
-def frozen_features(clip: CLIP, settings: dict[str, Any], objects: float) -> TensorDataset:
+def frozen_features(clip: CLIP, settings: dict[str, Any], scenes: Mixture) -> TensorDataset:
     """Return image features, patch features, masks and labels; one scene in `flawless_every` has no defect."""
     size, last = default_image_size(clip.config), clip.config.vision_layers
     rows: list[tuple[Tensor, Tensor, Tensor, int]] = []
     for index in range(settings["images"]):
-        images, mask, _, _ = draw_pair(settings["data_seed"], index, objects)
+        images, mask, _, _ = draw_scene(scenes, index)
         anomalous = int(index % settings["flawless_every"] > 0)
         pixels = normalise(squash(Image.fromarray(images[anomalous]), size))[None]
         with torch.inference_mode():
@@ -86,13 +89,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--photographs", type=Path, metavar="CACHE", help="cache that has photographs")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     config = read_config()
     settings = config["prompts"]
     clip = load_clip("micro")
     tokens, context = prompt_tokens(clip, ASSETS), clip.config.context_length
     token_ids = prompt_ids(tokens, length=settings["length"], context_length=context)
-    features = frozen_features(clip, settings, config["data"]["objects"])
+    seed, share = settings["data_seed"], config["photographs"]["share"]
+    scenes = Mixture(seed, config["data"]["objects"])
+    if options.photographs:
+        scenes = Mixture(seed, config["photographs"]["objects"], share, options.photographs / ALBUM)
+    features = frozen_features(clip, settings, scenes)
     learn(clip, features, token_ids, settings).save(ASSETS / "prompts.safetensors")
 
 

@@ -1,6 +1,6 @@
 """Put the trained backbone into the package: averaged weights in half precision, configuration, tokenizer.
 
-python -m recipes.micro.ship RUN
+python -m recipes.micro.ship RUN [--photographs]
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipes.micro import ASSETS, read_config
+from recipes.micro import ASSETS, on_photographs, read_config
 from recipes.micro import run as run_script
 from recipes.micro.train import made_of
 
@@ -22,8 +22,8 @@ from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing
 
 
-def read_finished(run: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Read the last checkpoint of a finished run of this recipe.
+def read_finished(run: Path, config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Read the last checkpoint of a finished run of this recipe, with these settings of its training.
 
     Raises
     ------
@@ -37,12 +37,12 @@ def read_finished(run: Path, config: dict[str, Any]) -> dict[str, Any]:
         )
     state: dict[str, Any] = torch.load(file, weights_only=True)
     recipe = json.loads(state["recipe"])
-    for part, value in made_of(config, config["training"]).items():
+    for part, value in made_of(config, settings).items():
         if recipe[part] != value:
             raise AnomalyCLIPError(f"{file} is from another recipe: its {part} differ from config.yaml's")
-    if state["step"] != config["training"]["steps"]:
+    if state["step"] != settings["steps"]:
         raise AnomalyCLIPError(
-            f"{file} is at step {state['step']} of {config['training']['steps']}: finish the run first"
+            f"{file} is at step {state['step']} of {settings['steps']}: finish the run first"
         )
     return state
 
@@ -53,9 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    run = parser.parse_args(arguments).run
-    config = read_config()
-    state = read_finished(run, config)
+    parser.add_argument(
+        "--photographs",
+        action="store_true",
+        help="the run is of recipes.micro.go_on instead of recipes.micro.train",
+    )
+    options = parser.parse_args(arguments)
+    run, config = options.run, read_config()
+    settings = on_photographs(config) if options.photographs else config["training"]
+    state = read_finished(run, config, settings)
     average = {name: tensor.half() for name, tensor in state["average"].items()}
     numbers = {name: value for name, value in config["model"].items() if name != "dpam_layers"}
     architecture = CLIPConfig(**numbers, vocab_size=len(average["token_embedding.weight"]))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from recipes.micro.data import DIGEST, draw_pair
 from torch import Tensor
 
 from anomalyclip.anomaly import TEMPERATURE
-from anomalyclip.clip.model import CLIP, Block, CLIPConfig
+from anomalyclip.clip.model import CLIP, Block, CLIPConfig, ImageFeatures
 from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.data.synthetic import IMAGE_SIZE
 from anomalyclip.errors import AnomalyCLIPError
@@ -69,10 +69,7 @@ class Scenes:
         """Draw the crops of a step: one size and scale for all; position, rotation and colours for each scene."""
         rng = default_rng([self.settings["seed"], 0, step])
         count = self.settings["scenes_per_step"]
-        if step >= self.settings["steps"] * (1 - self.settings["near_full"]):
-            crop, size = int(rng.integers(172, IMAGE_SIZE + 1)), USED_SIZE
-        else:
-            crop, size = int(rng.integers(100, IMAGE_SIZE + 1)), patch * int(rng.integers(8, 13))
+        crop, size = self.framing(step, patch, rng)
         chosen = [self._scene(number) for number in range(step * count, (step + 1) * count)]
         pixels, masks = [], []
         for index in chosen:
@@ -96,6 +93,12 @@ class Scenes:
             names=list(names),
             defects=list(defects),
         )
+
+    def framing(self, step: int, patch: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw the side of a step's crops, and the side that they are shown at: nearly whole images at the end."""
+        if step >= self.settings["steps"] * (1 - self.settings["near_full"]):
+            return int(rng.integers(172, IMAGE_SIZE + 1)), USED_SIZE
+        return int(rng.integers(100, IMAGE_SIZE + 1)), patch * int(rng.integers(8, 13))
 
     def _scene(self, number: int) -> int:
         """Return the scene at a position: each pass has its own order, so all scenes are seen equally often."""
@@ -149,8 +152,8 @@ def _recolour(x: Tensor, rng: np.random.Generator) -> Tensor:
 class Texts:
     """All captions as token ids, cut to the longest, and the row of each."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        texts = all_captions()
+    def __init__(self, tokenizer: Tokenizer, photographed: Sequence[str] = ()) -> None:
+        texts = all_captions(photographed)
         ids = tokenizer(texts)
         self.end = ids.argmax(-1)
         self.ids = ids[:, : int(self.end.max()) + 1]
@@ -163,13 +166,19 @@ class Texts:
 
 
 def losses(
-    clip: CLIP, batch: Batch, texts: Texts, settings: dict[str, Any], dpam_layers: int
+    clip: CLIP,
+    batch: Batch,
+    texts: Texts,
+    settings: dict[str, Any],
+    dpam_layers: int,
+    prompts: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the four losses of a batch.
 
     contrast: every caption of an image is a positive (both ways); normality: cross-entropy between the image's
     "flawless ..." and "... with a <its defect>" texts; ranking: a scene with its defect scores above the same scene
-    without; local: weighted cross-entropy and dice of the local path's patches between the same texts.
+    without; local: weighted cross-entropy and dice of the local path's patches between the same texts. With features of
+    prompts (2, E), the latter three use these instead for the share `by_prompts` of the scenes.
     """
     last = clip.config.vision_layers
     features = clip.encode_image(batch.pixels, layers=[last], dpam_layers=dpam_layers)
@@ -194,15 +203,27 @@ def losses(
         + F.cross_entropy(logits.T[positive.sum(0) > 0], by_text / by_text.sum(1, keepdim=True))
     ) / 2
     two = text_features[torch.tensor([[at[n], at[d]] for n, d in pairs])]  # 2n 2 E
+    if prompts is not None:
+        two = torch.stack(two.chunk(2))  # 2 n 2 E
+        count = round(settings["by_prompts"] * two.shape[1])
+        two = torch.cat([prompts.expand_as(two[:, :count]), two[:, count:]], dim=1).flatten(0, 1)
+    return {"contrast": settings["contrast_weight"] * contrast, **detection(features, two, batch, settings)}
+
+
+def detection(
+    features: ImageFeatures, two: Tensor, batch: Batch, settings: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return the losses of telling a defect, as a whole and in patches, by two texts for each image (2n, 2, E)."""
+    (patches,) = features.patches.values()
+    image = F.normalize(features.image, dim=-1)
     evidence = torch.einsum("be,bke->bk", image, two) / TEMPERATURE
     evidence = evidence[:, 1] - evidence[:, 0]
     normality = F.binary_cross_entropy_with_logits(evidence, batch.labels)
     half = len(evidence) // 2
     seen = batch.labels[half:]
     ranking = (F.softplus(evidence[:half] - evidence[half:]) * seen).sum() / seen.sum().clamp(min=1)
-    local = _local_loss(features.patches[last][:, 1:], two, batch.targets)
+    local = _local_loss(patches[:, 1:], two, batch.targets)
     return {
-        "contrast": contrast,
         "normality": normality,
         "ranking": settings["ranking_weight"] * ranking,
         "local": settings["local_weight"] * local,
@@ -263,10 +284,11 @@ class Validation:
 
 
 def learning_rate(step: int, settings: dict[str, Any]) -> float:
-    """Return the learning rate of a step: a linear warm-up, then half a cosine."""
+    """Return the learning rate of a step: a linear warm-up, constant for a share `hold` of the steps, half a cosine."""
     if step < settings["warm_up"]:
         return float(settings["learning_rate"] * (step + 1) / settings["warm_up"])
-    t = (step - settings["warm_up"]) / max(1, settings["steps"] - settings["warm_up"])
+    held = max(settings["warm_up"], round(settings["hold"] * settings["steps"]))
+    t = max(0, step - held) / max(1, settings["steps"] - held)
     return float(settings["learning_rate"] * 0.5 * (1 + math.cos(math.pi * t)))
 
 
@@ -304,6 +326,9 @@ def made_of(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 class Training:
     """The model, its optimiser and the average of its weights, at a step."""
+
+    prompts: Tensor | None = None
+    """Features (2, E) of fixed prompts that the images are also trained by."""
 
     def __init__(
         self, config: dict[str, Any], settings: dict[str, Any], vocabulary: int, digest: str
@@ -347,7 +372,7 @@ class Training:
         """Train on one batch; return its losses."""
         for group in self.adam.param_groups:
             group["lr"] = learning_rate(self.steps_done, self.settings)
-        parts = losses(self.clip, batch, texts, self.settings, self.dpam_layers)
+        parts = losses(self.clip, batch, texts, self.settings, self.dpam_layers, self.prompts)
         self.adam.zero_grad()
         torch.autograd.backward(parts["contrast"] + parts["normality"] + parts["ranking"] + parts["local"])
         torch.nn.utils.clip_grad_norm_(self.clip.parameters(), 1.0)
@@ -361,9 +386,19 @@ class Training:
         return {name: float(part.detach()) for name, part in parts.items()}
 
 
-def train(training: Training, scenes: Scenes, texts: Texts, patch: int, folder: Path) -> None:
+class Measure(Protocol):
+    """What a checkpoint is measured by."""
+
+    def measure(self, clip: CLIP, dpam_layers: int) -> dict[str, float]:
+        """Return the figures of a model."""
+        ...
+
+
+def train(
+    training: Training, scenes: Scenes, texts: Texts, patch: int, folder: Path, validation: Measure
+) -> None:
     """Do all remaining steps; write a log line every 50 steps, and a checkpoint at intervals."""
-    settings, validation = training.settings, Validation(texts, patch)
+    settings = training.settings
     last, every = settings["steps"], settings["checkpoint_every"]
     sums: dict[str, float] = {}
     began, counted = time.perf_counter(), 0
@@ -416,7 +451,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training = Training(config, settings, vocabulary, scenes.digest)
     training.restore(options.run / "checkpoint.pt")
     print(sum(p.numel() for p in training.clip.parameters()), "parameters,", len(scenes.labels), "scenes")
-    train(training, scenes, texts, config["model"]["patch_size"], options.run)
+    patch = config["model"]["patch_size"]
+    train(training, scenes, texts, patch, options.run, Validation(texts, patch))
 
 
 if __name__ == "__main__":
