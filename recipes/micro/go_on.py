@@ -44,7 +44,7 @@ class MixedScenes(Scenes):
         """Draw the side of a step's crops, and the side that they are shown at."""
         if rng.random() < self.settings["near_full"]:
             return int(rng.integers(172, 193)), USED_SIZE
-        return int(rng.integers(110, 193)), patch * int(rng.integers(8, 12))
+        return int(rng.integers(128, 193)), patch * int(rng.integers(8, 12))
 
 
 class GoingOn(Training):
@@ -161,6 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config["photographs"], options.cache / ALBUM, training.prompts, options.root
     )
     print(len(texts.row), "captions,", len(scenes.labels), "scenes", flush=True)
+    if not training.steps_done:
+        print(
+            "shipped backbone:",
+            json.dumps(validation.measure(training.clip, training.dpam_layers)),
+            flush=True,
+        )
     train(training, scenes, texts, config["model"]["patch_size"], options.run, validation)
 
 

@@ -16,7 +16,7 @@ from anomalyclip.data.synthetic.noise import NOMINAL_SIZE, Brush, Field, coverag
 
 WHOLE, CUT_OUT, PLATE, TURNED = "whole", "cut out", "plate", "turned"
 
-VIEWS = {WHOLE: 0.45, CUT_OUT: 0.15, PLATE: 0.15, TURNED: 0.25}
+VIEWS = {WHOLE: 0.3, CUT_OUT: 0.1, PLATE: 0.2, TURNED: 0.4}
 """Share of each kind of scene."""
 
 CATEGORY_OF = {PLATE: "printed plate", TURNED: "turned part"}
