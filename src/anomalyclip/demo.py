@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from anomalyclip.addresses import require_here
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import open_output, replacing, writing
@@ -53,6 +54,7 @@ def run(
     AnomalyCLIPError
         The folder holds predictions or a threshold that were not made by the demo, or it cannot be written to.
     """
+    require_here(output, "the demo")
     _check_is_ours(Path(output))
     check_page(Path(output))
     threshold = Threshold.from_file(THRESHOLD)

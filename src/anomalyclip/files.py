@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+from anomalyclip.addresses import Address, delete, exists, put
+from anomalyclip.addresses.writing import check_can_be_written
 from anomalyclip.errors import AnomalyCLIPError, InputError
 
 try:
@@ -24,11 +26,12 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str] | Address) -> Iterator[Path]:
     """Yield a temporary path next to `path`, which is renamed to `path` when the block ends without an error.
 
     Missing parent folders are created. After an error the temporary file is deleted, and an existing file is unchanged.
-    Temporary files that a killed process left there are deleted too.
+    Temporary files that a killed process left there are deleted too. A file for an `Address` is written on this machine
+    and sent when it is whole.
 
     Examples
     --------
@@ -39,6 +42,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     Path(f"{folder}/a/b.txt").read_text()
     'whole'
     """
+    if isinstance(path, Address):
+        check_can_be_written(path)
+        with tempfile.TemporaryDirectory(prefix="anomalyclip-") as folder:
+            yield (file := Path(folder, "file"))
+            put(file, path)
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _claimed(path.parent, _make_file) as temporary:
@@ -250,18 +259,28 @@ def linked(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_writable(path: str | os.PathLike[str] | Address, *, overwrite: bool) -> None:
     """Check early that a result file can be written later, and create its folder.
+
+    At an `Address` a small object with another name is written and deleted.
 
     Raises
     ------
     AnomalyCLIPError
         The file exists and `overwrite` is not set, or its folder is not writable.
     """
+    there = exists(path) if isinstance(path, Address) else Path(path).exists()
+    if there and not overwrite:
+        raise AnomalyCLIPError(f"{path} exists: give --overwrite to replace it, or another --output")
+    if isinstance(path, Address):
+        check_can_be_written(path)
+        probe = path.parent / f".{secrets.token_hex(4)}.tmp"
+        with tempfile.NamedTemporaryFile() as empty:
+            put(empty.name, probe)
+        delete(probe)
+        return
     path = Path(path)
     with writing(path):
-        if path.exists() and not overwrite:
-            raise AnomalyCLIPError(f"{path} exists: give --overwrite to replace it, or another --output")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

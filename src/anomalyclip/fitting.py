@@ -104,7 +104,8 @@ def sources_of(images: Images) -> Iterable[Source]:
     if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
-        return [image.path for image in find_images([str(image) for image in images])]
+        paths = [os.fspath(image) for image in images if isinstance(image, str | os.PathLike)]
+        return [image.path for image in find_images(paths)]
     return images
 
 

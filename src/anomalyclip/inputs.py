@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
-from anomalyclip.addresses import Address, as_address, local_path
+from anomalyclip.addresses import Address, as_address, as_place, local_path, on_disk
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.names import Names
 from anomalyclip.readers import Selection, exists, holder, is_unnamed_image, locate, reader_for, suffixes
@@ -97,7 +97,7 @@ def find_images(
     ...     [image.name for image in find_images([folder])]
     ['b.PNG', 'line 1/a.jpg']
     """
-    roots = [root for path in paths for root in _roots(os.fspath(path))]
+    roots = [root for path in paths for root in _roots(path)]
     base = _common_folder(roots)
     seen = Names()
     for root in roots:
@@ -109,12 +109,12 @@ def find_images(
             yield ImageFile(wanted, relative(holder(wanted), base))
 
 
-def _roots(path: str) -> Iterator[Root]:
+def _roots(path: str | os.PathLike[str]) -> Iterator[Root]:
     address = as_address(path)
     if address is not None:
         yield place_of(address)
     else:
-        yield from (Path(match) for match in _matches(local_path(path)))
+        yield from (Path(match) for match in _matches(local_path(os.fspath(path))))
 
 
 def _images(
@@ -167,16 +167,21 @@ def read_list(lines: Iterable[str]) -> Iterator[ImageFile]:
 
 
 def read_list_file(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
-    """Yield the images of a file with one path per line, in UTF-8 with or without a byte order mark.
+    """Yield the images of a file or an address with one path per line, in UTF-8 with or without a byte order mark.
 
     Raises
     ------
     AnomalyCLIPError
         The file cannot be read, is not such a list, or is empty.
     """
+    with on_disk(as_place(path)) as file:
+        yield from _in_list(path, file)
+
+
+def _in_list(path: str | os.PathLike[str], file: Path) -> Iterator[ImageFile]:
     found = False
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
             for image in read_list(lines):
                 found = True
                 yield image

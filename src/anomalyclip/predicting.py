@@ -364,9 +364,9 @@ def run_folder(
             raise AnomalyCLIPError(
                 "a shard needs a folder that all shards share: give --output FOLDER; each gets its own folder in it"
             )
-        address = as_address(os.fspath(output))
+        address = as_address(output)
         output = Path(output) / shard.folder if address is None else address.below(shard.folder)
-    if output is not None and (address := as_address(os.fspath(output))) is not None:
+    if output is not None and (address := as_address(output)) is not None:
         return RemoteFolder("predict", address, resume=resume, overwrite=overwrite)
     folder = RunFolder("predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS)
     if folder.output is not None:
@@ -417,10 +417,8 @@ def _listed(
     if isinstance(images, str | os.PathLike):
         images = [images]
     if isinstance(images, Sequence) and all(isinstance(image, str | os.PathLike) for image in images):
-        found = stream_images([os.fspath(image) for image in images])
-        return (
-            Listed(found) if at_once and not any(map(as_address, map(os.fspath, images))) else _begun(found)
-        )
+        found = stream_images([as_address(image) or os.fspath(image) for image in images])
+        return Listed(found) if at_once and not any(map(as_address, images)) else _begun(found)
     return images  # type: ignore[return-value]
 
 

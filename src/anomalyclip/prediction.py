@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalyclip.addresses import as_place, on_disk
 from anomalyclip.depth import Range, require_range
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing, writing
@@ -64,7 +65,8 @@ class Threshold:
             If the file cannot be read or is not a threshold file.
         """
         try:
-            content = parse_json(Path(path).read_bytes())
+            with on_disk(as_place(path)) as file:
+                content = parse_json(file.read_bytes())
         except OSError as error:
             raise AnomalyCLIPError(
                 f"threshold {path}: expected a number from 0 to 1, such as 0.5, or a threshold file ({error.strerror})"
@@ -121,7 +123,8 @@ class Threshold:
         """
         content = {"score": self.score, "pixel": self.pixel, "info": dict(self.info)}
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        with writing(path), replacing(path) as temporary:
+        place = as_place(path)
+        with writing(place), replacing(place) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalyclip.addresses import as_place, on_disk
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import in_one_order, parse_json, replacing, require_regular, writing
 from anomalyclip.nearest import Box, box_of
@@ -185,7 +186,8 @@ class Memory:
             tensors[_PICTURES] = torch.frombuffer(bytearray(b"".join(self.pictures)), dtype=torch.uint8)
             about["picture_sizes"] = [len(picture) for picture in self.pictures]
         header = {"format": FORMAT, "about": json.dumps(about, sort_keys=True)}
-        with writing(path), replacing(path) as temporary:
+        place = as_place(path)
+        with writing(place), replacing(place) as temporary:
             temporary.write_bytes(in_one_order(save(tensors, metadata=header)))
 
     @classmethod
@@ -197,13 +199,14 @@ class Memory:
         AnomalyCLIPError
             The file is missing, damaged, or no memory.
         """
-        try:
-            require_regular(path)
-            tensors, header = read_safetensors(path)
-        except Exception as error:  # what a damaged file raises depends on the damage
-            raise AnomalyCLIPError(
-                f"{path}: cannot be read as a memory ({error}); expected a file that `anomalyclip fit` wrote"
-            ) from None
+        with on_disk(as_place(path)) as file:
+            try:
+                require_regular(file)
+                tensors, header = read_safetensors(file)
+            except Exception as error:  # what a damaged file raises depends on the damage
+                raise AnomalyCLIPError(
+                    f"{path}: cannot be read as a memory ({error}); expected a file that `anomalyclip fit` wrote"
+                ) from None
         check_format(header, path, format=FORMAT, what="a memory (which `anomalyclip fit` writes)")
         try:
             about = parse_json(header["about"])

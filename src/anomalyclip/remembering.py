@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomalyclip.addresses import as_place, on_disk
 from anomalyclip.agreement import check_fits, without_memory
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.detector import Detector
@@ -152,7 +152,7 @@ class _EachClass:
         hashes = hashlib.sha256()
         for path in self._spec.references or ():
             for image in [path] if is_memory_file(path) else sources_of([path]):
-                hashes.update(file_digest(Path(str(image)), "sha256").encode())
+                hashes.update(_digest(image).encode())
         made = {"augment": self._spec.augment, "max_patches": self._spec.max_patches}
         return {**self._scorer.identity(), "memory": made, "references_sha256": hashes.hexdigest()}
 
@@ -160,6 +160,11 @@ class _EachClass:
         """Return what reports say of it."""
         about: Description = self._scorer.describe()
         return replace(about, title=f"{about.title}, with references")
+
+
+def _digest(image: Any) -> str:
+    with on_disk(as_place(image)) as file:
+        return file_digest(file, "sha256")
 
 
 def _with(base: TorchScorer, memory: Memory, *, rule: str | None) -> TorchScorer:

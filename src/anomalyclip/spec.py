@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from anomalyclip.addresses import Address, as_address, require_here
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.settings import Settings, option, options_of
 
@@ -391,12 +392,23 @@ class DetectorSpec(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._follow_addresses()
         self._check_words()
         self._check_references()
         self._check_range()
         if self.tiling is None and self.overlap != _default("overlap"):
             raise AnomalyCLIPError(f"overlap {self.overlap} is only for tiles: give the tile size too")
         self._check_model()
+
+    def _follow_addresses(self) -> None:
+        """Refuse models at addresses; of other addresses, what is secret is neither shown nor written from here on."""
+        for name in ("backbone", "prompts", "templates", "trained", "model"):
+            require_here(getattr(self, name), f"{name}: the files of a model")
+        if self.range_from is not None:
+            object.__setattr__(self, "range_from", as_address(self.range_from) or self.range_from)
+        if self.references is not None:
+            followed = tuple(as_address(path) or path for path in self.references)
+            object.__setattr__(self, "references", followed)
 
     def _check_words(self) -> None:
         if (self.normal is None) != (self.abnormal is None):
@@ -513,7 +525,9 @@ class DetectorSpec(Settings):
         }
         paths = {field: getattr(self, field) for field in names}
         references = self.references and tuple(
-            os.path.abspath(path) if os.path.exists(path) or glob.has_magic(path) else path
+            path
+            if isinstance(path, Address) or not (os.path.exists(path) or glob.has_magic(path))
+            else os.path.abspath(path)
             for path in self.references
         )
         return replace(
@@ -527,8 +541,8 @@ class DetectorSpec(Settings):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as a JSON-ready dictionary."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """Return all fields as a JSON-ready dictionary; addresses without user, password and query string."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "DetectorSpec":
@@ -578,3 +592,10 @@ OPTIONS = options_of(DetectorSpec)
 
 FIXED_BY_MODEL = tuple(name for name, one in OPTIONS.items() if one.metadata["fixed_by_model"])
 """Fields that are fixed by an exported file."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a field's value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Address) else value

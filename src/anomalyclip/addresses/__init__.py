@@ -4,7 +4,7 @@ Only an `Address` is followed. Whoever takes addresses from users turns them int
 texts from elsewhere, such as a server, does not, and nothing below follows them.
 """
 
-from anomalyclip.addresses.address import Address, as_address, local_path, masked
+from anomalyclip.addresses.address import Address, as_address, as_place, local_path, masked, require_here
 from anomalyclip.addresses.copies import fetched, on_disk
 from anomalyclip.addresses.listing import beginning, entries, exists, is_dir, is_folder, length, objects
 from anomalyclip.addresses.writing import delete, put
@@ -12,6 +12,7 @@ from anomalyclip.addresses.writing import delete, put
 __all__ = [
     "Address",
     "as_address",
+    "as_place",
     "beginning",
     "delete",
     "entries",
@@ -25,4 +26,5 @@ __all__ = [
     "objects",
     "on_disk",
     "put",
+    "require_here",
 ]

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 from anomalyclip.errors import AnomalyCLIPError
@@ -165,6 +166,42 @@ def as_address(path: str | os.PathLike[str]) -> Address | None:
     ):
         return None
     return Address(text)
+
+
+def as_place(path: str | os.PathLike[str]) -> Path | Address:
+    """Return what a user's path of one file or folder means: an address, or a path of this machine.
+
+    Examples
+    --------
+    >>> as_place("s3://bucket/threshold.json"), as_place("file:///data/threshold.json").as_posix()
+    (Address('s3://bucket/threshold.json'), '/data/threshold.json')
+    """
+    return as_address(path) or Path(local_path(os.fspath(path)))
+
+
+def require_here(path: str | os.PathLike[str] | None, what: str) -> None:
+    """Refuse an address where only a path of this machine can be used.
+
+    Parameters
+    ----------
+    path : path-like or None
+        What the user gave; None: nothing.
+    what : str
+        What the path is of, for the message.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It is an address.
+
+    Examples
+    --------
+    >>> require_here("s3://bucket/a.onnx", "a model")
+    Traceback (most recent call last):
+    anomalyclip.errors.AnomalyCLIPError: s3://bucket/a.onnx: a model cannot be at an address; use a path of this machine
+    """
+    if path is not None and (address := as_address(path)) is not None:
+        raise AnomalyCLIPError(f"{address}: {what} cannot be at an address; use a path of this machine")
 
 
 def local_path(text: str) -> str:

@@ -30,7 +30,12 @@ def put(file: str | os.PathLike[str], address: Address) -> None:
         store.put_file(os.fspath(file), temporary)
         store.mv(temporary, path)
 
-    _written(address, whole)
+    try:
+        _written(address, whole)
+    except FileNotFoundError:
+        raise AnomalyCLIPError(
+            f"{address}: cannot be written; there is no such bucket, or no such container"
+        ) from None
 
 
 def delete(address: Address) -> None:

@@ -65,7 +65,7 @@ def calibrate(
         ),
     ] = Criterion.f1,
     output: Annotated[
-        Path, typer.Option(help="Threshold file to write, for --threshold.", dir_okay=False)
+        Path, typer.Option(help="Threshold file to write, for --threshold; also an address.", dir_okay=False)
     ] = Path("threshold.json"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output if it exists.")] = False,
     batch_size: options.BatchSize = 1,
@@ -77,6 +77,7 @@ def calibrate(
     The file it writes is what --threshold takes, and says how far the threshold can be trusted. Use the same model
     options as for predict: another image size, precision or --tile gives other scores.
     """
+    from anomalyclip.addresses import as_place
     from anomalyclip.evaluation import calibration
     from anomalyclip.files import check_writable
 
@@ -99,7 +100,8 @@ def calibrate(
     else:
         names = ("false_alarm_rate", "false_pixel_share", "every", "axis")
         options.refuse(context, names, "is for normal images, not for --labelled")
-    check_writable(output, overwrite=overwrite)
+    place = as_place(output)
+    check_writable(place, overwrite=overwrite)
     detector = spec.load()
     with stoppable("stopped: no threshold was written"):
         if labelled is None:
@@ -122,10 +124,10 @@ def calibrate(
                 on_error=on_error,
                 track=track,
             )
-    threshold.to_file(output)
+    threshold.to_file(place)
     for line in threshold.info["says"]:
         out().print(line, markup=False)
     pixel = "none" if threshold.pixel is None else f"{threshold.pixel:.4f}"
-    out().print(f"threshold file {output}: score {threshold.score:.4f}, pixel {pixel}", markup=False)
+    out().print(f"threshold file {place}: score {threshold.score:.4f}, pixel {pixel}", markup=False)
     if failed:
         raise typer.Exit(1)

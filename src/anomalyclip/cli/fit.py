@@ -1,5 +1,6 @@
 """``anomalyclip fit``: a memory of flawless images of a product."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,20 +54,24 @@ def fit(
     One image is enough to begin with; four to sixteen are better. Use the same model options as for predict. Give
     the memory to predict, calibrate, test and export with --references.
     """
+    from anomalyclip.addresses import Address, as_place, exists
     from anomalyclip.files import check_writable
     from anomalyclip.fitting import fit as gather
     from anomalyclip.inputs import find_images
+    from anomalyclip.references import is_memory_file
 
-    if output.suffix.lower() != ".memory":
+    place = as_place(output)
+    if not is_memory_file(place):
+        better = os.path.splitext(place)[0]
         raise AnomalyCLIPError(
-            f"{output}: the file name of a memory must end in .memory, for example {output.with_suffix('.memory')}"
+            f"{place}: the file name of a memory must end in .memory, for example {better}.memory"
         )
     if add:
-        options.refuse(context, (*_KEPT, "no_pictures"), f"cannot be changed with --add: fixed by {output}")
+        options.refuse(context, (*_KEPT, "no_pictures"), f"cannot be changed with --add: fixed by {place}")
         options.refuse(context, ("overwrite",), "cannot be combined with --add: give one of them")
-        if not output.exists():
-            raise AnomalyCLIPError(f"{output}: there is no memory to add to; leave out --add")
-    check_writable(output, overwrite=overwrite or add)
+        if not (exists(place) if isinstance(place, Address) else place.exists()):
+            raise AnomalyCLIPError(f"{place}: there is no memory to add to; leave out --add")
+    check_writable(place, overwrite=overwrite or add)
     failed = []
 
     def on_error(image: object, error: InputError) -> None:
@@ -79,14 +84,14 @@ def fit(
             [image.path for image in find_images(normals, selection=options.selection(every, axis))],
             **kept,
             pictures=not no_pictures,
-            add_to=output if add else None,
+            add_to=place if add else None,
             on_error=on_error,
             track=track,
         )
-    memory.save(output)
+    memory.save(place)
     count = f"{len(memory)} reference{'s' * (len(memory) != 1)}"
     out().print(
-        f"{output}: {count}, {memory.patches} patches; {memory.size / 1e6:.1f} MB in memory", markup=False
+        f"{place}: {count}, {memory.patches} patches; {memory.size / 1e6:.1f} MB in memory", markup=False
     )
     if failed:
         raise typer.Exit(1)

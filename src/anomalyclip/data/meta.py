@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, overload
 
-from anomalyclip.addresses import Address, as_address, exists, is_dir, local_path, on_disk, put
-from anomalyclip.addresses.writing import check_can_be_written
+from anomalyclip.addresses import Address, as_place, exists, is_dir, on_disk
 from anomalyclip.data.tree import Tree, name_of, tree_of
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.files import parse_json, replacing
@@ -214,36 +212,20 @@ def write_meta(meta: Meta, path: str | os.PathLike[str] | None = None) -> Path |
     ...     read_meta(root).phase("test")[0]
     Sample(image='a.png', mask=None, class_name='nut', defect='good', anomaly=False)
     """
-    target = _place(path) if path is not None else meta.root / FILE_NAME
+    target = as_place(path) if path is not None else meta.root / FILE_NAME
     table: dict[str, dict[str, list[dict[str, str | int]]]] = {}
     for phase, samples in meta.phases.items():
         classes = table.setdefault(phase, {})
         for sample in samples:
             classes.setdefault(sample.class_name, []).append(_to_entry(sample))
-    if isinstance(target, Address):
-        check_can_be_written(target)
-        with TemporaryDirectory(prefix="anomalyclip-") as folder:
-            written = Path(folder, FILE_NAME)
-            _dump(table, written)
-            put(written, target)
-        return target
     try:
-        with replacing(target) as temporary:
-            _dump(table, temporary)
+        with replacing(target) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump(table, file, indent=1)
     except OSError as error:
         raise AnomalyCLIPError(
             f"{target}: cannot be written: {error.strerror}; choose another file with --output"
         ) from None
     return target
-
-
-def _dump(table: Any, file: Path) -> None:
-    with open(file, "w", encoding="utf-8") as text:
-        json.dump(table, text, indent=1)
-
-
-def _place(path: str | os.PathLike[str]) -> Path | Address:
-    return as_address(path) or Path(local_path(os.fspath(path)))
 
 
 def _to_entry(sample: Sample) -> dict[str, str | int]:
@@ -258,7 +240,7 @@ def _to_entry(sample: Sample) -> dict[str, str | int]:
 
 def has_meta(root: str | os.PathLike[str]) -> bool:
     """Return whether there is a ``meta.json`` in a folder, or below an address."""
-    file = _place(root) / FILE_NAME
+    file = as_place(root) / FILE_NAME
     return exists(file) if isinstance(file, Address) and not file.is_web else Path(file).is_file()
 
 
@@ -294,7 +276,7 @@ def read_meta(
         The file does not exist or is not JSON, an entry is malformed or leaves the root (the message names entry and
         field), or none of its images exist.
     """
-    file = _place(path)
+    file = as_place(path)
     if is_dir(file):
         file = file / FILE_NAME
     tree = tree_of(file.parent if root is None else root, allow_outside=allow_outside)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomalyclip.addresses import require_here
 from anomalyclip.core import Core
 from anomalyclip.depth import Range, Scale
 from anomalyclip.detector import Detector
@@ -130,6 +131,7 @@ def export(
         exists or cannot be written, or its results differ from PyTorch's by more than `TOLERANCES` allows. No file is
         written then.
     """
+    require_here(output, "an exported file")
     output = Path(output)
     listed = [image.path for image in find_images(list(calibration))]
     check_export(output, format=format, precision=precision, calibrated=bool(listed))

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyclip.addresses import Address
+from anomalyclip.addresses import Address, require_here
 from anomalyclip.data.meta import Sample
 from anomalyclip.data.tree import path_of
 from anomalyclip.depth import Range
@@ -286,6 +286,7 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path) -> None:
+        require_here(folder, "saved maps")
         if not folder.is_dir():
             raise AnomalyCLIPError(
                 f"{folder}: no such folder; expected maps as `predict --save map` writes them"

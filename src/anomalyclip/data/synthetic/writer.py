@@ -13,6 +13,7 @@ from threading import current_thread, main_thread
 
 import numpy as np
 
+from anomalyclip.addresses import require_here
 from anomalyclip.data.synthetic import CLASSES, DEFECTS, IMAGE_SIZE, LEAST_SIZE, generate
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import open_output, staging, writing
@@ -90,6 +91,7 @@ def write_dataset(
     ...     count, sorted(path.name for path in Path(folder, "set", "cork").iterdir())
     (3, ['ground_truth', 'test', 'train'])
     """
+    require_here(output, "generated images")
     output = Path(output)
     kinds = list(DEFECTS) if defects is None else list(dict.fromkeys(defects))
     names = list(dict.fromkeys(classes))
