@@ -14,6 +14,7 @@ from anomalyclip.backbones.load import load_tower
 from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.vit import PlainViT
 from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.clip.backbone import load_backbone, shared_backbones
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.weights import Weights, read_weights
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, NoTextsError
@@ -386,3 +387,15 @@ def test_a_clip_is_read_as_one(tmp_path):
 def test_shapes_are_those_of_the_model(config):
     state = form_of(config)(config).state_dict()
     assert {name: tuple(one.shape) for name, one in state.items()} == tensor_shapes(config)
+
+
+# --- shared ---------------------------------------------------------------------------------------------------
+
+
+def test_a_vision_only_backbone_is_shared_and_has_no_texts_all_the_same(tmp_path):
+    path = forms.original_dinov2(tmp_path)
+    with shared_backbones():
+        assert load_tower(path).visual is load_tower(path).visual
+        with pytest.raises(NoTextsError):
+            load_backbone(path)
+    assert load_tower(path).visual is not load_tower(path).visual

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from anomalyclip import AnomalyCLIPError, DetectorSpec, compare, evaluate, texts, train
+from anomalyclip.clip import model as clip_model
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip_core import TextCore
 from anomalyclip.data.listing import load_samples
@@ -167,6 +168,21 @@ def test_texts_and_patches_are_compared_once_for_all_whose_maps_are_the_same(spe
     found = compare([spec], root, vary=AXES, batch_size=3, draws=100)
     assert sum(compared) == 12 * 2  # of 12 images, with two sigmas
     assert len({cost.own for cost in found.costs.values()}) == 1  # what is shared counts for each
+
+
+@pytest.mark.parametrize("methods", [["words", "anomalydino"], ["anomalydino", "words"]])
+def test_a_backbone_is_read_once_whether_a_method_needs_its_texts_or_not(methods, root, monkeypatch):
+    read, frozen = [], clip_model.frozen
+
+    def noted(make, weights):
+        read.append(len(weights))
+        return frozen(make, weights)
+
+    monkeypatch.setattr(clip_model, "frozen", noted)
+    spec = DetectorSpec("micro", image_size=60, references=[str(root / "nut/test/good/000.png")])
+    found = compare(methods, root, spec=spec, draws=100)
+    assert found.names == methods
+    assert len(read) == 1
 
 
 def test_rules_that_use_references_are_not_taken_for_one(spec, root):

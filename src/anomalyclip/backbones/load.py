@@ -8,9 +8,10 @@ from pathlib import Path
 from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.clip.backbone import Backbone, frozen_backbone, read_once
 from anomalyclip.clip.config import CLIPConfig
 from anomalyclip.clip.fingerprints import of_file
-from anomalyclip.clip.model import CLIP, VisionTransformer
+from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip.registry import resolve_backbone
 
 
@@ -36,6 +37,8 @@ class ImageTower:
 def load_tower(backbone: str | os.PathLike[str]) -> ImageTower:
     """Return the image encoder of a backbone by name, file or folder; see `read_any`.
 
+    In a block of `anomalyclip.clip.backbone.shared_backbones` it is that of methods with texts on the same file.
+
     Raises
     ------
     AnomalyCLIPError
@@ -47,15 +50,17 @@ def load_tower(backbone: str | os.PathLike[str]) -> ImageTower:
     6
     """
     source = resolve_backbone(backbone)
-    fingerprint = of_file(
-        source, read_any
-    )  # taken before reading: if the file changes meanwhile, that is an error
-    visual, config = _model(source)
-    return ImageTower(visual, config, fingerprint)
+    found: Backbone | ImageTower = read_once((source, None), lambda: _read(source))
+    if isinstance(found, Backbone):
+        return ImageTower(found.clip.visual, found.clip.config, found.fingerprint)
+    return found
 
 
-def _model(source: Path) -> tuple[VisionTransformer, CLIPConfig | ViTConfig]:
+def _read(source: Path) -> Backbone | ImageTower:
+    # taken before reading: if the file changes meanwhile, that is an error
+    fingerprint = of_file(source, read_any)
     weights = read_any(source)
     if isinstance(weights, ViTWeights):
-        return form_of(weights.config).frozen(weights.config, weights.state_dict), weights.config
-    return CLIP.frozen(weights.config, weights.state_dict).visual, weights.config
+        vit = form_of(weights.config).frozen(weights.config, weights.state_dict)
+        return ImageTower(vit, weights.config, fingerprint)
+    return frozen_backbone(weights, fingerprint)

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from anomalyclip.clip.fingerprints import of_file
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.registry import resolve_backbone
-from anomalyclip.clip.weights import read_weights
+from anomalyclip.clip.weights import Weights, read_weights
 from anomalyclip.spec import DEFAULT_BACKBONE
 
 
@@ -50,17 +51,19 @@ def load_backbone(
         The weights cannot be downloaded or read.
     """
     source = resolve_backbone(backbone)
-    shared = _SHARED.get()
-    if shared is None:
-        return _read(source, activation)
-    if (source, activation) not in shared.backbones:
-        shared.backbones[source, activation] = _read(source, activation)
-    return shared.backbones[source, activation]
+    found = read_once((source, activation), lambda: _read(source, activation))
+    return found if isinstance(found, Backbone) else _read(source, activation)  # which says that it has no texts
 
 
 def _read(source: Path, activation: str | None) -> Backbone:
     fingerprint = of_file(source)  # taken before reading: if the file changes meanwhile, that is an error
-    weights = read_weights(source)
+    return frozen_backbone(read_weights(source), fingerprint, activation=activation)
+
+
+def frozen_backbone(
+    weights: Weights, fingerprint: Callable[[], str], *, activation: str | None = None
+) -> Backbone:
+    """Return the model of weights that have been read; see `load_backbone`."""
     config = weights.config
     if activation is not None:
         config = replace(config, quick_gelu=activation == "quick-gelu")
@@ -71,7 +74,7 @@ def _read(source: Path, activation: str | None) -> Backbone:
 class _Shared:
     """What is made once in a block of `shared_backbones`."""
 
-    backbones: dict[tuple[Path, str | None], Backbone] = field(default_factory=dict)
+    backbones: dict[tuple[Path, str | None], Any] = field(default_factory=dict)
     texts: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
@@ -97,6 +100,24 @@ def shared_backbones() -> Iterator[None]:
         _SHARED.reset(token)
 
 
+def read_once(key: tuple[Path, str | None], read: Callable[[], Any]) -> Any:
+    """Return a backbone; in a block of `shared_backbones` what has the same file and activation is read once.
+
+    Parameters
+    ----------
+    key : (Path, str or None)
+        The file or folder, and the activation as in `load_backbone`.
+    read : callable
+        Reads it.
+    """
+    shared = _SHARED.get()
+    if shared is None:
+        return read()
+    if key not in shared.backbones:
+        shared.backbones[key] = read()
+    return shared.backbones[key]
+
+
 def texts_once(clip: CLIP, digest: str, compute: Callable[[], Tensor]) -> Tensor:
     """Return the features of texts; in a block of `shared_backbones` the same texts are encoded once.
 
@@ -110,7 +131,8 @@ def texts_once(clip: CLIP, digest: str, compute: Callable[[], Tensor]) -> Tensor
         Encodes them.
     """
     shared = _SHARED.get()
-    if shared is None or all(backbone.clip is not clip for backbone in shared.backbones.values()):
+    known = () if shared is None else shared.backbones.values()
+    if shared is None or not any(isinstance(one, Backbone) and one.clip is clip for one in known):
         return compute()
     key = id(clip), digest
     if key not in shared.texts:
