@@ -87,11 +87,24 @@ def test_large_products_are_equal_by_either_library(faster, monkeypatch):
     torch.testing.assert_close(largest, (x @ rows.T).amax(dim=-1), atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_large_layers_are_equal_by_either_library(faster, turned, monkeypatch):
+    monkeypatch.setattr(packed, "is_faster", lambda: faster)
+    x, bias = torch.randn(2, 700, 512), torch.randn(400)
+    weight = torch.randn(512, 400).T if turned else torch.randn(400, 512)  # the projection is stored turned
+    with torch.inference_mode():
+        expected = torch.nn.functional.linear(x, weight, bias)
+        torch.testing.assert_close(packed.linear(x, weight, bias), expected, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(packed.linear(x, weight), expected - bias, atol=1e-4, rtol=1e-5)
+
+
 @pytest.fixture
 def fast_machine(monkeypatch):
-    """A machine on which oneDNN is faster, for models of any width."""
+    """A machine on which oneDNN is faster, for models of any width and products of any size."""
     monkeypatch.setattr(packed, "is_faster", lambda: True)
     monkeypatch.setattr(packed, "SMALLEST_WIDTH", 1)
+    monkeypatch.setattr(packed, "_LARGE", 1)
 
 
 def golden_scorer(case, state, **options):

@@ -125,6 +125,12 @@ class ClipCore(Core):
         """Return raw tokens (..., D) in the space that images and texts share, (..., E)."""
         return self.visual.project(tokens, norm=norm)
 
+    def projected(self, found: Features, tokens: Tensor) -> Tensor:
+        """Return tokens of a pass, (B, 1 + N, D), projected (B, 1 + N, E), once for all cores that share the pass."""
+        if id(tokens) not in found.projected:  # the tokens live as long as `found`, which holds them
+            found.projected[id(tokens)] = self.project(tokens)
+        return found.projected[id(tokens)]
+
     def rows(self, found: Features) -> Tensor:
         """Return what training needs of each image, (B, 1 + L * N, W) float32: its own row, then every layer's patches.
 
@@ -238,7 +244,7 @@ class TextCore(ClipCore):
     def features(self, found: Features) -> ImageFeatures:
         """Return the features that are compared with the texts, projected and not normalised."""
         tokens = found.local if self.path.blocks else found.plain
-        patches = {layer: self.project(tokens[layer]) for layer in self.layers}
+        patches = {layer: self.projected(found, tokens[layer]) for layer in self.layers}
         return ImageFeatures(self.project(found.cls, norm=self.ln_post), patches)
 
     def rows(self, found: Features) -> Tensor:

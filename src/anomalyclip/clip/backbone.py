@@ -52,7 +52,9 @@ def load_backbone(
     """
     source = resolve_backbone(backbone)
     found = read_once((source, activation), lambda: _read(source, activation))
-    return found if isinstance(found, Backbone) else _read(source, activation)  # which says that it has no texts
+    return (
+        found if isinstance(found, Backbone) else _read(source, activation)
+    )  # which says that it has no texts
 
 
 def _read(source: Path, activation: str | None) -> Backbone:

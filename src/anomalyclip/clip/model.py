@@ -251,6 +251,9 @@ class VisionTransformer(nn.Module):
 
     registers: int = 0
 
+    linear = staticmethod(F.linear)
+    """The product with `proj`; `anomalyclip.clip.packed` puts a faster one in its place."""
+
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         width, grid = config.vision_width, config.image_size // config.patch_size
@@ -354,7 +357,7 @@ class VisionTransformer(nn.Module):
 
     def project(self, tokens: Tensor, *, norm: bool = True) -> Tensor:
         """Project tokens (..., D) to the space that images and texts share, (..., E), with or without `ln_post`."""
-        projected: Tensor = (self.ln_post(tokens) if norm else tokens) @ self.proj
+        projected: Tensor = self.linear(self.ln_post(tokens) if norm else tokens, self.proj.T)
         return projected
 
     def positions(self, rows: int, columns: int, *, rule: str = "bilinear") -> Tensor:

@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip.backbones.vit import GatedMLP
@@ -268,8 +269,42 @@ def _is_worth_it(x: Tensor, rows: Tensor) -> bool:
     return x.numel() * len(rows) >= _LARGE and is_faster()
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ weight.T + bias``, by oneDNN where it is faster and the product is large.
+
+    Parameters
+    ----------
+    x : Tensor
+        (..., D).
+    weight : Tensor
+        (E, D), in any layout.
+    bias : Tensor, optional
+        (E,).
+
+    Returns
+    -------
+    Tensor
+        (..., E). Products that are differentiated, compiled, exported or not in float32 are PyTorch's own.
+
+    Examples
+    --------
+    >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0]))
+    tensor([[11.,  3.]])
+    """
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not _is_worth_it(x, weight):
+        return F.linear(x, weight, bias)
+    return _product(x.contiguous(), weight, bias)
+
+
+def _is_worth_it(x: Tensor, rows: Tensor) -> bool:
+    """Return whether ``rows @ x.T`` is a product for oneDNN."""
+    if torch.compiler.is_compiling() or x.requires_grad or rows.requires_grad or x.device.type != "cpu":
+        return False
+    return x.numel() * len(rows) >= _LARGE and is_faster()
+
+
 def pack(visual: VisionTransformer, *, tokens: int) -> None:
-    """Store the weights of all blocks in oneDNN's layout, in place.
+    """Store the weights of all blocks in oneDNN's layout, in place, and project through it too.
 
     Parameters
     ----------
@@ -284,6 +319,7 @@ def pack(visual: VisionTransformer, *, tokens: int) -> None:
             mlp = block.mlp
             packed = PackedGatedMLP(mlp, tokens) if isinstance(mlp, GatedMLP) else PackedMLP(mlp, tokens)
             block.mlp = packed.train(block.training)
+    visual.linear = linear  # type: ignore[method-assign]
 
 
 def pack_if_faster(visual: VisionTransformer, *, tokens: int) -> None:
@@ -299,6 +335,7 @@ def unpack(visual: VisionTransformer) -> None:
             block.attn = block.attn.plain()
         if isinstance(block.mlp, PackedMLP | PackedGatedMLP):
             block.mlp = block.mlp.plain()
+    vars(visual).pop("linear", None)
 
 
 def is_packed(visual: VisionTransformer) -> bool:

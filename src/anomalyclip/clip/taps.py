@@ -160,6 +160,8 @@ class Features(NamedTuple):
         Tokens of other local paths.
     grid : (int, int)
         Rows and columns of the patches.
+    projected : dict of int to Tensor
+        What cores have projected of these tokens, for the next core (`anomalyclip.clip_core.ClipCore.projected`).
     """
 
     cls: Tensor
@@ -168,6 +170,7 @@ class Features(NamedTuple):
     windows: dict[Window, Tensor]
     more: dict[LocalPath, dict[int, Tensor]]
     grid: tuple[int, int]
+    projected: dict[int, Tensor]
 
     def of(self, path: LocalPath) -> "Features":
         """Return the same with the tokens of another local path as `local`, if they were kept."""
@@ -199,7 +202,7 @@ def run(visual: VisionTransformer, pixels: Tensor, positions: Tensor, taps: Taps
     )
     grid = pixels.shape[-2] // visual.patch_size, pixels.shape[-1] // visual.patch_size
     windows = {window: _windows(visual, tokens, window, grid[0]) for window in taps.windows}
-    return Features(found.cls, found.plain, found.local, windows, found.more, grid)
+    return Features(found.cls, found.plain, found.local, windows, found.more, grid, {})
 
 
 def starts(side: int, window: Window) -> list[int]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalyclip.anomaly import image_score, probabilities, similarities
+from anomalyclip.clip import packed
 from anomalyclip.clip.model import CLIP, CLIPConfig
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore, finite
@@ -219,7 +220,7 @@ def block_map(tokens: Tensor, weight: Tensor, bias: Tensor, text_features: Tenso
     Tensor
         (B, S, S) float32 within [0, 1].
     """
-    projected = F.linear(tokens.float(), weight, bias)  # B N E
+    projected = packed.linear(tokens.float(), weight, bias)  # B N E
     if text_features.dim() == 2:
         cosines = similarities(projected, text_features)  # B N 2
     else:
