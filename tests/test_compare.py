@@ -170,6 +170,22 @@ def test_texts_and_patches_are_compared_once_for_all_whose_maps_are_the_same(spe
     assert len({cost.own for cost in found.costs.values()}) == 1  # what is shared counts for each
 
 
+def test_patches_are_projected_once_for_all_that_read_the_same(spec, other_prompts, root, monkeypatch):
+    projected, project = [], VisionTransformer.project
+
+    def noted(self, tokens, *, norm=True):
+        projected.append(tokens.shape)
+        return project(self, tokens, norm=norm)
+
+    monkeypatch.setattr(VisionTransformer, "project", noted)
+    several = [
+        replace(spec, prompts=prompts, dpam_layers=n) for prompts in (PROMPTS, other_prompts) for n in (1, 2)
+    ]
+    compare(several, root, batch_size=12, draws=100)
+    assert projected.count((6, 17, 64)) == 2 * 2  # classes, local paths
+    assert projected.count((6, 64)) == 2 * 4  # each image feature is one row
+
+
 @pytest.mark.parametrize("methods", [["words", "anomalydino"], ["anomalydino", "words"]])
 def test_a_backbone_is_read_once_whether_a_method_needs_its_texts_or_not(methods, root, monkeypatch):
     read, frozen = [], clip_model.frozen

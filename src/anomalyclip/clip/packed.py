@@ -319,7 +319,7 @@ def pack(visual: VisionTransformer, *, tokens: int) -> None:
             mlp = block.mlp
             packed = PackedGatedMLP(mlp, tokens) if isinstance(mlp, GatedMLP) else PackedMLP(mlp, tokens)
             block.mlp = packed.train(block.training)
-    visual.linear = linear  # type: ignore[method-assign]
+    visual.linear = linear  # type: ignore[assignment]
 
 
 def pack_if_faster(visual: VisionTransformer, *, tokens: int) -> None:
