@@ -106,20 +106,27 @@ def test_a_file_with_a_free_batch_size_gives_what_pytorch_gives(detector, export
     assert largest_difference(ExportedScorer(exported)(pixels), detector.scorer(pixels)) < 1e-4
 
 
-@pytest.mark.parametrize("rule", ["max", "top1"])
+@pytest.mark.parametrize("rule", ["max", "top1", "mean"])
 def test_a_file_makes_the_image_score_from_the_map_as_pytorch_does(
     detector, small_state, paper_case, tmp_path, rule
 ):
     options = {"image_size": 70, "dpam_layers": 1, "image_score": rule}
     scorer = torch_scorer(CLIP.frozen(SMALL, small_state), paper_case.prompts, **options)
-    export(Detector(scorer), tmp_path / "model.onnx", dynamic_batch=True)
+    tiled = Detector(scorer, tiling=Tiling(64, overlap=0.5))
+    export(tiled, tmp_path / "model.onnx", dynamic_batch=True)
     loaded, pixels = ExportedScorer(tmp_path / "model.onnx"), probe_pixels(70)
     for batch in (pixels[:1], pixels[1:]):
         assert largest_difference(loaded(batch), scorer(batch)) < 1e-4
     text, maps = detector.scorer(pixels)  # the same model, whose score is that of the texts
-    highest = np.sort(maps.reshape(4, -1), axis=1)[:, -1 if rule == "max" else -49 :].mean(axis=1)
+    pixels_counted = {"max": 1, "top1": 49, "mean": 4900}[rule]
+    highest = np.sort(maps.reshape(4, -1), axis=1)[:, -pixels_counted:].mean(axis=1)
     np.testing.assert_allclose(loaded(pixels)[0], (text + highest) / 2, atol=1e-4)
     assert loaded.identity()["image_score"] == rule
+
+    large = open_image(PICTURES[0]).convert("RGB").resize((150, 110))
+    own, other = (one.predict(large) for one in (tiled, Detector.from_exported(tmp_path / "model.onnx")))
+    assert other.anomaly_map.shape == (110, 150)  # the file says how images are cut
+    assert other.pred_score == pytest.approx(own.pred_score, abs=1e-4)
 
 
 def test_predictions_are_those_of_the_detector_that_was_exported(detector, exported):

@@ -111,17 +111,29 @@ def test_the_score_is_the_mean_of_the_whole_and_of_the_highest_tile():
     assert score == pytest.approx((whole + 1) / 2, abs=1e-6)
 
 
-def test_an_image_score_that_uses_the_map_does_so_in_every_tile_and_in_the_whole():
+SHARES = {"max": 0.0, "top1": 0.01, "mean": 1.0}
+"""What share of the map's highest pixels each rule averages; of 0 it is the highest one."""
+
+
+@pytest.fixture(scope="module")
+def linen():
+    """A large image, and what the texts alone say of the whole and of its two tiles, with their maps."""
     image = Image.open(PICTURES / "linen_cut.jpg").convert("RGB").resize((300, 200))
-    plain, tiled = (
-        Detector.from_pretrained("micro", device="cpu", image_score="top1", tile=tile) for tile in (None, 200)
-    )
     crops = [image.crop((left, 0, left + 200, 200)) for left in (0, 100)]
-    whole, *parts = (plain.predict(one).pred_score for one in (image, *crops))
-    score = tiled.predict(image).pred_score
-    assert score == pytest.approx((whole + max(parts)) / 2, abs=1e-5)
-    by_texts = Detector.from_pretrained("micro", device="cpu", tile=200).predict(image).pred_score
-    assert abs(score - by_texts) > 0.01
+    by_texts = Detector.from_pretrained("micro", device="cpu")
+    return image, by_texts.predict([image, *crops])
+
+
+@pytest.mark.parametrize("rule", SHARES)
+def test_an_image_score_that_uses_the_map_does_so_in_every_tile_and_in_the_whole(rule, linen):
+    image, found = linen
+    highest = [np.sort(one.anomaly_map, axis=None)[::-1] for one in found]
+    means = [pixels[: max(int(SHARES[rule] * pixels.size), 1)].mean() for pixels in highest]
+    whole, *parts = ((one.pred_score + mean) / 2 for one, mean in zip(found, means, strict=True))
+    tiled = Detector.from_pretrained("micro", device="cpu", image_score=rule, tile=200)
+    assert tiled.predict(image).pred_score == pytest.approx((whole + max(parts)) / 2, abs=1e-5)
+    by_texts = (found[0].pred_score + max(one.pred_score for one in found[1:])) / 2
+    assert abs((whole + max(parts)) / 2 - by_texts) > 0.01
 
 
 def test_tiles_go_through_the_model_in_batches_and_the_batch_size_changes_nothing():
