@@ -262,13 +262,6 @@ def largest_products(x: Tensor, parts: Iterable[Tensor]) -> Tensor:
     return reduce(torch.maximum, found)
 
 
-def _is_worth_it(x: Tensor, rows: Tensor) -> bool:
-    """Return whether ``rows @ x.T`` is a product for oneDNN."""
-    if torch.compiler.is_compiling() or x.requires_grad or rows.requires_grad or x.device.type != "cpu":
-        return False
-    return x.numel() * len(rows) >= _LARGE and is_faster()
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias``, by oneDNN where it is faster and the product is large.
 
