@@ -1,4 +1,4 @@
-"""Vision-only backbones give what `transformers` computes: independent implementations of the published models."""
+"""Backbones give what `transformers` computes: independent implementations of the published models."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,8 @@ import torch
 from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.vit import PlainViT
 from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.clip.model import CLIP
+from anomalyclip.clip.weights import read_weights
 from anomalyclip.errors import AnomalyCLIPError
 
 transformers = pytest.importorskip("transformers")
@@ -98,3 +100,36 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(more, message, 
     file.write_text(json.dumps(json.loads(file.read_text()) | more))
     with pytest.raises(AnomalyCLIPError, match=message):
         read_any(tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_image_patches_and_texts_of_a_clip_equal_those_of_transformers(activation, tmp_path):
+    """Plain CLIP, without the local path: two heads in either tower, texts that end at different places."""
+    vision = {"hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 192}
+    text = vision | {"hidden_size": 32, "intermediate_size": 128, "vocab_size": 100}
+    text |= {"max_position_embeddings": 16, "bos_token_id": 98, "eos_token_id": 99}
+    config = transformers.CLIPConfig(
+        vision_config=vision | {"image_size": 56, "patch_size": 14, "hidden_act": activation},
+        text_config=text | {"hidden_act": activation},
+        projection_dim=24,
+    )
+    model = random(transformers.CLIPModel(config))
+    model.save_pretrained(tmp_path)
+    weights = read_weights(tmp_path)
+    assert weights.config.quick_gelu == (activation == "quick_gelu")
+    clip, visual = CLIP.frozen(weights.config, weights.state_dict), model.vision_model
+    draw = torch.Generator().manual_seed(1)
+    pixels, ids = torch.randn(2, 3, 56, 56, generator=draw), torch.randint(0, 98, (2, 9), generator=draw)
+    ends = torch.tensor([8, 5])
+    ids[:, 0], ids[torch.arange(2), ends] = 98, 99
+    with torch.inference_mode():
+        theirs = visual(pixel_values=pixels, output_hidden_states=True)
+        image = model.visual_projection(theirs.pooler_output)
+        words = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+        tokens = clip.visual.run(clip.visual.embed(pixels), plain=[1, 2, 3])
+        own_words = clip.encode_text(clip.token_embedding(ids), ends)
+    near = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(clip.visual.project(tokens.cls), image, **near)
+    for block, found in tokens.plain.items():
+        torch.testing.assert_close(found, theirs.hidden_states[block], **near)
+    torch.testing.assert_close(own_words, words, **near)

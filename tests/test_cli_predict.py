@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from anomalyclip.readers import open_image
 from anomalyclip.writers import PredictionWriter
+from tests import vit_forms
 
 
 @pytest.fixture
@@ -254,6 +255,21 @@ heavy = {"torch", "numpy", "scipy", "PIL", "huggingface_hub", "matplotlib"} & se
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_a_model_is_loaded_without_pytorchs_compiler(tmp_path):
+    """Random numbers on the meta device would load it, which takes a second of every start."""
+    code = """
+import sys
+from anomalyclip.backbones.load import load_tower
+from anomalyclip.clip.backbone import load_clip
+load_clip("micro"), load_tower(sys.argv[1])
+heavy = {"torch._dynamo", "sympy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    file = vit_forms.original_dinov2(tmp_path, registers=True)
+    subprocess.run([sys.executable, "-c", code, file], check=True)
 
 
 def test_every_command_has_help(cli):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalyclip.backbones.config import ViTConfig
-from anomalyclip.clip.model import MLP, Block, Transformer, VisionTransformer, frozen
+from anomalyclip.clip.model import MLP, Block, Transformer, VisionTransformer, frozen, normal
 
 
 class GatedMLP(MLP):
@@ -55,12 +55,12 @@ class PlainViT(VisionTransformer):
         self.config = config
         self.patch_size, self.registers = config.patch_size, config.registers
         self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.class_embedding = normal(width, std=width**-0.5)
         if not config.rotary:
             rows = (config.image_size // config.patch_size) ** 2 + config.class_position
-            self.positional_embedding = nn.Parameter(torch.randn(rows, width) * width**-0.5)
+            self.positional_embedding = normal(rows, width, std=width**-0.5)
         if self.registers:
-            self.register_embedding = nn.Parameter(torch.randn(self.registers, width) * width**-0.5)
+            self.register_embedding = normal(self.registers, width, std=width**-0.5)
         self.ln_pre = nn.Identity()
         self.transformer = Transformer(
             width, config.vision_layers, config.vision_heads, quick_gelu=False, eps=config.eps

@@ -4,6 +4,7 @@ Module names match OpenAI's weights, so a state dict loads without renaming. Sha
 B images or texts, N tokens, D width, H heads, E embedding. Blocks are counted from 1, as in the paper.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -115,13 +116,22 @@ def frozen(make: Callable[[], Model], state_dict: Mapping[str, Tensor]) -> Model
     return model.requires_grad_(False).eval()
 
 
+def normal(*shape: int, std: float) -> nn.Parameter:
+    """Return a parameter of normally distributed numbers; on the meta device, of none.
+
+    There a random number would load PyTorch's compiler, which takes a second.
+    """
+    values = torch.empty(shape)
+    return nn.Parameter(values if values.is_meta else values.normal_(std=std))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with separate projections, so that Q-K and V-V attention can share them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
+        self.in_proj_weight = normal(3 * width, width, std=width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
@@ -259,14 +269,14 @@ class VisionTransformer(nn.Module):
         width, grid = config.vision_width, config.image_size // config.patch_size
         self.patch_size = config.patch_size
         self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width) * width**-0.5)
+        self.class_embedding = normal(width, std=width**-0.5)
+        self.positional_embedding = normal(grid**2 + 1, width, std=width**-0.5)
         self.ln_pre: nn.Module = nn.LayerNorm(width)
         self.transformer = Transformer(
             width, config.vision_layers, config.vision_heads, quick_gelu=config.quick_gelu
         )
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+        self.proj = normal(width, config.embed_dim, std=width**-0.5)
 
     def embed(self, pixels: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return the tokens that enter the first block: CLS, registers, then the patches row by row.
@@ -397,14 +407,16 @@ class CLIP(nn.Module):
         self.config = config
         width = config.text_width
         self.visual = VisionTransformer(config)
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
+        self.token_embedding = nn.Embedding.from_pretrained(
+            normal(config.vocab_size, width, std=1.0), freeze=False
+        )
+        self.positional_embedding = normal(config.context_length, width, std=0.01)
         self.transformer = Transformer(
             width, config.text_layers, config.text_heads, quick_gelu=config.quick_gelu
         )
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.text_projection = normal(width, config.embed_dim, std=width**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @classmethod
     def frozen(cls, config: CLIPConfig, state_dict: Mapping[str, Tensor]) -> "CLIP":
