@@ -7,18 +7,18 @@ Run from the repository's root, on a quiet machine:
 The weights are written as a file of Meta's form and read like one. Scoring is measured from the picture in memory to
 the prediction. The floor is the time of the blocks' matrix products and of the comparison with the references at the
 rate of the fastest library for a large float32 product; start-up is a whole process that scores one picture with a
-fitted memory, and peak memory is that of this process. OpenMP's threads rest as they do on the command line (`anomalyclip.machine.let_threads_rest`).
+fitted memory. Peak memory is that of loading, fitting and scoring. OpenMP's threads rest as they do on the command line
+(`anomalyclip.machine.let_threads_rest`).
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from anomalyclip.machine import let_threads_rest, processor
+from anomalyclip.machine import let_threads_rest, peak_memory, processor
 
 let_threads_rest()  # before PyTorch is loaded
 
@@ -115,9 +115,9 @@ def main() -> None:
         memory.save(folder / "few.memory")
         few_shot = remember(detector, memory)
         image = Image.open(pictures(folder / "test", 1) / "0.jpg").convert("RGB")
-        best = limit(torch.device("cpu"))
-        rate = best.rate
         seconds = best_time(lambda: few_shot.predict(image), repeats=given.repeats)
+        peak = peak_memory()
+        rate = limit(torch.device("cpu")).rate
         patches, width = (given.side // known.config.patch_size) ** 2, known.config.vision_width
         compared = 2e-9 * patches * memory.patches * width
         gflop = gflop_of(known, given.side) + compared
@@ -134,8 +134,7 @@ def main() -> None:
         end="",
     )
     print(f"comparison, at {rate:.0f} GFLOP/s); ratio {seconds * rate / gflop:.2f}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"a whole process for one image {whole:.2f} s, its peak memory {peak:.0f} MB")
+    print(f"a whole process for one image {whole:.2f} s; peak memory {peak:.0f} MB")
 
 
 if __name__ == "__main__":

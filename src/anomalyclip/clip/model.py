@@ -407,9 +407,8 @@ class CLIP(nn.Module):
         self.config = config
         width = config.text_width
         self.visual = VisionTransformer(config)
-        self.token_embedding = nn.Embedding.from_pretrained(
-            normal(config.vocab_size, width, std=1.0), freeze=False
-        )
+        words = normal(config.vocab_size, width, std=1.0)
+        self.token_embedding = nn.Embedding(config.vocab_size, width, _weight=words)
         self.positional_embedding = normal(config.context_length, width, std=0.01)
         self.transformer = Transformer(
             width, config.text_layers, config.text_heads, quick_gelu=config.quick_gelu
