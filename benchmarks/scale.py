@@ -4,11 +4,13 @@
     python -m benchmarks.scale memory --counts 1000 100000
     python -m benchmarks.scale processes --images 400 --most 2
     python -m benchmarks.scale ray --images 10000
+    python -m benchmarks.scale ray-memory --counts 1000 100000
     python -m benchmarks.scale kills --images 10000
 
 `names` lists names that no file has, cuts them into shards and looks them up among those that are done. `memory` runs
 `predict`, `merge` and `summarize` on links to one small image, with a scorer that does nothing. `processes` and `ray`
-score small generated images with micro, and give images per second and their ratio to one process. `kills` is the test
+score small generated images with micro, and give images per second and their ratio to one process. `ray-memory` gives
+the peak memory of the process that lists and writes, and of the actor that scores (on Linux). `kills` is the test
 of tests/test_distributed.py with more images: a node and twice the driver are killed, and the rows are compared with
 those of `predict`. Each line of the output is a measurement as JSON.
 """
@@ -22,7 +24,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -175,9 +178,11 @@ def processes(images: int, most: int) -> None:
         pictures = make_images(Path(folder, "images"), images)
         paths = sorted(map(str, pictures.iterdir()))
         rates = {}
-        for count in range(1, most + 1):
-            with Workers(spec, count) as workers:
-                list(workers.stream(paths[: 16 * count]))  # all have loaded
+        cores = os.sched_getaffinity(0)
+        for count in range(most + 1):  # first one process on one core
+            os.sched_setaffinity(0, cores if count else {min(cores)})
+            with Workers(spec, max(count, 1)) as workers:
+                list(workers.stream(paths[: 16 * max(count, 1)]))  # all have loaded
                 while not all(worker.is_ready for worker in workers._workers):
                     list(workers.stream(paths[:8]))
                 start = time.perf_counter()
@@ -187,15 +192,15 @@ def processes(images: int, most: int) -> None:
         start = time.perf_counter()
         predict(detector, pictures, Path(folder, "alone"))
         say(what="one process, all cores", per_second=images / (time.perf_counter() - start))
-        cores = len(os.sched_getaffinity(0))
+        one = rates.pop(0)
+        say(what="one process on one core", per_second=one)
         for count, rate in rates.items():
             say(
                 what="processes",
                 processes=count,
-                threads_each=max(1, cores // count),
+                threads_each=max(1, len(cores) // count),
                 per_second=rate,
-                ratio_to_one=rate / rates[1],
-                ratio_to_ideal=rate / (rates[1] * min(count, cores)),
+                ratio_to_ideal=rate / (one * len(cores)),
             )
 
 
@@ -213,25 +218,74 @@ def on_ray(images: int) -> None:
         predict(detector, pictures, Path(folder, "here"))
         here = time.perf_counter() - start
         say(what="one process", images=images, seconds=here, per_second=images / here, peak_mb=peak_mb())
+        lines = (json.loads(line) for line in (Path(folder, "here") / "predictions.jsonl").open())
+        ours = {line["image_path"]: line["pred_score"] for line in lines}
         cores = len(os.sched_getaffinity(0))
+        start = time.perf_counter()
+        predict_on_ray(next(pictures.iterdir()), spec, Path(folder, "one"), cluster=Cluster("local", 1))
+        started = time.perf_counter() - start
+        say(what="ray, one image: a local cluster is started", seconds=started)
         for actors in sorted({1, cores}):
             start = time.perf_counter()
             out = Path(folder, f"ray {actors}")
             predict_on_ray(pictures, spec, out, cluster=Cluster("local", actors))
             seconds = time.perf_counter() - start
             say(
-                what="ray, with the start of a local cluster",
+                what="ray",
                 actors=actors,
                 images=images,
                 seconds=seconds,
-                per_second=images / seconds,
-                seconds_more_than_ideal=seconds - here / actors,
+                per_second_without_the_start=images / (seconds - started),
+                ratio_to_one_process=(images / (seconds - started)) / (images / here),
                 driver_peak_mb=peak_mb(),
             )
-            lines = (json.loads(line) for line in (Path(folder, "here") / "predictions.jsonl").open())
-            ours = {line["image_path"]: line["pred_score"] for line in lines}
             rows = {row["path"]: row["score"] for row in rows_of(out, ["path", "score"])}
-            say(what="the rows are those of predict", actors=actors, same=ours == rows)
+            say(
+                what="the rows beside those of predict",
+                same_images=ours.keys() == rows.keys(),
+                largest_difference=max(abs(ours[path] - rows[path]) for path in ours),
+            )
+
+
+def memory_on_ray(count: int) -> None:
+    from anomalyclip import DetectorSpec
+    from anomalyclip.distributed import Cluster, predict
+
+    peaks = {"actor": 0.0}
+
+    @contextmanager
+    def watched(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+        yield lambda: peaks.update(actor=max(peaks["actor"], *map(peak_mb_of, actors())))
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = make_links(Path(folder, "images"), count)
+        spec = DetectorSpec("micro", image_size=24)
+        start = time.perf_counter()
+        run = predict(images, spec, Path(folder, "out"), cluster=Cluster("local"), track=watched)
+        say(
+            what="ray, an actor per core",
+            names=count,
+            scored=run.scored,
+            seconds=time.perf_counter() - start,
+            driver_peak_mb=peak_mb(),
+            actor_peak_mb=peaks["actor"],
+        )
+
+
+def actors() -> Iterator[Path]:
+    """Yield the processes of actors, as Linux lists them."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"MapWorker" in (process / "cmdline").read_bytes():
+                yield process
+
+
+def peak_mb_of(process: Path) -> float:
+    with suppress(OSError):
+        for line in (process / "status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def kills(images: int) -> None:
@@ -289,11 +343,16 @@ def written(out: Path) -> int:
     return sum(pyarrow.parquet.read_metadata(path).num_rows for path in out.glob("part-*.parquet"))
 
 
+TASKS = ("names", "memory", "processes", "ray", "ray-memory", "kills")
+ALONE = {"_names": names, "_memory": memory, "_ray-memory": memory_on_ray}
+"""Those that have a process of their own for each count."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["names", "memory", "processes", "ray", "kills", "_names", "_memory"])
+    parser.add_argument("what", choices=[*TASKS, *ALONE])
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--images", type=int, default=400)
@@ -302,13 +361,11 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if given.what == "names":
         alone("names", "--count", given.count)
-    elif given.what == "memory":
+    elif given.what in ("memory", "ray-memory"):
         for count in given.counts:
-            alone("memory", "--count", count)
-    elif given.what == "_names":
-        names(given.count)
-    elif given.what == "_memory":
-        memory(given.count)
+            alone(given.what, "--count", count)
+    elif given.what in ALONE:
+        ALONE[given.what](given.count)
     elif given.what == "processes":
         processes(given.images, given.most)
     elif given.what == "ray":

@@ -1,13 +1,17 @@
 """Runs on a Ray cluster: the rows are those of `predict`, each once, whatever is lost on the way."""
 
-import json
+import io
 import os
+import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +21,11 @@ from PIL import Image
 from anomalyclip import AnomalyCLIPError, DetectorSpec, distributed
 from anomalyclip import predict as predict_here
 from anomalyclip.addresses import Address, stores
-from anomalyclip.distributed import Cluster, Predictor, cluster, map_of
+from anomalyclip.distributed import Cluster, Predictor, cluster, map_of, run
 from anomalyclip.distributed.cluster import Actors
 from anomalyclip.distributed.run import _LostError, _Work, run_folder
 from anomalyclip.distributed.tables import Parts, rows_of, table_of
+from anomalyclip.overview.summary import records
 from anomalyclip.predicting import PredictionRun
 from anomalyclip.progress import silent
 from tests import object_store
@@ -54,8 +59,7 @@ def predictor():
 
 def lines_of(folder):
     """What `predict` wrote, as rows."""
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    errors = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+    lines, errors = (list(records(folder / name, dict)) for name in ("predictions.jsonl", "errors.jsonl"))
     names = ["image_path", "pred_score", "pred_label", "image_size", "regions", "value_range"]
     rows = [[line.get(name) for name in names] for line in lines]
     scored = [
@@ -85,6 +89,24 @@ def test_rows_are_those_of_predict_and_a_bad_image_is_a_row(images, predictor, t
     assert [row["images"] for row in rows if "pages" in row["path"]] == [3, 3, 3]
     saved = np.load(tmp_path / "here" / "maps" / "pages#2.npy")
     np.testing.assert_array_equal(map_of(by_path[f"{images}/pages.tif#2"]["map"]), saved)
+
+
+def test_dicom_files_deep_images_and_pages_have_the_rows_that_predict_gives_them(images, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("deep.png", "pages.tif"):
+        shutil.copy(images / name, folder)
+    shutil.copy(os.path.join(os.path.dirname(pydicom.__file__), "data", "test_files", "CT_small.dcm"), folder)
+    shutil.copy(folder / "CT_small.dcm", folder / "without an ending")
+    spec = replace(SPEC, value_range=(0, 4095))
+    predict_here(spec.load(threshold=0.5), folder, tmp_path / "here")
+    expected = lines_of(tmp_path / "here")
+    assert len({row[1] for row in expected}) == 5  # the two DICOM files are one picture
+    predictor, paths = Predictor(spec, threshold=0.5), sorted(folder.iterdir())
+    assert flat(predictor({"path": [str(path) for path in paths]}).to_pylist()) == expected
+    contents = {"path": [str(path) for path in paths], "bytes": [path.read_bytes() for path in paths]}
+    assert flat(predictor(contents).to_pylist()) == expected
 
 
 def test_contents_of_files_give_what_the_files_give(images, predictor):
@@ -120,6 +142,54 @@ def test_sources_are_written_whole_and_once_and_failed_ones_are_taken_up_again(t
     (tmp_path / "part-000000.parquet").write_bytes(b"torn")
     with pytest.raises(AnomalyCLIPError, match=r"part-000000.parquet is damaged"):
         Parts(tmp_path, maps=False)
+
+
+@pytest.fixture
+def store():
+    with object_store.serve():
+        files, _ = stores.store_of(Address("s3://parts"))
+        files.mkdir("parts")
+        yield files
+
+
+def test_files_in_an_object_store_are_taken_up_as_those_of_a_folder(store):
+    place = Address("s3://parts/results/a run")
+    rows = [
+        {
+            "path": f"{name}.png",
+            "source": f"{name}.png",
+            "images": 1,
+            "error": "torn" if name == "d" else None,
+        }
+        for name in "abcd"
+    ]
+    parts = Parts(place, maps=False, rows=2)
+    for row in rows:
+        list(parts.add(table_of([row], maps=False)))
+    store.pipe_file("parts/results/a run/part-notes.txt", b"not ours")
+    first = store.cat_file("parts/results/a run/part-000000.parquet")
+    again = Parts(place, maps=False)
+    assert again.skipped == 3
+    assert [f"{name}.png" in again.done for name in "abcd"] == [True, True, True, False]
+    assert [row["path"] for row in rows_of(place, ["path"])] == ["a.png", "b.png", "c.png"]
+    assert store.cat_file("parts/results/a run/part-000000.parquet") == first
+    list(again.add(table_of(rows, maps=False)))  # those that are done come again
+    again.flush()
+    assert [row["path"] for row in rows_of(place, ["path"])] == ["a.png", "b.png", "c.png", "d.png"]
+    list(parts.add(table_of([{**rows[0], "path": "e", "source": "e"}], maps=False)))
+    with pytest.raises(AnomalyCLIPError, match=r"part-000002.parquet is there already: another run is"):
+        parts.flush()
+    with pytest.raises(AnomalyCLIPError, match=r"s3://parts/results/a run already has results"):
+        run_folder(place)
+    with run_folder(place, overwrite=True).begin({"maps": True}):
+        assert list(rows_of(place, ["path"])) == []
+    assert store.exists("parts/results/a run/part-notes.txt")
+    Parts(place, maps=False).flush()
+    store.pipe_file("parts/results/a run/part-000000.parquet", b"torn")
+    with pytest.raises(AnomalyCLIPError, match="started with other settings .*resume with the same settings"):
+        run_folder(place, resume=True).begin({"maps": False}).__enter__()
+    with pytest.raises(AnomalyCLIPError, match=r"s3://.*part-000000.parquet is damaged"):
+        Parts(place, maps=False)
 
 
 class Unsteady(_Work):
@@ -207,23 +277,88 @@ def test_folders_of_other_commands_and_options_that_are_for_others_are_refused(c
         run_folder(tmp_path / "out", resume=True)
 
 
+def test_the_folder_of_a_run_with_other_settings_is_one_message_and_stays_as_it_is(
+    images, tmp_path, monkeypatch
+):
+    dataset = SimpleNamespace(
+        data=SimpleNamespace(Dataset=dict)
+    )  # what is asked of Ray before anything is scored
+    monkeypatch.setattr(run, "connected", lambda address: nullcontext(dataset))
+    monkeypatch.setattr(_Work, "score_listed", lambda work, paths, track: None)
+    distributed.predict(images, SPEC, tmp_path / "out", threshold=0.5)
+    (tmp_path / "out" / "part-000000.parquet").write_bytes(b"rows")
+    before = (tmp_path / "out" / "settings.json").read_bytes()
+    for other, says in (
+        ({"spec": replace(SPEC, sigma=2.0), "threshold": 0.5}, "sigma"),
+        ({"spec": SPEC, "threshold": 0.4}, "threshold"),
+        ({"spec": SPEC, "threshold": 0.5, "maps": True}, "maps"),
+    ):
+        with pytest.raises(AnomalyCLIPError, match=rf"out was started with other settings \(.*{says}"):
+            distributed.predict(images, output=tmp_path / "out", resume=True, **other)
+    assert (tmp_path / "out" / "settings.json").read_bytes() == before
+    assert (tmp_path / "out" / "part-000000.parquet").read_bytes() == b"rows"
+
+
+@pytest.mark.parametrize(
+    ("found", "says"), [(None, "needs ray: pip install"), ("2.9.3", "2.9.3 is too old, 2.50")]
+)
+def test_the_command_line_says_in_one_line_what_to_install(found, says, images, tmp_path, cli, monkeypatch):
+    def version(_):
+        if found is None:
+            raise cluster.PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(cluster, "version", version)
+    done = cli("predict", images, "--backbone", "micro", "--ray", "auto", "--output", tmp_path / "out")
+    assert done.code == 2
+    (complaint,) = done.complaints
+    assert says in complaint
+    assert "pip install 'anomalyclip[ray]'" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_files_for_clusters_in_the_docs_are_what_their_readers_expect():
+    yaml, util = pytest.importorskip("yaml"), pytest.importorskip("ray.autoscaler._private.util")
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    job, nodes = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    util.validate_config(util.prepare_config(nodes))
+    with pytest.raises(Exception, match="max_worker"):
+        util.validate_config(util.prepare_config({**nodes, "max_worker": 1}))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert f"/{job['spec']['completions']} " in container["args"][0]
+    assert job["kind"] == "Job"
+    assert job["spec"]["completionMode"] == "Indexed"  # which sets JOB_COMPLETION_INDEX
+
+
 @contextmanager
 def two_nodes():
     """A cluster of two nodes with one core each, on this machine: two actors take them all."""
     patience = {"RAY_raylet_start_wait_time_s": "300", "RAY_gcs_server_request_timeout_seconds": "600"}
     os.environ.update(patience)
     cluster.ray()
-    from ray.cluster_utils import Cluster as Nodes
-
-    running = Nodes()
+    running = start_nodes(2)
     try:
-        for _ in range(2):
-            running.add_node(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False)
         yield running
     finally:
         running.shutdown()
         for name in patience:
             del os.environ[name]
+
+
+def start_nodes(count, attempts=5):
+    """Start nodes of one core each. Ray gives each half a minute, which a machine with other work may not have."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    running = Nodes()
+    try:
+        for _ in range(count):
+            running.add_node(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False)
+    except Exception as error:
+        running.shutdown()
+        if attempts == 1 or "timed out" not in str(error):
+            raise
+        return start_nodes(count, attempts - 1)
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -304,13 +439,13 @@ def test_a_data_set_is_read_and_scored_with_however_few_cores_and_resumed(nodes,
     assert done.returncode == 0, done.stderr
     expected = predictor({"path": [str(path) for path in sorted(images.iterdir())]}).to_pylist()
     assert flat(rows_of(tmp_path / "out", COLUMNS)) == flat(expected)
-    assert done.stdout.split() == ["9", "2", "0", "9"]  # the two that failed are tried again
+    assert done.stdout.split() == ["9", "2", "0", "9", "True"]  # the two that failed are tried again
 
 
 FROM_A_DATASET = """
 import sys
 import ray
-from anomalyclip import DetectorSpec
+from anomalyclip import AnomalyCLIPError, DetectorSpec
 from anomalyclip.distributed import Cluster, predict
 from anomalyclip.distributed.cluster import connected
 address, images, output = sys.argv[1:]
@@ -319,22 +454,40 @@ with connected(address):
     data = ray.data.read_binary_files(images, include_paths=True)
     first = predict(data, spec, output, threshold=0.5)
     again = predict(data, spec, output, threshold=0.5, resume=True)
-print(first.scored, first.failed, again.scored, again.skipped)
+    try:
+        predict(data, spec, output, threshold=0.6, resume=True)
+    except AnomalyCLIPError as error:
+        refused = "started with other settings" in str(error)
+print(first.scored, first.failed, again.scored, again.skipped, refused)
 """
 
 
 @pytest.mark.slow
-def test_images_in_an_object_store_are_read_by_the_actors(images, predictor, tmp_path):
+def test_a_run_from_an_object_store_to_one_is_resumed_by_what_is_in_it(store, many, predictor):
     pytest.importorskip("ray")
-    with object_store.serve():
-        files, _ = stores.store_of(Address("s3://parts"))
-        files.mkdir("parts")
-        for path in images.iterdir():
-            files.pipe_file(f"parts/line 1/{path.name}", path.read_bytes())
-        run = distributed.predict(
-            "s3://parts/line 1/", SPEC, tmp_path / "out", threshold=0.5, cluster=Cluster("local", 1)
-        )
-    assert (run.scored, run.failed) == (9, 2)
-    found = {row["path"]: row["score"] for row in rows_of(tmp_path / "out", ["path", "score"])}
-    here = predictor({"path": [str(path) for path in images.iterdir()]}).to_pylist()
-    assert found == {f"s3://parts/line 1/{os.path.basename(row['path'])}": row["score"] for row in here}
+    from pyarrow import parquet
+
+    some = sorted(many.iterdir())[:100]
+    for path in some:
+        store.pipe_file(f"parts/line 1/{path.name}", path.read_bytes())
+    place = Address("s3://parts/results/run")
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, "local", "s3://parts/line 1/", place],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: store.glob("parts/results/run/part-*"), process)
+    assert process.poll() is None, process.communicate()[1]
+    process.kill()
+    process.communicate()
+    written = {name: store.cat_file(name) for name in store.glob("parts/results/run/part-*")}
+    run = distributed.predict(
+        "s3://parts/line 1/", SPEC, place, threshold=0.5, resume=True, cluster=Cluster("local", 1)
+    )
+    assert run.skipped == sum(parquet.read_metadata(io.BytesIO(part)).num_rows for part in written.values())
+    assert run.skipped + run.scored == 100
+    assert {name: store.cat_file(name) for name in written} == written
+    here = predictor({"path": [str(path) for path in some]}).to_pylist()
+    for row in here:
+        row["path"] = f"s3://parts/line 1/{os.path.basename(row['path'])}"
+    assert flat(rows_of(place, COLUMNS)) == flat(here)

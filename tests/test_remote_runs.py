@@ -11,6 +11,7 @@ from anomalyclip import Detector, DetectorSpec, Threshold, predicting, remote_ru
 from anomalyclip.addresses import Address, put, stores
 from anomalyclip.addresses.writing import check_can_be_written
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.merging import merge
 from anomalyclip.runs import RunFolder
 from anomalyclip.sharding import Shard
 from tests import object_store
@@ -191,6 +192,23 @@ def test_a_shard_has_its_own_folder_in_the_store(store, pictures):
     predicting.predict(detector, pictures, RUN, shard=Shard(1, 1))
 
     assert "results/line 1/run/shard-1-of-1/predictions.jsonl" in store.find("results")
+
+
+def test_shards_of_images_in_a_store_are_scored_into_a_store_and_resumed(store, pictures, tmp_path):
+    for path in pictures.iterdir():
+        store.pipe_file(f"results/parts/{path.name}", path.read_bytes())
+    score("s3://results/parts", save=["map"])
+    for index in (1, 2):
+        part = {"output": "s3://results/shards", "save": ["map"], "shard": Shard(index, 2)}
+        with pytest.raises(KeyboardInterrupt):
+            score("s3://results/parts", **part, stop_after=1)
+        assert score("s3://results/parts", **part, resume=True).skipped == 1
+    for name, content in objects(store, "results/shards").items():
+        (tmp_path / "shards" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "shards" / name).write_bytes(content)
+    merge([tmp_path / "shards"], tmp_path / "whole")
+    for name, content in objects(store).items():
+        assert (tmp_path / "whole" / name).read_bytes() == content, name
 
 
 def test_where_there_is_renaming_a_file_is_renamed_when_it_is_whole(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,8 +38,73 @@ _AT_ONCE = 8
 """Objects that are sent or fetched at the same time."""
 
 
-class RemoteFolder(RunFolder):
+class AtAddress(RunFolder):
     """As `RunFolder`, at an address. There is no lock: nothing else may write there.
+
+    Parameters
+    ----------
+    command : str
+    address : Address
+    resume, overwrite : bool
+    results : str
+        Name or pattern of an object that shows that there are results at the address.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        As `RunFolder`, or nothing can be written to the address.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        address: Address,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        results: str = PREDICTIONS,
+    ) -> None:
+        super().__init__(command, None, overwrite=overwrite, results=results)
+        check_can_be_written(address)
+        self.resume, self.address = resume, address
+        if resume and overwrite:
+            raise AnomalyCLIPError("--resume and --overwrite cannot be combined: choose one of them")
+        self._pattern = results
+        there = any(True for _ in self._results())
+        self._check(address, there, has_settings=not there or exists(address.below(SETTINGS)))
+
+    @property
+    def place(self) -> Address:
+        """Where the results are."""
+        return self.address
+
+    @contextmanager
+    def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """Yield a folder of this machine with the settings, which are at the address too; it is deleted at the end."""
+        with TemporaryDirectory(prefix="anomalyclip-") as parent:
+            folder = Path(parent, os.path.basename(self.address.rstrip("/")) or "run")
+            folder.mkdir()
+            if exists(self.address.below(SETTINGS)):
+                _fetch(self.address.below(SETTINGS), folder / SETTINGS)
+            there = begin(folder, self.command, settings, resume=self.resume, about=about)
+            if self.resume and not there:
+                _warn_of_nothing(self.address)
+            self._prepare(folder)
+            put(folder / SETTINGS, self.address.below(SETTINGS))
+            yield folder
+
+    def _prepare(self, folder: Path) -> None:
+        """Do what comes before the settings are written."""
+        if self.overwrite:
+            for found in list(self._results()):
+                delete(found)
+
+    def _results(self) -> Iterator[Address]:
+        return (found for found in below(self.address) if fnmatchcase(_name(found), self._pattern))
+
+
+class RemoteFolder(AtAddress):
+    """As `RunFolder`, at an address.
 
     Parameters
     ----------
@@ -49,26 +115,15 @@ class RemoteFolder(RunFolder):
     Raises
     ------
     AnomalyCLIPError
-        As `RunFolder`, or nothing can be written to the address.
+        As `AtAddress`.
     """
 
     def __init__(
         self, command: str, address: Address, *, resume: bool = False, overwrite: bool = False
     ) -> None:
-        super().__init__(command, None, overwrite=overwrite, results=PREDICTIONS)
-        check_can_be_written(address)
-        self.resume, self.address = resume, address
-        if resume and overwrite:
-            raise AnomalyCLIPError("--resume and --overwrite cannot be combined: choose one of them")
-        there = exists(address.below(PREDICTIONS)) or any(True for _ in self._pieces())
-        self._check(address, there, has_settings=not there or exists(address.below(SETTINGS)))
+        super().__init__(command, address, resume=resume, overwrite=overwrite)
         check_remote_page(address)
         self._sender: _Sender | None = None
-
-    @property
-    def place(self) -> Address:
-        """Where the results are."""
-        return self.address
 
     def note(self, record: dict[str, Any]) -> None:
         """Take note of a line: its files are sent, and the line with the next piece."""
@@ -78,20 +133,7 @@ class RemoteFolder(RunFolder):
     @contextmanager
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """Yield a folder of this machine whose content is sent to the address, and deleted here at the end."""
-        with TemporaryDirectory(prefix="anomalyclip-") as parent, ThreadPoolExecutor(_AT_ONCE) as pool:
-            folder = Path(parent, os.path.basename(self.address.rstrip("/")) or "run")
-            folder.mkdir()
-            if exists(self.address.below(SETTINGS)):
-                _fetch(self.address.below(SETTINGS), folder / SETTINGS)
-            there = begin(folder, self.command, settings, resume=self.resume, about=about)
-            if self.resume and not there:
-                _warn_of_nothing(self.address)
-            if self.resume:
-                self._take_up(folder, pool)
-            elif self.overwrite:
-                self._clear(folder, pool)
-            delete(self.address.below(ERRORS))
-            put(folder / SETTINGS, self.address.below(SETTINGS))
+        with super().begin(settings, about=about) as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
             self._sender = _Sender(folder, self.address, pool)
             try:
                 yield folder
@@ -102,10 +144,23 @@ class RemoteFolder(RunFolder):
             self._sender.send_all()
             _each(pool, delete, list(self._pieces()))
 
+    def _prepare(self, folder: Path) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            if self.resume:
+                self._take_up(folder, pool)
+            elif self.overwrite:
+                self._clear(folder, pool)
+        delete(self.address.below(ERRORS))
+
+    def _results(self) -> Iterator[Address]:
+        if exists(found := self.address.below(PREDICTIONS)):
+            yield found
+        yield from self._pieces()
+
     def _take_up(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         self._join_lines(folder / PREDICTIONS)
         (folder / THUMBNAILS).mkdir()
-        kept = list(_listed(self.address.below(THUMBNAILS)))
+        kept = list(below(self.address.below(THUMBNAILS)))
         _each(pool, lambda one: _fetch(one, folder / THUMBNAILS / _name(one)), kept)
 
     def _clear(self, folder: Path, pool: ThreadPoolExecutor) -> None:
@@ -116,7 +171,7 @@ class RemoteFolder(RunFolder):
             named = [file.relative_to(folder).as_posix() for file in results_of(path)]
             _each(pool, delete, map(self.address.below, named))
             path.unlink()
-        _each(pool, delete, list(_listed(self.address.below(THUMBNAILS))))
+        _each(pool, delete, list(below(self.address.below(THUMBNAILS))))
         _each(pool, delete, [*self._pieces(), self.address.below(PREDICTIONS)])
 
     def _join_lines(self, path: Path, *, strict: bool = True) -> None:
@@ -134,7 +189,7 @@ class RemoteFolder(RunFolder):
                     lines.write(Path(copy).read_bytes())
 
     def _pieces(self) -> Iterator[Address]:
-        return (piece for piece in _listed(self.address.below(LINES)) if _name(piece).isdecimal())
+        return (piece for piece in below(self.address.below(LINES)) if _name(piece).isdecimal())
 
 
 class _Sender:
@@ -207,10 +262,10 @@ def _each(pool: ThreadPoolExecutor, action: Any, things: Iterable[Any]) -> None:
         pass
 
 
-def _listed(folder: Address) -> Iterator[Address]:
-    """Yield what is in a folder; nothing, if there is none."""
+def below(folder: Address) -> Iterator[Address]:
+    """Yield the objects in a folder, without those of its subfolders; nothing, if there is none."""
     if exists(folder):
-        yield from objects(folder)
+        yield from objects(folder, lambda _: False)
 
 
 def _name(address: Address) -> str:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,7 +22,7 @@ def predict(
     context: typer.Context,
     spec: DetectorSpec,
     images: "Iterable[ImageFile]",
-    output: Path | None,
+    output: str | None,
     skipped: Counter[str],
     options_given: dict[str, Any],
 ) -> None:
@@ -43,7 +42,7 @@ def predict(
     with stoppable(
         lambda: (
             "stopped; results already written are kept, and the same command with --output "
-            f"{folder.output} --resume continues"
+            f"{folder.place} --resume continues"
         )
     ):
         run = distributed.predict(

@@ -85,7 +85,7 @@ def predict(
         else live_source.frames_of(source)
     )
     if ray is not None:
-        on_cluster.predict(context, spec, images, Path(output) if output else None, skipped, context.params)
+        on_cluster.predict(context, spec, images, output, skipped, context.params)
         return
     results = saving.results(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from anomalyclip.addresses import Address
+from anomalyclip.addresses import Address, as_address
 from anomalyclip.distributed.cluster import Actors, actors_for, connected
 from anomalyclip.distributed.predictor import Predictor
 from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, valid
@@ -18,6 +18,7 @@ from anomalyclip.names import Names
 from anomalyclip.predicting import PredictionRun, about, stream_images
 from anomalyclip.prediction import Threshold, as_threshold
 from anomalyclip.progress import Track, silent
+from anomalyclip.remote_runs import AtAddress
 from anomalyclip.runs import RunFolder
 from anomalyclip.spec import DetectorSpec
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _LISTED = 8192
 """Names that are looked up at a time."""
+
+_WAVE = 1 << 20
+"""Images that are given to the cluster at a time: their paths are in this process and in Ray's store until then."""
 
 _BLOCK = 64
 """Images of a task at most."""
@@ -82,7 +86,8 @@ def predict(
     spec : DetectorSpec
         What each actor loads. Its files must be on every node, under the same path or by name.
     output : path or RunFolder, optional
-        The folder, on the machine of this process. None: a new one, ``runs/predict-1``, ``-2``, ...
+        The folder, on the machine of this process, or an address such as ``s3://bucket/run``. None: a new folder,
+        ``runs/predict-1``, ``-2``, ...
     threshold : float, Threshold or path, optional
         As for `DetectorSpec.load`.
     maps : bool
@@ -125,7 +130,8 @@ def predict(
     described = about(detector)
     del detector
     kept = {"spec": spec.to_json(), "threshold": given, "maps": maps, "batch_size": batch_size}
-    with connected(cluster.address) as package, folder.begin(settings, about=described) as place:
+    with connected(cluster.address) as package, folder.begin(settings, about=described) as begun:
+        place = folder.place or begun
         parts = Parts(place, maps=maps, overwrite=bool(folder.overwrite), rows=rows_per_file)
         run = PredictionRun(place, skipped=parts.skipped)
         work = _Work(package, cluster, spec, kept, parts, run, on_error)
@@ -140,7 +146,9 @@ def predict(
 def run_folder(
     output: str | os.PathLike[str] | None, *, resume: bool = False, overwrite: bool = False
 ) -> RunFolder:
-    """Return the folder for the results of a run on a cluster."""
+    """Return the folder for the results of a run on a cluster, or an address."""
+    if output is not None and (address := as_address(os.fspath(output))) is not None:
+        return AtAddress(COMMAND, address, resume=resume, overwrite=overwrite, results=PARTS)
     return RunFolder(COMMAND, output, resume=resume, overwrite=overwrite, results=PARTS)
 
 
@@ -175,24 +183,29 @@ class _Work:
     told: Callable[[str, InputError], None] | None
 
     def score_listed(self, paths: Iterator[str], track: Track) -> None:
-        """Score files, and those again for which no result came."""
-        left = self._missing(paths)
-        listed = len(left)
-        if not listed and not self.run.skipped:
+        """Score files, a part of the listing at a time."""
+        wave = self._missing(paths)
+        if not len(wave) and not self.run.skipped:
             raise AnomalyCLIPError("there was no image to score")
+        with track("Scoring", len(wave) if len(wave) < _WAVE else None) as advance:
+            while len(wave):
+                self._score_wave(wave, advance)
+                wave = self._missing(paths)
+
+    def _score_wave(self, left: "pyarrow.Table", advance: Callable[[], None]) -> None:
+        """Score files, and those again for which no result came."""
         lost: AnomalyCLIPError | None = None
-        with track("Scoring", listed) as advance:
-            for _ in range(_ROUNDS):
-                if not len(left):
-                    return
-                actors = self._actors(readers=False)
-                size = max(1, min(_BLOCK, len(left) // (4 * actors.count)))
-                blocks = [left.slice(start, size) for start in range(0, len(left), size)]
-                try:
-                    self._score(partial(self.package.data.from_blocks, blocks), actors, advance, follow=True)
-                except _LostError as error:
-                    lost = error
-                left = self._missing(os.fsdecode(path) for path in left["path"].to_pylist())
+        for _ in range(_ROUNDS):
+            if not len(left):
+                return
+            actors = self._actors(readers=False)
+            size = max(1, min(_BLOCK, len(left) // (4 * actors.count)))
+            blocks = [left.slice(start, size) for start in range(0, len(left), size)]
+            try:
+                self._score(partial(self.package.data.from_blocks, blocks), actors, advance, follow=True)
+            except _LostError as error:
+                lost = error
+            left = self._missing(os.fsdecode(path.as_py()) for path in left["path"])
         if len(left):
             raise AnomalyCLIPError(
                 f"{len(left):,} images have no result after {_ROUNDS} attempts, such as "
@@ -207,11 +220,12 @@ class _Work:
             self._score(lambda: rest, self._actors(readers=True), advance)
 
     def _missing(self, paths: Iterator[str]) -> "pyarrow.Table":
-        """Return the paths without a result."""
+        """Return the next paths without a result: as many as are given to the cluster at a time."""
         pa = arrow()
-        chunks = []
-        while chunk := list(islice(paths, _LISTED)):
-            chunks.append([os.fsencode(path) for path in chunk if valid(path) not in self.parts.done])
+        chunks: list[Any] = []
+        while sum(map(len, chunks)) < _WAVE and (chunk := list(islice(paths, _LISTED))):
+            missing = [os.fsencode(path) for path in chunk if valid(path) not in self.parts.done]
+            chunks.append(pa.array(missing, pa.binary()))
         return pa.table({"path": pa.chunked_array(chunks, pa.binary())})
 
     def _actors(self, *, readers: bool) -> Actors:

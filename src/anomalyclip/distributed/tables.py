@@ -1,20 +1,30 @@
 """Predictions as tables: their columns, and the Parquet files of a run, each of which is whole or not there."""
 
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from anomalyclip.addresses import Address, delete, exists, on_disk, put
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.names import Names
+from anomalyclip.remote_runs import below
 
 if TYPE_CHECKING:
     import pyarrow
 
 PARTS = "part-*.parquet"
 """Pattern of the files of a run."""
+
+_AT_ONCE, _WINDOW = 8, 64
+"""Files that are read at the same time, and whose rows are in memory."""
 
 ROWS, _BYTES, _SECONDS = 1000, 64 << 20, 30.0
 """When a file is written: as soon as it has so many rows or bytes, or the first row waits for so long."""
@@ -92,7 +102,8 @@ class Parts:
 
     Parameters
     ----------
-    folder : Path
+    place : Path or Address
+        The folder of the run.
     overwrite : bool
         Delete those of an earlier run.
     maps : bool
@@ -108,21 +119,27 @@ class Parts:
         Images in the files of an earlier part of the run.
     """
 
-    def __init__(self, folder: Path, *, maps: bool, overwrite: bool = False, rows: int = ROWS) -> None:
+    def __init__(
+        self, place: Path | Address, *, maps: bool, overwrite: bool = False, rows: int = ROWS
+    ) -> None:
         self._rows = rows
-        self._folder, self._schema = folder, schema(maps=maps)
+        self._place, self._schema = place, schema(maps=maps)
         self._number = 0
         self._tables: list[pyarrow.Table] = []
         self._since = time.monotonic()
         self._pending: dict[str, dict[tuple[str, str | None], pyarrow.Table]] = {}
         self.done, self.skipped = Names(), 0
-        for path in sorted(folder.glob(PARTS)):
-            if overwrite:
-                with writing(path):
-                    path.unlink()
-                continue
-            self._take_up(path)
-            self._number = max(self._number, int(path.stem.rpartition("-")[2]) + 1)
+        there = parts_of(place)
+        if overwrite:
+            for path in there:
+                _delete(path)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for start in range(0, len(there), _WINDOW):
+                some = there[start : start + _WINDOW]
+                for path, outcomes in zip(some, pool.map(_outcomes, some), strict=True):
+                    self._take_up(path, outcomes)
+                    self._number = int(re.sub(r"\D", "", _name(path))) + 1
 
     def add(self, table: "pyarrow.Table") -> Iterator["pyarrow.Table"]:
         """Take rows, and yield those of sources that are complete and were not there before.
@@ -154,11 +171,13 @@ class Parts:
         """Write what was taken."""
         if not self._tables:
             return
-        pa = arrow()
-        path = self._folder / f"part-{self._number:06}.parquet"
-        with writing(path), replacing(path) as temporary:
-            content = pa.concat_tables(self._tables).cast(self._schema)
-            pa.parquet.write_table(content, temporary, compression="zstd")
+        name = f"part-{self._number:06}.parquet"
+        path = self._place.below(name) if isinstance(self._place, Address) else self._place / name
+        if isinstance(path, Address) and exists(path):
+            raise AnomalyCLIPError(
+                f"{path} is there already: another run is writing to this address; stop it, or choose another one"
+            )
+        _write(arrow().concat_tables(self._tables).cast(self._schema), path)
         self._tables, self._number = [], self._number + 1
 
     def _is_due(self) -> bool:
@@ -166,13 +185,8 @@ class Parts:
         late = bool(self._tables) and time.monotonic() - self._since > _SECONDS
         return late or rows >= self._rows or size >= _BYTES
 
-    def _take_up(self, path: Path) -> None:
+    def _take_up(self, path: Path | Address, table: "pyarrow.Table") -> None:
         """Note what a file holds. Images that failed are tried again: their rows are removed."""
-        pa = arrow()
-        try:
-            table = pa.parquet.read_table(path, columns=["source", "error"])
-        except (OSError, pa.ArrowException) as error:
-            raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, or start again") from None
         failed = set(table.filter(table["error"].is_valid())["source"].to_pylist())
         sources = table["source"].to_pylist()
         good = [source not in failed for source in sources]
@@ -182,13 +196,53 @@ class Parts:
                 self.done.add(source)
         if not failed:
             return
+        if not any(good):
+            _delete(path)
+            return
+        with on_disk(path) as file:
+            rest = arrow().parquet.read_table(file).filter(arrow().array(good))
+        _write(rest, path)
+
+
+def parts_of(place: Path | Address) -> Sequence[Path | Address]:
+    """Return the Parquet files of a run, in the order in which they were written."""
+    if isinstance(place, Address):
+        return sorted(found for found in below(place) if fnmatchcase(_name(found), PARTS))
+    return sorted(place.glob(PARTS))
+
+
+def _outcomes(path: Path | Address) -> "pyarrow.Table":
+    """Return of which sources a file has results, and which failed."""
+    pa = arrow()
+    try:
+        with on_disk(path) as file:
+            return pa.parquet.read_table(file, columns=["source", "error"])
+    except (OSError, pa.ArrowException) as error:
+        raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, or start again") from None
+
+
+def _name(path: Path | Address) -> str:
+    return str(path).rpartition("/")[2] if isinstance(path, Address) else path.name
+
+
+def _write(table: "pyarrow.Table", path: Path | Address) -> None:
+    """Write a file: it is whole or not there."""
+    write = partial(arrow().parquet.write_table, table, compression="zstd")
+    if isinstance(path, Address):
+        with TemporaryDirectory(prefix="anomalyclip-") as folder:
+            write(os.path.join(folder, "part"))
+            put(os.path.join(folder, "part"), path)
+    else:
+        with writing(path), replacing(path) as temporary:
+            write(temporary)
+
+
+def _delete(path: Path | Address) -> None:
+    if isinstance(path, Address):
+        delete(path)
+    else:
         with writing(path):
-            if not any(good):
-                path.unlink()
-                return
-            with replacing(path) as temporary:
-                rest = pa.parquet.read_table(path).filter(pa.array(good))
-                pa.parquet.write_table(rest, temporary, compression="zstd")
+            path.unlink()
 
 
 def _by_source(table: "pyarrow.Table") -> Iterator[tuple[str, "pyarrow.Table"]]:
@@ -201,7 +255,7 @@ def _by_source(table: "pyarrow.Table") -> Iterator[tuple[str, "pyarrow.Table"]]:
             start = place
 
 
-def rows_of(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def rows_of(place: Path | Address, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a run's Parquet files, a few thousand in memory at a time.
 
     Raises
@@ -210,12 +264,10 @@ def rows_of(folder: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
         A file is damaged, or pyarrow is not installed.
     """
     pa = arrow()
-    for path in sorted(folder.glob(PARTS)):
+    for path in parts_of(place):
         try:
-            with pa.parquet.ParquetFile(path) as file:
+            with on_disk(path) as here, pa.parquet.ParquetFile(here) as file:
                 for batch in file.iter_batches(4096, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise AnomalyCLIPError(
-                f"{os.fspath(path)} is damaged ({error}); delete it, and resume the run"
-            ) from None
+            raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, and resume the run") from None
