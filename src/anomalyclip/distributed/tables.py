@@ -1,17 +1,14 @@
 """Predictions as tables: their columns, and the Parquet files of a run, each of which is whole or not there."""
 
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from anomalyclip.addresses import Address, delete, exists, on_disk, put
+from anomalyclip.addresses import Address, delete, exists, on_disk
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.names import Names
@@ -227,14 +224,8 @@ def _name(path: Path | Address) -> str:
 
 def _write(table: "pyarrow.Table", path: Path | Address) -> None:
     """Write a file: it is whole or not there."""
-    write = partial(arrow().parquet.write_table, table, compression="zstd")
-    if isinstance(path, Address):
-        with TemporaryDirectory(prefix="anomalyclip-") as folder:
-            write(os.path.join(folder, "part"))
-            put(os.path.join(folder, "part"), path)
-    else:
-        with writing(path), replacing(path) as temporary:
-            write(temporary)
+    with writing(path), replacing(path) as temporary:
+        arrow().parquet.write_table(table, temporary, compression="zstd")
 
 
 def _delete(path: Path | Address) -> None:
