@@ -2,6 +2,7 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,29 +15,42 @@ from tests.serving import service
 pytestmark = pytest.mark.slow
 
 CALLERS, EACH, QUEUE = 64, 3, 16
+BYTES = 640 * 480 * 3
+FLAT = 64_000_000
+"""Bytes by which memory may grow once every caller was there: far fewer than all uploads of a test have."""
 
 
 def picture(seed: int) -> bytes:
     file = io.BytesIO()
     shades = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    Image.fromarray(shades).resize((160, 120), Image.Resampling.BICUBIC).save(file, "PNG")
+    Image.fromarray(shades).resize((640, 480), Image.Resampling.BICUBIC).save(file, "BMP")
     return file.getvalue()
 
 
-def test_64_callers_get_their_own_answers_and_no_error_but_429(tmp_path):
+def memory(running) -> int:
+    """Bytes that the service has in memory."""
+    status = Path(f"/proc/{running.process.pid}/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+
+
+def test_64_callers_get_their_own_answers_no_error_but_429_and_memory_stays_flat(tmp_path):
     pictures = [picture(seed) for seed in range(CALLERS)]
     expected = [one.pred_score for one in DetectorSpec("micro").load().predict(pictures)]
     assert len({round(score, 6) for score in expected}) > CALLERS // 2
+    assert (EACH - 1) * CALLERS * BYTES > 1.5 * FLAT
     with service(tmp_path, "--queue", QUEUE, "--batch-size", 8) as running:
         client = Client(running.url, patience=600)  # whoever is told to come back does
 
-        def call(caller: int) -> None:
-            for _ in range(EACH):
+        def call(caller: int, times: int) -> None:
+            for _ in range(times):
                 found = client.predict(pictures[caller])
                 assert found.pred_score == pytest.approx(expected[caller], abs=1e-5)
 
         with ThreadPoolExecutor(CALLERS) as pool:
-            list(pool.map(call, range(CALLERS)))
+            list(pool.map(call, range(CALLERS), [1] * CALLERS))
+            before = memory(running)
+            list(pool.map(call, range(CALLERS), [EACH - 1] * CALLERS))
+            assert memory(running) - before < FLAT
         measured = running.get("/metrics").body.decode()
     values = {
         name: float(value)

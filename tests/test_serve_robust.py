@@ -1,14 +1,18 @@
 """Callers that are slow, vanish, lie, or ask for too much: the service stays up and answers others."""
 
 import contextlib
+import datetime
 import io
+import ipaddress
 import json
 import resource
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +20,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from anomalyclip import AnomalyCLIPError, DetectorSpec
+from anomalyclip.client import Client, ServiceError
+from anomalyclip.serve.settings import ServeSettings
 from tests.serving import BOUNDARY, CRACK, GOOD, form, part, service
 
 pytestmark = pytest.mark.slow
@@ -264,6 +271,93 @@ def test_with_the_key_everything_is_and_whether_it_runs_is_said_without(locked):
     assert locked.get("/v1/models", authorization=basic).status == 200
     assert locked.get("/v2/health/ready").json == {"ready": True}
     assert locked.get("/health").json["status"] == "UP"
+
+
+def test_jobs_are_given_up_at_sigterm_their_files_are_deleted_and_the_log_says_so(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    with service(tmp_path, "--jobs-folder", tmp_path / "jobs", "--batch-size", 1) as running:
+        begun = running.ask(
+            "POST", "/v1/jobs", MANY, {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+        )
+        assert begun.status == 202
+        assert len(list((tmp_path / "jobs").rglob("[0-9]*"))) >= 90
+        assert running.stop() == 0
+        assert list((tmp_path / "jobs").iterdir()) == []
+        (given_up,) = [line for line in running.logged() if line["event"] == "a job was given up"]
+    assert given_up["id"] == begun.json["id"]
+    assert given_up["images_done"] < 90
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for this machine, and its key."""
+    x509 = pytest.importorskip("cryptography.x509", reason="needs cryptography, which moto of [dev] brings")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, folder = ec.generate_private_key(ec.SECP256R1()), tmp_path_factory.mktemp("tls")
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "anomalyclip's tests")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_over_https_whoever_trusts_the_certificate_is_answered(tmp_path, certificate, monkeypatch):
+    expected = DetectorSpec("micro").load().predict(CRACK).pred_score
+    with service(tmp_path, "--tls-certificate", certificate[0], "--tls-key", certificate[1]) as running:
+        address = f"https://127.0.0.1:{running.port}"
+        assert running.said[0].split()[1] == f"{address}/"
+        with pytest.raises(ServiceError, match="CERTIFICATE_VERIFY_FAILED"):
+            Client(address).models()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        assert Client(address).predict(CRACK).pred_score == pytest.approx(expected, abs=1e-5)
+        with running.connect() as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"HTTP" not in plain.recv(1000)
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(certificate[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with running.connect() as plain, pytest.raises(ssl.SSLError):
+            old.wrap_socket(plain, server_hostname="127.0.0.1")
+        assert Client(address).predict(GOOD).image_size == (320, 320)
+
+
+def test_a_certificate_that_does_not_belong_to_the_key_is_refused_before_the_model_is_loaded(
+    tmp_path, certificate
+):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    other = tmp_path / "other.pem"
+    other.write_bytes(
+        ec.generate_private_key(ec.SECP256R1()).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    for key in (other, tmp_path / "nothing.pem", certificate[0]):
+        with pytest.raises(AnomalyCLIPError, match=f"with --tls-key {key} cannot be used"):
+            ServeSettings(tls_certificate=certificate[0], tls_key=key).check_tls()
+    ServeSettings(tls_certificate=certificate[0], tls_key=certificate[1]).check_tls()
 
 
 def test_stopped_by_sigterm_it_finishes_what_it_has_and_takes_nothing_new(tmp_path):

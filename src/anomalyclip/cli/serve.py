@@ -26,6 +26,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise AnomalyCLIPError(f"serve needs {error.name}: pip install 'anomalyclip[serve]'") from None
     settings.key()
+    settings.check_tls()
     listening = running.bound(settings)
     detector = spec.load(threshold=threshold)
 

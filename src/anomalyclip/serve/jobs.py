@@ -173,8 +173,11 @@ class Jobs:
         del self._jobs[id]
 
     def end(self) -> None:
-        """Cancel and forget all."""
-        for id in list(self._jobs):
+        """Cancel and forget all, and log those that are not over."""
+        for id, job in list(self._jobs.items()):
+            if not job.is_over:
+                fields = {"id": id, "images_done": len(job.entries.lines)}
+                log.warning("a job was given up", extra={"fields": fields})
             self.forget(id)
 
 

@@ -159,6 +159,28 @@ class ServeSettings(Settings):
         """Bytes of an archive's files at most."""
         return int(self.max_unpacked * _MEGA)
 
+    def check_tls(self) -> None:
+        """Check that certificate and key of HTTPS, if there are any, can be used.
+
+        Raises
+        ------
+        AnomalyCLIPError
+            One of the files cannot be read, or they do not belong together.
+        """
+        if self.tls_certificate is None:
+            return
+        import ssl
+
+        try:  # with a password, for otherwise a key that has one is asked for on the terminal
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                self.tls_certificate, self.tls_key, "none"
+            )
+        except OSError as error:
+            raise AnomalyCLIPError(
+                f"--tls-certificate {self.tls_certificate} with --tls-key {self.tls_key} cannot be used "
+                f"({error.strerror or error}): expected PEM files, a certificate and its own key without a password"
+            ) from None
+
     def key(self) -> bytes | None:
         """Return the key that callers have to send; None: none is needed.
 

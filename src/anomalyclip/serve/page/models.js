@@ -33,9 +33,9 @@ export async function loadModels() {
 export function showModels() {
   const { model } = state;
   $("model").classList.toggle("off", !model);
-  $("model-title").textContent = model ? printable(titleOf(model)) : "no model";
+  $("model-title").textContent = model ? printable(shortTitleOf(model)) : "no model";
   $("model").title = model ? `Model: ${printable(titleOf(model))}` : "";
-  $("model-choice").replaceChildren(...models.map((one) => make("option", { value: one.id, textContent: printable(titleOf(one)), selected: one.id === model?.id })));
+  $("model-choice").replaceChildren(...models.map((one) => make("option", { value: one.id, textContent: printable(shortTitleOf(one)), selected: one.id === model?.id })));
   if (!model) return;
   const said = [`${model.image_size} × ${model.image_size} pixels`];
   if (model.references?.length) said.push(`compared with ${many(model.references.length, "flawless picture")}`);
@@ -45,6 +45,8 @@ export function showModels() {
   $("model-about").textContent = printable(`${said.join(" · ")}.`);
 }
 
+// Where there is little room: what the prompts were trained on is left out, so that the references at the end are seen.
+const shortTitleOf = (model) => titleOf(model).split(", ").filter((part) => !part.startsWith("trained on ")).join(", ");
 const titleOf = (model) => model.title + (model.references?.length && !/reference/.test(model.title) ? `, ${many(model.references.length, "reference")}` : "");
 
 // `rescored`: the model scores as the one before, so the pictures keep their scores.
