@@ -1,12 +1,15 @@
 """Pictures of predictions: the scale is fixed, what is normal stays as it was, every size is drawn."""
 
+import io
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prediction import Prediction
-from anomalyclip.visualize import COLORMAPS, captioned, contact_sheet, heat_map, overlay
+from anomalyclip.visualize import COLORMAPS, captioned, contact_sheet, heat_map, overlay, png
 from anomalyclip.visualize.fonts import lettering
 from anomalyclip.visualize.sheet import Cell, sheet_of
 
@@ -248,3 +251,59 @@ def test_a_contact_sheet_of_nothing_is_refused():
         contact_sheet([])
     with pytest.raises(AnomalyCLIPError, match="columns is 0"):
         contact_sheet([], columns=0)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def written(image):
+    file = io.BytesIO()
+    png.write_png(image, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 9), (61, 47)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1", "I;16"])
+@pytest.mark.parametrize("strip", [1, 1000, 1 << 21])
+def test_a_png_has_the_pixels_of_the_picture(size, mode, strip, monkeypatch):
+    """Row by row, in several strips, and in one; of other modes Pillow writes the file."""
+    monkeypatch.setattr(png, "_STRIP", strip)
+    image = photograph(size, "I").convert(mode) if mode == "I;16" else photograph(size, mode)
+    found = Image.open(io.BytesIO(written(image)))
+    found.load()
+    assert found.mode == mode
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(image))
+
+
+def test_a_png_has_the_same_bytes_on_any_number_of_cores(monkeypatch):
+    monkeypatch.setattr(png, "_STRIP", 1000)
+    image, files = photograph((61, 47)), set()
+    for cores in (1, 2, 16, None):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        files.add(written(image))
+    assert len(files) == 1
+
+
+def test_the_strips_of_a_png_are_one_stream_with_right_checksums(monkeypatch):
+    monkeypatch.setattr(png, "_STRIP", 1000)
+    image = photograph((61, 47))
+    content = written(image)
+    stream = b"".join(part for kind, part in chunks(content) if kind == b"IDAT")
+    rows = np.frombuffer(zlib.decompress(stream), np.uint8).reshape(47, 1 + 61 * 3)
+    assert set(rows[:, 0]) == {2}
+    np.testing.assert_array_equal(
+        rows[:, 1:].cumsum(axis=0, dtype=np.uint8), np.asarray(image).reshape(47, -1)
+    )
+
+
+def chunks(content):
+    """Yield the kind and the content of each chunk of a PNG; their checksums are right."""
+    place = 8
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 4], "big")
+        kind, part = content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
+        assert int.from_bytes(content[place + 8 + length : place + 12 + length], "big") == zlib.crc32(
+            kind + part
+        )
+        yield kind, part
+        place += 12 + length

@@ -34,6 +34,7 @@ from anomalyclip.names import Names
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import open_image, suffixes
 from anomalyclip.visualize import captioned
+from anomalyclip.visualize.png import write_png
 
 PREDICTIONS, ERRORS = "predictions.jsonl", "errors.jsonl"
 """Names of the two files with one line per image: images that were scored, and images that could not be scored."""
@@ -331,9 +332,9 @@ class PredictionWriter:
             mask = prediction.mask_at()
             if mask is None:
                 raise AnomalyCLIPError("masks need a pixel threshold; set one, or do not save masks.")
-            Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(file, "png")
+            write_png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)), file)
         elif image is not None:
-            self.draw(image, prediction).save(file, "png")
+            write_png(self.draw(image, prediction), file)
 
 
 def results_of(predictions: Path) -> Iterator[Path]:
