@@ -1,14 +1,18 @@
 """Results in an object store: whole objects, and after any interruption the bytes of a run that was never stopped."""
 
+import gzip
 import io
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
 from PIL import Image
 
-from anomalyclip import Detector, DetectorSpec, Threshold, predicting, remote_runs
-from anomalyclip.addresses import Address, put, stores
+from anomalyclip import Detector, DetectorSpec, Threshold, merging, predicting, remote_runs, summarizing
+from anomalyclip.addresses import Address, copies, folder_on_disk, put, stores
 from anomalyclip.addresses.writing import check_can_be_written
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.merging import merge
@@ -61,7 +65,9 @@ class Stops(Bright):
 
 def score(pictures, output=RUN, **options):
     options = {"save": ["heatmap", "map", "mask", "csv"]} | options
-    detector = Detector(Stops(DetectorSpec(image_size=8)), threshold=Threshold(score=0.4, pixel=0.4))
+    limits = Threshold(score=0.4, pixel=0.4)
+    scale = options.pop("value_range", None)
+    detector = Detector(Stops(DetectorSpec(image_size=8)), threshold=limits, value_range=scale)
     Stops.left = options.pop("stop_after", 10**6)
     return predicting.predict(detector, pictures, output, **options)
 
@@ -78,6 +84,11 @@ def local(pictures, output, **options):
         for path in Path(output).rglob("*")
         if path.is_file() and path.name != ".lock"
     }
+
+
+def without_settings(files):
+    """Leave out what differs between a run in shards and one without, and settings that say where."""
+    return {name: content for name, content in files.items() if name != "settings.json"}
 
 
 def test_a_run_in_a_store_has_the_objects_that_a_folder_has(store, pictures, tmp_path):
@@ -98,6 +109,31 @@ def test_a_run_that_was_stopped_is_resumed_to_the_same_bytes(store, pictures, tm
 
     assert (run.scored, run.skipped) == (2, 3)
     assert objects(store) == local(pictures, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_volume_in_a_store_is_put_together_there_also_by_a_run_that_is_resumed(store, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 255, (9, 8, 5), dtype=np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2, 2, 3, 1])), tmp_path / "scan.nii.gz")
+    store.put_file(str(tmp_path / "scan.nii.gz"), "results/in/scan.nii.gz")
+    options = {"save": ["nifti", "heatmap"], "value_range": (0, 255)}
+    expected = local("s3://results/in", tmp_path / "run", **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        score("s3://results/in", stop_after=3, **options)
+    run = score("s3://results/in", resume=True, **options)
+
+    assert (run.scored, run.skipped) == (2, 3)
+    there = objects(store)
+    assert there == expected
+    assert json.loads(there["volumes.jsonl"])["slices"] == 5
+    whole = nibabel.Nifti1Image.from_bytes(gzip.decompress(there["volumes/scan_map.nii.gz"]))
+    assert whole.shape == (9, 8, 5)
+    assert np.ptp(whole.get_fdata()[..., 0]) > 0.1  # also of a slice that the first part of the run scored
+
+    score("s3://results/in", overwrite=True, value_range=(0, 255), save=[])
+    assert [name for name in objects(store) if name.endswith((".npy", ".nii.gz"))] == []
 
 
 def test_a_run_that_was_killed_loses_its_last_piece_and_nothing_else(store, pictures, tmp_path, monkeypatch):
@@ -209,6 +245,49 @@ def test_shards_of_images_in_a_store_are_scored_into_a_store_and_resumed(store, 
     merge([tmp_path / "shards"], tmp_path / "whole")
     for name, content in objects(store).items():
         assert (tmp_path / "whole" / name).read_bytes() == content, name
+
+
+@pytest.mark.slow
+def test_shards_in_a_store_are_merged_and_summarised_as_in_a_folder(store, pictures, tmp_path):
+    whole = local(pictures, tmp_path / "whole")
+    for index in (1, 2):
+        score(pictures, "s3://results/parts", shard=Shard(index, 2))
+
+    there = merging.merge(["s3://results/parts"], "s3://results/line 1/run", save=["csv"])
+    here = merging.merge([Path("s3://results/parts")], tmp_path / "here", save=["csv"])
+
+    assert there.run.scored == here.run.scored == 5
+    assert without_settings(objects(store)) == without_settings(whole)
+    found = summarizing.summarize([Path("s3://results/parts")], highest=2)
+    assert (found.scores.count, Path(found.highest[0][1]).name) == (5, "4.png")
+    assert sorted(found.groups) == ["s3://results/parts/shard-1-of-2", "s3://results/parts/shard-2-of-2"]
+
+
+def test_errors_about_runs_in_a_store_name_the_address(store, pictures):
+    score(pictures, "s3://results/parts", shard=Shard(1, 2))
+
+    with pytest.raises(AnomalyCLIPError, match=r"shard not given \(2/2\)"):
+        merging.merge(["s3://results/parts"], "s3://results/merged")
+    store.pipe_file("results/parts/shard-1-of-2/predictions.jsonl", b"damaged\n")
+    with pytest.raises(
+        AnomalyCLIPError, match=r"^s3://results/parts/shard-1-of-2/predictions.jsonl.* damaged"
+    ):
+        summarizing.summarize(["s3://results/parts"])
+    with pytest.raises(AnomalyCLIPError, match=r"^s3://results/nothing: no such folder$"):
+        merging.merge(["s3://results/nothing"], "s3://results/merged")
+
+
+def test_an_object_whose_name_leads_out_of_a_folder_is_not_copied(tmp_path, monkeypatch):
+    fsspec.filesystem("memory").pipe("/run/a.txt", b"x")
+    listed = [Address("memory://run/a.txt"), Address("memory://run/../../out.txt")]
+    monkeypatch.setattr(copies, "objects", lambda _: iter(listed))
+
+    with (
+        ExitStack() as stack,
+        pytest.raises(AnomalyCLIPError, match=r"out.txt: the name of this object leads out"),
+    ):
+        stack.enter_context(folder_on_disk(Address("memory://run")))
+    fsspec.filesystem("memory").rm("/run", recursive=True)
 
 
 def test_where_there_is_renaming_a_file_is_renamed_when_it_is_whole(tmp_path, monkeypatch):

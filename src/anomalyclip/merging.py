@@ -4,12 +4,14 @@ import heapq
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from anomalyclip.addresses import as_place, folder_on_disk
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import linked, parse_json, replacing, writing
 from anomalyclip.identity import differences
@@ -60,9 +62,9 @@ def merge(
     Parameters
     ----------
     runs : sequence of path
-        Folders of shards, or folders that hold them.
+        Folders of shards, or folders that hold them; also addresses, whose objects are copied first.
     output : path
-        The folder for the whole run.
+        The folder for the whole run, or its address.
     save : collection of {"csv", "sheet"}
         What to save in addition; see `anomalyclip.predicting.predict`.
     overwrite : bool
@@ -91,7 +93,20 @@ def merge(
     """
     if unknown := sorted(set(save) - {"csv", "sheet"}):
         raise AnomalyCLIPError(f"cannot save {', '.join(unknown)}; choose from csv, sheet")
-    parts = _parts(runs)
+    with ExitStack() as stack:
+        here = [stack.enter_context(folder_on_disk(as_place(run))) for run in runs]
+        return _merge(_parts(here), output, save, overwrite=overwrite, partial=partial, track=track)
+
+
+def _merge(
+    parts: Sequence["_Part"],
+    output: str | os.PathLike[str],
+    save: Collection[str],
+    *,
+    overwrite: bool,
+    partial: bool,
+    track: Track,
+) -> Merged:
     if any(part.folder.resolve() == Path(output).resolve() for part in parts):
         raise AnomalyCLIPError(f"{output}: is one of the shards; choose another folder")
     folder = run_folder(output, overwrite=overwrite)
@@ -135,7 +150,7 @@ class _Part:
     listing: Listing
 
 
-def _parts(runs: Sequence[str | os.PathLike[str]]) -> list[_Part]:
+def _parts(runs: Sequence[Path]) -> list[_Part]:
     """Return the shards in the order of their numbers.
 
     Raises
@@ -143,9 +158,7 @@ def _parts(runs: Sequence[str | os.PathLike[str]]) -> list[_Part]:
     AnomalyCLIPError
         One is there twice, or they are not of one run.
     """
-    parts = sorted(
-        (_part(folder) for run in runs for folder in _folders(Path(run))), key=lambda p: p.shard.index
-    )
+    parts = sorted((_part(folder) for run in runs for folder in _folders(run)), key=lambda p: p.shard.index)
     if not parts:
         raise AnomalyCLIPError("no shards were given: give their folders, or the folder that holds them")
     first = parts[0]

@@ -269,10 +269,8 @@ def scoring(
     _tell_origin(detector)
     _tell_what_it_knows(detector)
     settings = {**detector.identity(), "threshold": limits, **({} if shard is None else {SHARD: str(shard)})}
-    if "nifti" in results.save and isinstance(folder.place, Address):
-        raise AnomalyCLIPError(
-            f"--save nifti puts maps together, which needs a folder of this machine, not {folder.place}"
-        )
+    if "nifti" in results.save:
+        folder.keep_maps()
     with folder.begin(settings, about=about(detector)) as place:
         check_page(place, overwrite=bool(folder.overwrite))
         if prepare is not None:
@@ -525,7 +523,7 @@ class Scoring:
         record = self._writer.write(prediction, name=name, image=image)
         self._thumbnails.settle(prediction)
         if self._films is not None and prediction.time is not None:
-            path, _ = locate(str(prediction.image_path))
+            path, _ = locate(prediction.image_path or "")
             self._films.add(prediction, image, path=path, name=self._names.get(path, path))
         return record
 

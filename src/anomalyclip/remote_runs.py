@@ -21,11 +21,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from anomalyclip.addresses import Address, delete, exists, fetched, objects, put
+from anomalyclip.addresses import Address, as_address, delete, exists, fetched, objects, put
 from anomalyclip.addresses.writing import check_can_be_written
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
-from anomalyclip.overview import check_remote_page
+from anomalyclip.overview import VIDEOS, VOLUMES, check_remote_page
+from anomalyclip.overview.summary import predictions
 from anomalyclip.overview.thumbnails import FOLDER as THUMBNAILS
+from anomalyclip.overview.wholes import FOLDER as MAPS_OF_VOLUMES
+from anomalyclip.readers import locate
+from anomalyclip.readers.nifti import is_volume
 from anomalyclip.runs import SETTINGS, RunFolder, begin
 from anomalyclip.writers import ERRORS, PREDICTIONS, results_of
 
@@ -124,17 +128,22 @@ class RemoteFolder(AtAddress):
         super().__init__(command, address, resume=resume, overwrite=overwrite)
         check_remote_page(address)
         self._sender: _Sender | None = None
+        self._keeps = False
 
     def note(self, record: dict[str, Any]) -> None:
         """Take note of a line: its files are sent, and the line with the next piece."""
         assert self._sender is not None
         self._sender.add(record)
 
+    def keep_maps(self) -> None:
+        """Have the maps of volumes stay on this machine until the run ends."""
+        self._keeps = True
+
     @contextmanager
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """Yield a folder of this machine whose content is sent to the address, and deleted here at the end."""
         with super().begin(settings, about=about) as folder, ThreadPoolExecutor(_AT_ONCE) as pool:
-            self._sender = _Sender(folder, self.address, pool)
+            self._sender = _Sender(folder, self.address, pool, keeps=self._keeps)
             try:
                 yield folder
             except BaseException:
@@ -162,6 +171,9 @@ class RemoteFolder(AtAddress):
         (folder / THUMBNAILS).mkdir()
         kept = list(below(self.address.below(THUMBNAILS)))
         _each(pool, lambda one: _fetch(one, folder / THUMBNAILS / _name(one)), kept)
+        if self._keeps and (folder / PREDICTIONS).exists():
+            maps = [record["files"]["map"] for record in predictions(folder) if _is_map_of_volume(record)]
+            _each(pool, lambda one: _fetch(self.address.below(one), folder / one), maps)
 
     def _clear(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         """Delete the results of the earlier run: the files that its lines name, and the lines."""
@@ -171,7 +183,9 @@ class RemoteFolder(AtAddress):
             named = [file.relative_to(folder).as_posix() for file in results_of(path)]
             _each(pool, delete, map(self.address.below, named))
             path.unlink()
-        _each(pool, delete, list(below(self.address.below(THUMBNAILS))))
+        for found in (THUMBNAILS, MAPS_OF_VOLUMES):
+            _each(pool, delete, list(below(self.address.below(found))))
+        _each(pool, delete, map(self.address.below, (VOLUMES, VIDEOS)))
         _each(pool, delete, [*self._pieces(), self.address.below(PREDICTIONS)])
 
     def _join_lines(self, path: Path, *, strict: bool = True) -> None:
@@ -195,15 +209,18 @@ class RemoteFolder(AtAddress):
 class _Sender:
     """Sends what a run writes: files at once, lines in pieces, and what is made of the whole run at its end."""
 
-    def __init__(self, folder: Path, address: Address, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, folder: Path, address: Address, pool: ThreadPoolExecutor, *, keeps: bool) -> None:
         self._folder, self._address, self._pool = folder, address, pool
         lines = folder / PREDICTIONS
         self._sent = lines.stat().st_size if lines.exists() else 0
         self._thumbnails = {path.name for path in (folder / THUMBNAILS).glob("*.jpg")}
+        self._keeps, self._kept = keeps, set(folder.glob("maps/**/*.npy"))
         self._waiting: list[tuple[Path, Future[None]]] = []
         self._count, self._since = 0, time.monotonic()
 
     def add(self, record: dict[str, Any]) -> None:
+        if self._keeps and _is_map_of_volume(record):
+            self._kept.add(self._folder / record["files"]["map"])
         for file in record["files"].values():
             self._send(file)
         self._count += 1
@@ -213,7 +230,8 @@ class _Sender:
     def send_all(self) -> None:
         """Send the last piece, and everything else that is in the folder; the lines as a whole come last."""
         self._send_piece()
-        rest = [path for path in sorted(self._folder.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
+        there = [path for path in sorted(self._folder.rglob("*")) if path.is_file() and path.suffix != ".tmp"]
+        rest = [path for path in there if path not in self._kept]
         names = [path.relative_to(self._folder).as_posix() for path in rest]
         wanted = [name for name in names if name != PREDICTIONS and not name.startswith(f"{THUMBNAILS}/")]
         _each(self._pool, lambda name: put(self._folder / name, self._address.below(name)), wanted)
@@ -234,7 +252,8 @@ class _Sender:
                 put(thumbnail, self._address.below(f"{THUMBNAILS}/{thumbnail.name}"))
         for path, sent in self._waiting:
             sent.result()
-            path.unlink()
+            if path not in self._kept:
+                path.unlink()
         self._waiting.clear()
         with (self._folder / PREDICTIONS).open("rb") as lines:
             lines.seek(self._sent)
@@ -252,7 +271,14 @@ class _Sender:
         self._count, self._since = 0, time.monotonic()
 
 
+def _is_map_of_volume(record: Mapping[str, Any]) -> bool:
+    """Return whether a line has a map that a NIfTI file is made of when the run ends."""
+    id = str(record["image_path"])
+    return "map" in record["files"] and is_volume(locate(as_address(id) or id)[0])
+
+
 def _fetch(address: Address, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with fetched(address, again=True) as (copy, _):
         path.write_bytes(Path(copy).read_bytes())
 

@@ -98,6 +98,9 @@ class RunFolder:
     def note(self, record: dict[str, Any]) -> None:
         """Take note of a line of results; here they are where they belong already."""
 
+    def keep_maps(self) -> None:
+        """Have the maps of volumes at hand when the run ends; here they are anyway."""
+
     @contextmanager
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """Yield the folder, locked until the block ends; see `alone` and `begin`."""

@@ -3,7 +3,8 @@
 import heapq
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomalyclip.addresses import as_address
+from anomalyclip.addresses import as_address, as_place, folder_on_disk
 from anomalyclip.distributed.tables import PARTS, rows_of
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.inputs import ImageFile, relative
@@ -188,7 +189,7 @@ def summarize(
     Parameters
     ----------
     runs : sequence of path
-        Their folders, or folders that hold shards.
+        Their folders, or folders that hold shards; also addresses.
     highest : int
         How many of the most anomalous images to name.
     by : {"run", "folder", "day"}, optional
@@ -214,14 +215,27 @@ def summarize(
     """
     if by is not None and by not in GROUPS:
         raise AnomalyCLIPError(f"by {by!r}: expected one of {', '.join(GROUPS)}")
-    folders = [folder for run in runs for folder in _folders(Path(run))]
+    with ExitStack() as stack:
+        folders: dict[Path, str] = {}
+        for place in map(as_place, runs):
+            run = stack.enter_context(folder_on_disk(place, _is_listing))
+            folders |= {one: str(place if one == run else place / one.name) for one in _folders(run)}
+        return _summarize(folders, highest, by, track)
+
+
+def _is_listing(name: str) -> bool:
+    """Return whether an object is a list of results, and no map or picture."""
+    return name.endswith((".jsonl", ".json", ".parquet"))
+
+
+def _summarize(folders: Mapping[Path, str], highest: int, by: str | None, track: Track) -> RunSummary:
     if by is None and len(folders) > 1:
         by = "run"
     found = RunSummary()
     best: list[tuple[float, str]] = []
     with track("Reading", None) as advance:
-        for folder in folders:
-            name_of = _grouping(by, folder)
+        for folder, name in folders.items():
+            name_of = _grouping(by, name)
             for rows in _in_blocks(_rows(folder)):
                 advance()
                 scored = [(score, path) for path, score, _ in rows if score is not None]
@@ -262,7 +276,8 @@ def draw(
     AnomalyCLIPError
         The run does not say which model it used, or the model cannot be loaded.
     """
-    settings = read_settings(_folders(Path(runs[0]))[0])
+    with folder_on_disk(as_place(runs[0]), _is_listing) as run:
+        settings = read_settings(_folders(run)[0])
     spec = (settings.get("about") or {}).get("spec")
     if not isinstance(spec, dict):
         raise AnomalyCLIPError(
@@ -341,9 +356,9 @@ def _add(scores: Scores, rows: Sequence[_Row]) -> None:
     )
 
 
-def _grouping(by: str | None, folder: Path) -> Callable[[str], str] | None:
+def _grouping(by: str | None, run: str) -> Callable[[str], str] | None:
     if by == "run":
-        return partial(_always, str(folder))
+        return partial(_always, run)
     names: dict[str | None, Callable[[str], str]] = {"folder": os.path.dirname, "day": day_of}
     return names.get(by)
 

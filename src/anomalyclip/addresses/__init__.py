@@ -5,7 +5,7 @@ texts from elsewhere, such as a server, does not, and nothing below follows them
 """
 
 from anomalyclip.addresses.address import Address, as_address, as_place, local_path, masked, require_here
-from anomalyclip.addresses.copies import fetched, on_disk
+from anomalyclip.addresses.copies import fetched, folder_on_disk, on_disk
 from anomalyclip.addresses.listing import beginning, entries, exists, is_dir, is_folder, length, objects
 from anomalyclip.addresses.writing import delete, put
 
@@ -18,6 +18,7 @@ __all__ = [
     "entries",
     "exists",
     "fetched",
+    "folder_on_disk",
     "is_dir",
     "is_folder",
     "length",

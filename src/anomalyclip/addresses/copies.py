@@ -5,16 +5,19 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from anomalyclip.addresses.address import Address
+from anomalyclip.addresses.listing import is_dir, objects
 from anomalyclip.addresses.stores import request
-from anomalyclip.errors import InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError
 
 LARGEST = 64 << 30
 """Bytes that an object has at most: a server may send without end."""
@@ -23,6 +26,9 @@ KEPT, KEPT_BYTES = 64, 2 << 30
 """Copies that are kept when nobody uses them, and their bytes: an image is opened again when it is drawn."""
 
 _LONGEST = 100
+
+_AT_ONCE, _LISTED = 8, 1000
+"""Objects of a folder that are copied at the same time, and whose names are in memory."""
 
 
 @dataclass
@@ -174,6 +180,48 @@ def on_disk(path: Path | Address) -> Iterator[Path]:
         return
     with fetched(path, again=True) as (copy, _):
         yield Path(copy)
+
+
+@contextmanager
+def folder_on_disk(path: Path | Address, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[Path]:
+    """Give a folder of this machine: the path itself, or copies of the objects below an address until the block ends.
+
+    Errors that are raised in the block name the address.
+
+    Parameters
+    ----------
+    path : Path or Address
+    wanted : callable
+        From a name below the address, such as ``maps/a.npy``, to whether it is copied.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no such folder, or an object in it has a name that no file can have.
+    """
+    if not isinstance(path, Address):
+        yield path
+        return
+    if not is_dir(path):
+        raise AnomalyCLIPError(f"{path}: no such folder")
+    with tempfile.TemporaryDirectory(prefix="anomalyclip-") as parent, ThreadPoolExecutor(_AT_ONCE) as pool:
+        folder = Path(parent, "folder")
+        folder.mkdir()
+        root = path.rstrip("/")
+        found = (address for address in objects(path) if wanted(address[len(root) + 1 :]))
+        while some := list(islice(found, _LISTED)):
+            list(pool.map(lambda address: _copied(address, folder / address[len(root) + 1 :], folder), some))
+        try:
+            yield folder
+        except AnomalyCLIPError as error:
+            raise type(error)(str(error).replace(str(folder), root)) from None
+
+
+def _copied(address: Address, target: Path, folder: Path) -> None:
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise AnomalyCLIPError(f"{address}: the name of this object leads out of its folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    request(address, lambda store, path: store.get_file(path, str(target)))
 
 
 def _of_this_process() -> Copies:

@@ -20,18 +20,22 @@ from typing import Any
 
 import numpy as np
 
+from anomalyclip.addresses import as_address
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, reason
 from anomalyclip.files import replacing, writing
 from anomalyclip.overview.films import ENDING as FILM
 from anomalyclip.overview.films import FOLDER as FILMS
 from anomalyclip.overview.summary import predictions, records
-from anomalyclip.readers import locate
+from anomalyclip.readers import here, locate
 from anomalyclip.readers.nifti import MapVolume, is_volume
 from anomalyclip.writers import without_ending
 
 VOLUMES, VIDEOS = "volumes.jsonl", "videos.jsonl"
 
-_FOLDER, _ENDING = "volumes", "_map.nii.gz"
+FOLDER = "volumes"
+"""Where the maps of volumes are."""
+
+_ENDING = "_map.nii.gz"
 
 
 @dataclass
@@ -83,7 +87,8 @@ def write_wholes(folder: Path, *, maps: bool = False, films: Mapping[str, str] |
     volumes: dict[str, _Whole] = {}
     videos: dict[str, _Whole] = {}
     for record in predictions(folder):
-        path, number = locate(str(record["image_path"]))
+        id = str(record["image_path"])
+        path, number = locate(as_address(id) or id)
         if "time" in record:
             videos.setdefault(path, _Whole()).add(number or 1, record)
         elif is_volume(path):
@@ -109,17 +114,19 @@ def _write(target: Path, lines: Iterator[dict[str, Any]]) -> None:
 
 def _written(folder: Path, path: str, volume: _Whole) -> dict[str, str]:
     """Write the maps of a volume and return its file; none if the volume cannot be read any more."""
-    name = f"{_FOLDER}/{_common_name(volume.maps)}{_ENDING}"
+    name = f"{FOLDER}/{_common_name(volume.maps)}{_ENDING}"
     try:
-        whole = MapVolume(path)
-        for number, file in volume.maps:
-            whole.put(number, np.load(folder / file, allow_pickle=False))
+        with here(path) as (copy, _):
+            whole = MapVolume(copy)
+            for number, file in volume.maps:
+                whole.put(number, np.load(folder / file, allow_pickle=False))
+            content = whole.encoded()
     except Exception as error:  # it was scored, and the map is one more picture of that
         said = str(error) if isinstance(error, AnomalyCLIPError) else f"{path}: {reason(error)}"
         warnings.warn(f"no NIfTI map was written: {said}", AnomalyCLIPWarning, stacklevel=2)
         return {}
     with writing(folder / name), replacing(folder / name) as temporary:
-        temporary.write_bytes(whole.encoded())
+        temporary.write_bytes(content)
     return {"nifti": name}
 
 
@@ -136,7 +143,7 @@ def _files(line: dict[str, Any]) -> list[str]:
 
 def _clear(folder: Path, films: Mapping[str, str]) -> None:
     """Delete what an earlier part of the run, or an earlier run, has written; the new videos stay."""
-    for listing, inside, ending in ((VOLUMES, _FOLDER, _ENDING), (VIDEOS, FILMS, FILM)):
+    for listing, inside, ending in ((VOLUMES, FOLDER, _ENDING), (VIDEOS, FILMS, FILM)):
         within = folder.resolve() / inside
         for files in records(folder / listing, _files):
             for file in files:

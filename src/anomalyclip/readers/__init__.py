@@ -41,6 +41,7 @@ __all__ = [
     "Source",
     "exists",
     "frames",
+    "here",
     "holder",
     "is_unnamed_image",
     "locate",
@@ -202,7 +203,7 @@ def frames(source: Source) -> Iterator[Frame]:
     if not isinstance(source, str | os.PathLike):
         yield Frame(None, _in_memory(source))
         return
-    with decoding(source), _here(source, again=True) as (file, address):
+    with decoding(source), here(source, again=True) as (file, address):
         if address is None:
             yield from _frames(file)
         else:
@@ -219,7 +220,7 @@ def _frames(id: str) -> Iterator[Frame]:
 
 
 @contextmanager
-def _here(id: str | os.PathLike[str], *, again: bool = False) -> Iterator[tuple[str, Address | None]]:
+def here(id: str | os.PathLike[str], *, again: bool = False) -> Iterator[tuple[str, Address | None]]:
     """Give an id that is on this machine: of a copy, if it is an address, which is given too; errors name it."""
     path = os.fspath(id)
     if not isinstance(path, Address):
@@ -274,7 +275,7 @@ def open_image(id: str | os.PathLike[str], *, value_range: Range | None = None) 
 
 def open_deep(id: str | os.PathLike[str]) -> Image.Image | Deep:
     """Open one image by its id as `open_image` does, but keep all bits of one with more than 8 per channel."""
-    with decoding(id), _here(id) as (file, _):
+    with decoding(id), here(id) as (file, _):
         path, number = locate(file)
         _refuse_special(path)
         return reader_for(path).open(path, number or 1)
@@ -296,7 +297,7 @@ def size_of(id: str | os.PathLike[str]) -> tuple[int, int]:
     ...     size_of(f"{folder}/red.png")
     (4, 3)
     """
-    with decoding(id), _here(id) as (file, _):
+    with decoding(id), here(id) as (file, _):
         path, number = locate(file)
         _refuse_special(path)
         return reader_for(path).size(path, number or 1)
