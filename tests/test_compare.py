@@ -494,6 +494,8 @@ def test_the_report_shows_the_maps_of_all_where_they_disagree(cli, model, root, 
     places = [(int(a), int(b)) for a, b in re.findall(r"place (\d+) of (\d+)", page)]
     assert len(places) == cases * 4
     assert all(1 <= place <= count == 6 for place, count in places)
+    assert "4 methods on 2 classes, 6 normal and 6 anomalous images." in page
+    assert "anomalyclip, sigma 0, image score max: what differs" in page
     assert "Differences and their intervals" in page
     assert "shares its pass with" in page
 

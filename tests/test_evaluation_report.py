@@ -15,6 +15,7 @@ from anomalyclip.evaluation import plots
 from anomalyclip.evaluation.controls import CentreScorer, ContrastScorer
 from anomalyclip.evaluation.evaluator import Options, evaluate_set
 from anomalyclip.evaluation.maps import DetectorSource
+from anomalyclip.evaluation.html import counted
 from anomalyclip.evaluation.report import write_report
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.prediction import Threshold
@@ -143,6 +144,14 @@ def test_the_papers_mean_does_not_stand_beside_one_over_other_classes(evaluation
     (cards,) = re.findall(r'<div class="cards">.*?</div></div>', (alone / "report.html").read_text())
     assert "image AUROC" in cards
     assert "paper" not in cards
+
+
+def test_one_class_is_not_called_classes(evaluation):
+    of_two = evaluation[1].results[0]
+    one = replace(of_two, classes=of_two.classes[:1])
+    normal, anomalous = one.classes[0].normal, one.classes[0].anomalous
+    assert counted([one]) == f"1 class, {normal} normal and {anomalous} anomalous images."
+    assert counted([of_two]).startswith("2 classes, ")
 
 
 def test_without_matplotlib_there_are_tables_and_cases_but_no_curves(evaluation, monkeypatch):

@@ -9,7 +9,17 @@ from typing import Any
 from anomalyclip.evaluation import plots
 from anomalyclip.evaluation.differences import COMPARED
 from anomalyclip.evaluation.disagreements import Disagreement
-from anomalyclip.evaluation.html import anchor, drawing, facts, links, listed, notes, picture, write_page
+from anomalyclip.evaluation.html import (
+    anchor,
+    counted,
+    drawing,
+    facts,
+    links,
+    listed,
+    notes,
+    picture,
+    write_page,
+)
 from anomalyclip.evaluation.results import METRICS
 from anomalyclip.evaluation.standings import (
     SHOWN,
@@ -77,12 +87,7 @@ def write_comparison(found: Comparison, folder: Path) -> bool:
 
 def _subtitle(found: Comparison) -> str:
     results = [next(iter(of_set.values())) for of_set in found.results.values()]
-    entries = [entry for result in results for entry in result.classes]
-    normal, anomalous = sum(entry.normal for entry in entries), sum(entry.anomalous for entry in entries)
-    return (
-        f"{len(found.names)} compared on {len(entries)} classes, {normal} normal and {anomalous} anomalous images. "
-        f"The reference is {found.reference}."
-    )
+    return f"{len(found.names)} methods on {counted(results)} The reference is {found.reference}."
 
 
 def _standing(found: Comparison, one: Standing, *, drawn: bool) -> str:
@@ -219,9 +224,11 @@ def _panel(folder: Path, file: str | None, name: str, under: str = "") -> str:
 
 
 def _facts(found: Comparison) -> str:
+    first, *others = found.contenders
     run = {"peak memory": f"{found.about.get('peak_memory_mb')} MB"}
     groups: list[tuple[str, Mapping[str, Any]]] = [
-        *((one.name, _settings(found.contenders[0].identity, one.identity)) for one in found.contenders),
+        (first.name, first.identity),
+        *((f"{one.name}: what differs", _differing(first.identity, one.identity)) for one in others),
         *((f"Data: {entry['dataset']}", entry) for entry in found.about.get("data", [])),
         ("This run", run),
         ("Versions", found.about.get("versions", {})),
@@ -229,8 +236,6 @@ def _facts(found: Comparison) -> str:
     return facts("Settings, versions and hashes", groups)
 
 
-def _settings(first: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all of the first one's identity, and of the others what differs from it."""
-    if own is first:
-        return dict(own)
+def _differing(first: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what in an identity differs from that of the first method."""
     return {name: value for name, value in own.items() if first.get(name) != value or name == "method"}

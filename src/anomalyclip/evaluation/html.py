@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from anomalyclip.evaluation.results import DatasetResult
 from anomalyclip.files import replacing, writing
 
 NAME = "report.html"
@@ -41,6 +42,14 @@ def listed(names: Sequence[str]) -> str:
     if len(names) > 4:
         return f"{len(names)} data sets"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def counted(results: Iterable[DatasetResult]) -> str:
+    """Return what was evaluated, in words: ``"1 class, 20 normal and 63 anomalous images."``."""
+    entries = [entry for result in results for entry in result.classes]
+    normal, anomalous = sum(entry.normal for entry in entries), sum(entry.anomalous for entry in entries)
+    classes = "1 class" if len(entries) == 1 else f"{len(entries)} classes"
+    return f"{classes}, {normal} normal and {anomalous} anomalous images."
 
 
 def links(names: Sequence[str]) -> str:

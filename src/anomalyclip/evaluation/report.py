@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from anomalyclip.evaluation import plots
-from anomalyclip.evaluation.html import anchor, facts, figure, links, listed, notes, picture, write_page
+from anomalyclip.evaluation.html import (
+    anchor,
+    counted,
+    facts,
+    figure,
+    links,
+    listed,
+    notes,
+    picture,
+    write_page,
+)
 from anomalyclip.evaluation.results import METRICS, PAPER, Case, ClassResult, DatasetResult
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.evaluation.tables import SOURCE, Column, Row, Table
@@ -55,10 +65,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> bool:
 
 
 def _subtitle(evaluation: Evaluation) -> str:
-    entries = [entry for result in evaluation.results for entry in result.classes]
-    normal, anomalous = sum(entry.normal for entry in entries), sum(entry.anomalous for entry in entries)
     who = str(evaluation.about.get("title", "Unnamed scores"))
-    return f"{who[:1].upper()}{who[1:]}. {len(entries)} classes, {normal} normal and {anomalous} anomalous images."
+    return f"{who[:1].upper()}{who[1:]}. {counted(evaluation.results)}"
 
 
 def _cards(evaluation: Evaluation) -> str:
