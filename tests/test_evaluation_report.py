@@ -14,8 +14,8 @@ from anomalyclip.detector import Detector
 from anomalyclip.evaluation import plots
 from anomalyclip.evaluation.controls import CentreScorer, ContrastScorer
 from anomalyclip.evaluation.evaluator import Options, evaluate_set
-from anomalyclip.evaluation.maps import DetectorSource
 from anomalyclip.evaluation.html import counted
+from anomalyclip.evaluation.maps import DetectorSource
 from anomalyclip.evaluation.report import write_report
 from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.prediction import Threshold
