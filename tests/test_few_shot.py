@@ -538,9 +538,14 @@ OTHERS = [("few.xml", {"format": "openvino"}), ("half.onnx", {"precision": "fp16
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), OTHERS)
-def test_other_exports_carry_it_too(few_shot, tmp_path, name, options):
+def test_other_exports_carry_it_too_and_warn_of_another_product(few_shot, parts, tmp_path, name, options):
     report = export(few_shot, tmp_path / name, **options)
     assert max(report.score_difference, report.map_difference) < report.tolerance
+    exported = Detector.from_exported(tmp_path / name)
+    exported.predict(sorted((parts / "tablet" / "test" / "good").iterdir()))
+    assert exported.observations() == []
+    exported.predict(sorted((parts / "paper" / "test" / "good").iterdir()))
+    assert exported.observations()[0].startswith("6 of 6 images do not look like the references")
 
 
 def test_from_a_folder_to_verdicts_on_the_command_line(cli, parts, tmp_path):

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, evaluate, export, fit
 from anomalyclip.data.synthetic.writer import write_dataset
@@ -62,7 +64,14 @@ def filled(made: Path, cache: Path) -> Path:
             "engine openvino: it runs in float32 .--compile is PyTorch's",
         ),
         ({"engine": "onnx", "device": "cuda"}, "engine onnx: it runs on the CPU"),
-        ({"engine": "onnx", "references": ("a",)}, "engine onnx: with references only PyTorch says"),
+        (
+            {"engine": "onnx", "references": ("s3://parts/a",)},
+            "engine onnx: references must be on this machine .s3://parts/a is not",
+        ),
+        (
+            {"engine": "onnx", "method": "anomalydino", "references": ("a",)},
+            "engine onnx: images of method anomalydino have any proportions",
+        ),
         (
             {"engine": "onnx", "method": "dark", "backbone": "ViT-L-14-336"},
             "engine onnx: method dark has no backbone",
@@ -122,6 +131,41 @@ def test_a_file_belongs_to_everything_that_decides_the_scores(tmp_path, monkeypa
     assert changed != first
     monkeypatch.setattr(kept, "version", lambda name: "another")
     assert kept._folder(spec, "onnx") != changed
+
+
+def test_a_file_with_references_belongs_to_them_too(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    spec = DetectorSpec("micro", references=[str(tmp_path / "a.png")])
+    whole = DetectorSpec("micro", references=[str(tmp_path)])
+    first = kept._folder(whole, "onnx")
+    assert first != kept._folder(spec, "onnx") != kept._folder(DetectorSpec("micro"), "onnx")
+    assert first != kept._folder(replace(whole, tile=300), "onnx")  # which also cuts the references
+    os.utime(tmp_path / "b.png", (1, 1))
+    assert kept._folder(whole, "onnx") != first
+
+
+def test_auto_is_pytorch_where_findings_are_shown_beside_references():
+    assert scorer_for(DetectorSpec("micro", references=[str(PICTURE)])) is None
+
+
+@pytest.mark.slow
+def test_references_are_in_the_file_which_warns_of_another_product_and_gives_a_threshold(tmp_path):
+    write_dataset(tmp_path / "set", ["tablet", "paper"], normal=2, anomalous=1, seed=3)
+    right = sorted((tmp_path / "set" / "tablet" / "test").rglob("*.png"))
+    wrong = sorted((tmp_path / "set" / "paper" / "test" / "good").iterdir())
+    spec = DetectorSpec("micro", references=tmp_path / "set" / "tablet" / "train" / "good", engine="onnx")
+    with pytest.warns(AnomalyCLIPNote, match="is made once"):
+        detector = spec.load()
+    plain = replace(spec, engine="torch").load()
+    for one, other in zip(detector.predict(right), plain.predict(right), strict=True):
+        assert one.pred_score == pytest.approx(other.pred_score, abs=1e-5)
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-5)
+    assert detector.observations() == plain.observations() == []
+    detector.predict(wrong)
+    assert detector.observations()[0].startswith("2 of 2 images do not look like the references")
+    assert detector.identity() == plain.identity()
+    assert calibrate(detector, false_alarm_rate=0.5).info["images"] == 2
 
 
 @pytest.mark.slow

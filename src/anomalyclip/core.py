@@ -46,6 +46,9 @@ class Core(nn.Module):
     std: Tensor
     enlarging: Tensor
 
+    outputs: ClassVar[tuple[str, ...]] = ("score", "map")
+    """Names of what a call returns, for exports."""
+
     needs_references: ClassVar[bool] = False
     """Whether it can score nothing until it is given references."""
 
@@ -72,8 +75,8 @@ class Core(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.register_buffer("enlarging", enlarging_matrix(grid, image_size, float(sigma)), persistent=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and maps."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return scores and maps; see `outputs`."""
         return self.finish(*self.compare(self.encode(self.normalise(image))))
 
     def normalise(self, image: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B images, N = g * g patches on a square grid, M patches of the reference
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -48,16 +48,22 @@ def nearest(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     >>> nearest(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0]]))
     tensor([0.0000, 0.4000])
     """
-    best = largest_products(features.float(), (part.float() for part in torch.split(bank, block)))
+    best = largest_products(features.float(), (part.float() for part in _parts(bank, block)))
     return (1 - best).clamp(0, 2)
 
 
 def nearest_rows(features: Tensor, bank: Tensor, *, block: int = BLOCK) -> Tensor:
     """Return which row of a bank (M, D) each feature (..., D) is nearest to, int64 (...)."""
-    found = [(features.float() @ part.float().T).max(dim=-1) for part in torch.split(bank, block)]
+    found = [(features.float() @ part.float().T).max(dim=-1) for part in _parts(bank, block)]
     which = torch.stack([cosine for cosine, _ in found]).argmax(dim=0)
     rows = torch.stack([row + number * block for number, (_, row) in enumerate(found)])
     return rows.gather(0, which[None])[0]
+
+
+def _parts(bank: Tensor, block: int) -> Iterator[Tensor]:
+    """Yield parts of a bank: by slices, which exporters can fold into constants, as they cannot a split."""
+    for start in range(0, len(bank), block):
+        yield bank[start : start + block]
 
 
 def distance(features: Banks, banks: Banks) -> Tensor:
@@ -324,5 +330,5 @@ def _sketch(banks: Banks, seed: int) -> Tensor:
     parts = []
     for _, bank in sorted(banks.items()):
         matrix = torch.randn(bank.shape[1], _SKETCH, generator=chance) / _SKETCH**0.5
-        parts.append(torch.cat([part.float() @ matrix for part in torch.split(bank, BLOCK)]))
+        parts.append(torch.cat([part.float() @ matrix for part in _parts(bank, BLOCK)]))
     return torch.stack(parts).sum(dim=0)

@@ -1,7 +1,6 @@
 """A core with texts and a memory of flawless references: one pass through the image tower serves both."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
@@ -13,6 +12,7 @@ from anomalyclip.clip.model import CLIPConfig
 from anomalyclip.clip.taps import Features, Taps
 from anomalyclip.clip_core import ClipCore
 from anomalyclip.core import Core
+from anomalyclip.likeness import Tally
 from anomalyclip.memory import (
     Banks,
     distance,
@@ -39,33 +39,6 @@ def default_blocks(config: CLIPConfig | ViTConfig) -> tuple[int, ...]:
     """
     depth = config.vision_layers
     return tuple(sorted({max(round(depth * share), 1) for share in (2 / 3, 5 / 6)}))
-
-
-@dataclass
-class Tally:
-    """How many images were scored, and how many of them look like another product than the references.
-
-    Several cores may have the same one.
-    """
-
-    seen: int = 0
-    unknown: int = 0
-
-    def add(self, unknown: Tensor) -> None:
-        """Count images by their shares (B,) of unknown patches."""
-        self.seen += len(unknown)
-        self.unknown += int((unknown > 0.5).sum())
-
-    def remarks(self) -> list[str]:
-        """Return a warning if most images since the last call look like another product; the count begins anew."""
-        seen, unknown = self.seen, self.unknown
-        self.seen = self.unknown = 0
-        if 2 * unknown <= seen:
-            return []
-        return [
-            f"{unknown} of {seen} images do not look like the references at all: are they of the same "
-            "product, taken in the same way? Their scores are raised, and their maps follow the texts"
-        ]
 
 
 class PatchMemory:
@@ -174,6 +147,7 @@ class MemoryCore(ClipCore):
 
     scale: Tensor
 
+    outputs = ("score", "map", "unlike")
     rule_in_compare = True
 
     def __init__(
@@ -207,21 +181,29 @@ class MemoryCore(ClipCore):
         """The references' features by name, float16 where the memory has them so: they are compared in float32."""
         return {name: self.get_buffer(f"bank_{number}") for number, name in enumerate(self.memory.banks)}
 
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return scores, maps, and the shares (B,) of patches that are unlike the references: `outputs`."""
+        scores, maps, unlike = self._compared(self.encode(self.normalise(image)))
+        return *self.finish(scores, maps), unlike
+
     def compare(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps."""
+        scores, maps, unlike = self._compared(features)
+        if not torch.compiler.is_compiling():
+            self.tally.add(unlike.cpu().numpy())
+        return scores, maps
+
+    def _compared(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
         text, maps = self.text_core.compare(features)
         own = self.held.features(features)
         distances = self.held.distances(own, self.banks)
         if not torch.compiler.is_compiling() and is_noting():  # nor exporting
             note(self._nearest(own, distances, features.grid))
-        return self.fused(text, maps, distances)
+        return self.held.fused(self, text, maps, distances)
 
     def fused(self, text: Tensor, maps: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (B,) and maps of what the method alone and the memory say; see `PatchMemory.fused`."""
-        scores, fused, unknown = self.held.fused(self, text, maps, distances)
-        if not torch.compiler.is_compiling():  # nor exporting
-            self.tally.add(unknown)
-        return scores, fused
+        return self.held.fused(self, text, maps, distances)[:2]
 
     def enlarged(self, grids: Tensor) -> Tensor:
         """Return maps (B, H, W) of maps (B, h, w); see `PatchMemory.enlarged`."""

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -298,11 +297,6 @@ def _check_grids(memory: Memory) -> None:
         patches = memory.grids.long().prod(dim=1)[memory.row_piece.long()]
     if int(memory.row_patch.min()) < 0 or bool((memory.row_patch >= patches).any()):
         raise ValueError("it has patches outside of its references")
-
-
-def is_memory_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path names a memory rather than images: its name ends in ``.memory``."""
-    return Path(path).suffix.lower() == ".memory"
 
 
 def views(pixels: NDArray[Any]) -> list[NDArray[Any]]:

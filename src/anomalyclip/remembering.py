@@ -17,10 +17,11 @@ from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import file_digest
 from anomalyclip.fitting import fit, sources_of
-from anomalyclip.memory_core import MemoryCore, Tally
-from anomalyclip.references import Memory, is_memory_file
+from anomalyclip.likeness import Tally
+from anomalyclip.memory_core import MemoryCore
+from anomalyclip.references import Memory
 from anomalyclip.scorer import Description, Scorer
-from anomalyclip.spec import MAX_PATCHES, DetectorSpec
+from anomalyclip.spec import MAX_PATCHES, DetectorSpec, is_memory_file
 
 _TOLD = 20
 """Names of references that reports have."""

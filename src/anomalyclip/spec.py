@@ -599,3 +599,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return str(value) if isinstance(value, Address) else value
+
+
+def is_memory_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path names a memory rather than images: its name ends in ``.memory``."""
+    return os.path.splitext(path)[1].lower() == ".memory"

@@ -346,7 +346,7 @@ def _write_onnx(scorer: TorchScorer, path: Path, card: ModelCard, *, half: bool,
             dynamo=True,
             verbose=False,
             input_names=["image"],
-            output_names=["score", "map"],
+            output_names=list(graph.outputs),
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic else None,
             opset_version=_OPSET,
         )

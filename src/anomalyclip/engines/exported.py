@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from anomalyclip.engines import libraries
 from anomalyclip.engines.card import KEY, ModelCard
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.likeness import Tally
 from anomalyclip.scorer import Description
 
 PROVIDERS = {
@@ -25,7 +26,10 @@ PROVIDERS = {
 _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 """Provider options: by default CUDA rounds factors of float32 products to 10 bits, beyond the export's tolerance."""
 
-Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+Results = tuple[NDArray[np.float32], ...]
+"""Scores (B,), maps (B, H, W), and of files with references the shares (B,) of patches that are unlike them."""
+
+Run = Callable[[NDArray[np.uint8]], Results]
 
 
 class ExportedScorer:
@@ -74,6 +78,7 @@ class ExportedScorer:
         load = _load_openvino if _is_xml(self.path) else _load_onnx
         self.card, self.device, self._batch, self._run = load(self.path, providers, threads)
         self.image_size, self.framing = self.card.image_size, self.card.framing
+        self._tally = Tally()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; a file with a fixed batch size is run several times.
@@ -103,7 +108,7 @@ class ExportedScorer:
         step = self._batch or len(pixels)
         try:
             results = [self._run(pixels[i : i + step]) for i in range(0, len(pixels), step)]
-            scores, maps = (np.concatenate(parts) for parts in zip(*results, strict=True))
+            scores, maps, *unlike = (np.concatenate(parts) for parts in zip(*results, strict=True))
         except Exception as error:  # the runtimes' exceptions have no common base
             raise AnomalyCLIPError(
                 f"{self.path}: does not run on {self.device} ({first_line(error)}); export it again"
@@ -118,7 +123,13 @@ class ExportedScorer:
                 f"{self.path}: returned NaN or infinite scores on {self.device}: the file is damaged, or "
                 f"{self.card.precision} overflows there; export it again, or with --precision fp32"
             )
+        if unlike:
+            self._tally.add(*unlike)
         return scores, maps
+
+    def remarks(self) -> list[str]:
+        """Return what the images since the last call say about their fitness for the references in the file."""
+        return self._tally.remarks()
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the scores: the identity of the exported scorer, with the file's precision."""
@@ -131,6 +142,11 @@ class ExportedScorer:
 
 
 _Loaded = tuple[ModelCard, str, int | None, Run]
+
+
+def _outputs(there: Sequence[str]) -> list[str]:
+    """Return the outputs that are read: not every file has references."""
+    return ["score", "map", *(["unlike"] if "unlike" in there else [])]
 
 
 def _is_xml(path: Path) -> bool:
@@ -177,10 +193,10 @@ def _load_onnx(path: Path, providers: Sequence[str] | None, threads: int | None)
             f"{path}: takes inputs of the shapes {shapes}; expected one, of images; export it again"
         )
     first = shapes[0][0]
+    outputs = _outputs([tensor.name for tensor in session.get_outputs()])
 
-    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores, maps = session.run(["score", "map"], {"image": pixels})
-        return scores, maps
+    def run(pixels: NDArray[np.uint8]) -> Results:
+        return tuple(session.run(outputs, {"image": pixels}))
 
     return card, wanted[0], first if isinstance(first, int) else None, run
 
@@ -223,12 +239,13 @@ def _load_openvino(path: Path, providers: Sequence[str] | None, threads: int | N
             "--provider cpu"
         ) from None
     first = model.inputs[0].partial_shape[0]
+    outputs = _outputs([name for output in model.outputs for name in output.names])
     turn = Lock()  # all calls share one request, and each call overwrites the results of the one before
 
-    def run(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(pixels: NDArray[np.uint8]) -> Results:
         with turn:
             results = compiled({"image": pixels})
-            return results["score"].copy(), results["map"].copy()
+            return tuple(results[name].copy() for name in outputs)
 
     return card, device, None if first.is_dynamic else first.get_length(), run
 

@@ -20,21 +20,27 @@ from typing import Any
 
 from filelock import FileLock
 
+from anomalyclip.addresses import as_address
 from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone
 from anomalyclip.engines.card import VERSION
 from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, reason
 from anomalyclip.files import parse_json, staging
+from anomalyclip.inputs import find_images
 from anomalyclip.methods import METHODS
+from anomalyclip.readers import holder
 from anomalyclip.scorer import Description
-from anomalyclip.spec import FIXED_BY_MODEL, DetectorSpec
+from anomalyclip.spec import FIXED_BY_MODEL, DetectorSpec, is_memory_file
 
 PAYS_FROM = 500
 """From this many images on, `prepare` makes a file for ``auto``: making it takes as long as 20 to 100 images."""
 
 TOLERANCE = 1e-5
 """Largest difference of a score or a map value from PyTorch's with which a file is kept."""
+
+_AROUND: dict[str, Any] = {"tile": None, "overlap": 0.25, "value_range": None, "range_from": None}
+"""What happens before the model, and decides nothing in a file without references."""
 
 _FILES = {"onnx": "model.onnx", "openvino": "model.xml"}
 _PACKAGES = {"onnx": ("onnxruntime",), "openvino": ("openvino",)}
@@ -132,8 +138,12 @@ def _why_not(spec: DetectorSpec, by_class: bool) -> str | None:
         return "it runs on the CPU, and the device is another"
     if "backbone" not in METHODS[spec.method].options:
         return f"method {spec.method} has no backbone that could be exported"
-    if spec.references is not None:
-        return "with references only PyTorch says when images are of another product"
+    if METHODS[spec.method].keeps_proportions:
+        return f"images of method {spec.method} have any proportions, and an exported file takes one shape"
+    if spec.references is not None and spec.engine == "auto":
+        return "only PyTorch says which place of the references a finding is compared with"
+    if addresses := [path for path in spec.references or () if as_address(path) is not None]:
+        return f"references must be on this machine ({addresses[0]} is not)"
     if by_class and METHODS[spec.method].lacks_class(spec):
         return f"method {spec.method} needs other sentences for each class"
     return None
@@ -201,7 +211,9 @@ def _write(spec: DetectorSpec, engine: str, folder: Path) -> None:
     from anomalyclip.engines.export import export
 
     with staging(folder.parent) as temporary:
-        plain = replace(spec, engine="torch", tile=None, overlap=0.25, value_range=None, range_from=None)
+        plain = replace(spec, engine="torch")
+        if spec.references is None:
+            plain = replace(plain, **_AROUND)
         report = export(plain, temporary / _FILES[engine], format=engine, dynamic_batch=True)
         difference = max(report.score_difference, report.map_difference)
         if difference > TOLERANCE:
@@ -242,7 +254,8 @@ def _place() -> Path:
 
 def _about(spec: DetectorSpec, engine: str) -> dict[str, Any]:
     """Return everything that a file depends on, JSON-ready."""
-    decides = {name: value for name, value in spec.located().to_dict().items() if name in FIXED_BY_MODEL}
+    names = {*FIXED_BY_MODEL, *(_AROUND if spec.references else ())}
+    decides = {name: value for name, value in spec.located().to_dict().items() if name in names}
     return {
         "engine": engine,
         "spec": decides,
@@ -263,6 +276,11 @@ def _named_files(spec: DetectorSpec) -> Iterator[Path]:
     for path in (spec.prompts, spec.trained, spec.templates):
         if path is not None and path not in PROMPTS and os.path.isfile(path):
             yield Path(path)
+    references = spec.references or ()
+    if len(references) == 1 and is_memory_file(references[0]):
+        yield Path(references[0])
+    elif references:
+        yield from (Path(holder(image.path)) for image in find_images(references))
 
 
 def _state(path: Path) -> list[Any]:

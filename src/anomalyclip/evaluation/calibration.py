@@ -26,7 +26,7 @@ from anomalyclip.evaluation.thresholds import (
     score_threshold,
 )
 from anomalyclip.inputs import find_images
-from anomalyclip.loading import as_detector
+from anomalyclip.loading import as_detector, in_pytorch
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
 from anomalyclip.readers import Selection, Source
@@ -196,7 +196,7 @@ def _references(detector: Detector) -> Iterator[tuple[float, NDArray[np.float32]
     """Yield scores and maps of the detector's references."""
     from anomalyclip.remembering import left_out_scores  # an exported detector needs no PyTorch
 
-    yield from left_out_scores(detector)
+    yield from left_out_scores(in_pytorch(detector))
 
 
 def calibrate_labelled(

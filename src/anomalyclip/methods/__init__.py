@@ -36,12 +36,15 @@ class Method:
     names_class : bool
         Whether it puts the class's name into sentences. Without one it is only for evaluations, which know the class of
         every image: the builder then gives a scorer with a method ``of_class(name)``.
+    keeps_proportions : bool
+        Whether images keep their proportions; an exported file takes images of one shape only.
     """
 
     name: str
     builder: _Builder | str
     options: frozenset[str]
     names_class: bool = False
+    keeps_proportions: bool = False
 
     def __call__(self, spec: DetectorSpec, *, by_class: bool = False) -> Scorer:
         """Return the scorer of a spec.
@@ -164,7 +167,14 @@ METHODS = _Methods()
 """All methods by name; ``METHODS[name](spec)`` returns a scorer."""
 
 
-def register(name: str, builder: Any = None, *, options: Iterable[str], names_class: bool = False) -> Any:
+def register(
+    name: str,
+    builder: Any = None,
+    *,
+    options: Iterable[str],
+    names_class: bool = False,
+    keeps_proportions: bool = False,
+) -> Any:
     """Register a method under a name; also usable as a decorator of a class or function that takes a spec.
 
     Parameters
@@ -175,7 +185,7 @@ def register(name: str, builder: Any = None, *, options: Iterable[str], names_cl
         As in `Method`. Without it, `register` returns a decorator.
     options : iterable of str
         As in `Method`.
-    names_class : bool
+    names_class, keeps_proportions : bool
         As in `Method`.
 
     Examples
@@ -201,13 +211,18 @@ def register(name: str, builder: Any = None, *, options: Iterable[str], names_cl
     0.8...
     >>> METHODS.remove("dark")
     """
-    if builder is None:
-        return partial(_registered, name, frozenset(options), names_class)
-    return _registered(name, frozenset(options), names_class, builder)
+    as_method = partial(
+        Method,
+        name,
+        options=frozenset(options),
+        names_class=names_class,
+        keeps_proportions=keeps_proportions,
+    )
+    return partial(_registered, as_method) if builder is None else _registered(as_method, builder)
 
 
-def _registered(name: str, options: frozenset[str], names_class: bool, builder: Any) -> Any:
-    METHODS.add(Method(name, builder, options, names_class))
+def _registered(as_method: Callable[..., Method], builder: Any) -> Any:
+    METHODS.add(as_method(builder=builder))
     return builder
 
 
@@ -273,6 +288,7 @@ register(
         "foreground",
         *_REFERENCES,
     ],
+    keeps_proportions=True,
 )
 register(
     "coop",
