@@ -58,7 +58,7 @@ def fit(
     from anomalyclip.files import check_writable
     from anomalyclip.fitting import fit as gather
     from anomalyclip.inputs import find_images
-    from anomalyclip.references import is_memory_file
+    from anomalyclip.spec import is_memory_file
 
     place = as_place(output)
     if not is_memory_file(place):
