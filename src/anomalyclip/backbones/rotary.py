@@ -83,8 +83,9 @@ class RotaryViT(PlainViT):
 
 def rotated(x: Tensor, positions: Tensor) -> Tensor:
     """Return queries or keys (B, H, n, d) rotated by cosines and sines (n, d): the pairs are i and i + d / 2."""
-    cos, sin = positions.to(x.dtype).chunk(2, dim=-1)
-    first, second = x.chunk(2, dim=-1)
+    half, positions = x.shape[-1] // 2, positions.to(x.dtype)
+    cos, sin = positions[..., :half], positions[..., half:]
+    first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
