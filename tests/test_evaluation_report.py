@@ -18,6 +18,7 @@ from anomalyclip.evaluation.html import counted
 from anomalyclip.evaluation.maps import DetectorSource
 from anomalyclip.evaluation.report import write_report
 from anomalyclip.evaluation.summary import Evaluation
+from anomalyclip.metrics.paired import Difference
 from anomalyclip.prediction import Threshold
 from tests.generated_sets import make_set
 
@@ -152,6 +153,18 @@ def test_one_class_is_not_called_classes(evaluation):
     normal, anomalous = one.classes[0].normal, one.classes[0].anomalous
     assert counted([one]) == f"1 class, {normal} normal and {anomalous} anomalous images."
     assert counted([of_two]).startswith("2 classes, ")
+
+
+def test_a_chart_of_no_differences_does_not_make_them_look_large():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    same, apart = (Difference(value, value - 0.001, value + 0.001) for value in (0.0, -0.5))
+    for one, lowest in ((same, -1.0), (apart, -50.1)):
+        axes = figure.subplots()
+        plots._draw_differences(axes, {"words": {"image_auroc": one}}, "image_auroc")
+        low, high = axes.get_xlim()
+        assert low <= lowest
+        assert high >= 1.0
+        assert len(axes.get_xticks()) <= 7
 
 
 def test_without_matplotlib_there_are_tables_and_cases_but_no_curves(evaluation, monkeypatch):

@@ -182,6 +182,9 @@ def _draw_differences(axes: "Axes", of_set: Mapping[str, Mapping[str, Difference
         axes.plot([100 * one.value], [row], "o", color=color, markersize=4.5)
     axes.set(title=" ".join(METRICS[metric]), xlabel="percent points")
     axes.margins(x=0.08)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1), max(high, 1))  # what is far below a percent point shall not look large
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _shown(name: str) -> str:
