@@ -24,6 +24,8 @@ from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPNote
 from anomalyclip.evaluation.calibration import calibrate
 from anomalyclip.methods import METHODS, Method
+from anomalyclip.predicting import predict
+from anomalyclip.runs import RunFolder, told
 
 PICTURE = PICTURES / "slate_good.jpg"
 
@@ -33,6 +35,14 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("ANOMALYCLIP_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock():
+    """Files are faster than PyTorch, whatever else this machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "_seconds", lambda scorer: 1.0 if isinstance(scorer, KeptScorer) else 2.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +128,25 @@ def test_auto_goes_on_with_pytorch_if_the_file_cannot_be_made(cache):
     assert isinstance(DetectorSpec("micro").load().scorer, TorchScorer)
 
 
+@pytest.mark.parametrize(
+    ("engine", "told", "resumed"),
+    [
+        ("auto", "torch", "torch"),
+        ("auto", "onnx", "onnx"),
+        ("openvino", "torch", "openvino"),
+        ("auto", None, "auto"),
+    ],
+)
+def test_a_resumed_run_goes_on_with_its_engine_unless_another_is_chosen(engine, told, resumed, tmp_path):
+    with RunFolder("predict", tmp_path, results="*.jsonl").begin(
+        {}, about={} if told is None else {"engine": told}
+    ):
+        pass
+    spec = DetectorSpec("micro", engine=engine)
+    assert kept.of_run(spec, RunFolder("predict", tmp_path, resume=True, results="*.jsonl")).engine == resumed
+    assert kept.of_run(spec, RunFolder("predict", tmp_path, results="*.jsonl")) == spec
+
+
 def test_a_file_belongs_to_everything_that_decides_the_scores(tmp_path, monkeypatch):
     prompts = tmp_path / "prompts.safetensors"
     prompts.write_bytes((Path(kept.resolve_backbone("micro")) / "prompts.safetensors").read_bytes())
@@ -184,6 +213,51 @@ def test_the_same_scores_come_from_a_file_that_is_made_once(filled):
             np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-5)
             assert detector.identity() == expected.identity()
     assert len([path for path in (filled / "engines").iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.slow
+def test_auto_leaves_a_file_that_is_slower_than_pytorch(filled):
+    spec = DetectorSpec("micro")
+    (note,) = (filled / "speed").iterdir()
+    assert json.loads(note.read_text()) == {"seconds": {"torch": 2.0, "onnx": 1.0}}
+    note.write_text(json.dumps({"seconds": {"torch": 2.0, "onnx": 2.2}}))
+    assert isinstance(spec.load().scorer, TorchScorer)
+    assert isinstance(replace(spec, engine="onnx").load().scorer, KeptScorer)
+    note.write_text(json.dumps({"seconds": {"torch": 2.0, "onnx": 2.05}}))  # it starts faster
+    assert isinstance(spec.load().scorer, KeptScorer)
+    note.unlink()  # as on another machine that shares the folder
+    assert isinstance(spec.load().scorer, KeptScorer)
+
+
+@pytest.mark.slow
+def test_a_file_that_was_found_to_be_slower_is_not_kept_for_auto_nor_made_again(cache, monkeypatch):
+    monkeypatch.setattr(kept, "PAYS_FROM", 3)
+    monkeypatch.setattr(kept, "_installed", lambda: iter(["onnx"]))
+    monkeypatch.setattr(kept, "_seconds", lambda scorer: 2.0 if isinstance(scorer, KeptScorer) else 1.0)
+    with pytest.warns(AnomalyCLIPNote, match="PyTorch is used: it is faster here than the ONNX Runtime file"):
+        prepare(DetectorSpec("micro"), images=3)
+    assert not [path for path in (cache / "engines").iterdir() if path.is_dir()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(DetectorSpec("micro"), images=3)
+    assert isinstance(DetectorSpec("micro").load().scorer, TorchScorer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_file", [False, True])
+def test_a_resumed_run_gives_the_digits_of_one_that_was_never_stopped(has_file, made, cache, tmp_path):
+    """Also if another run of ``auto`` makes a file meanwhile."""
+    pictures = sorted(map(str, PICTURES.glob("*.jpg")))[:3]
+    if has_file:
+        shutil.copytree(made, cache)
+    predict(DetectorSpec("micro"), pictures, tmp_path / "whole", save=["map"])
+    predict(DetectorSpec("micro"), pictures[:1], tmp_path / "run", save=["map"])
+    if not has_file:
+        shutil.copytree(made, cache)
+    assert predict(DetectorSpec("micro"), pictures, tmp_path / "run", save=["map"], resume=True).scored == 2
+    for name in ("predictions.jsonl", *(f"maps/{Path(path).stem}.npy" for path in pictures)):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert told(tmp_path / "run")["engine"] == ("onnx" if has_file else "torch")
 
 
 @pytest.mark.slow
@@ -264,6 +338,20 @@ def test_a_killed_export_leaves_nothing_that_is_used(cache):
     with pytest.warns(AnomalyCLIPNote, match="is made once"):
         DetectorSpec("micro", engine="onnx").load()
     assert not list((cache / "engines").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_message_and_leaves_nothing(cache):
+    program = (
+        "import resource; from anomalyclip import AnomalyCLIPError, DetectorSpec\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"  # as if the disk were full then
+        "try: DetectorSpec('micro', engine='onnx').load()\n"
+        "except AnomalyCLIPError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    assert "model.onnx cannot be written: File too large. Free some disk space" in done.stdout
+    assert [path.suffix for path in (cache / "engines").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

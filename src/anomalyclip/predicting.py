@@ -16,6 +16,7 @@ from anomalyclip.addresses import Address, as_address
 from anomalyclip.data.masks import GroundTruth
 from anomalyclip.depth import Scale
 from anomalyclip.detector import Detector
+from anomalyclip.engines import kept
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, Listed, absolute, find_images
 from anomalyclip.loading import load
@@ -188,7 +189,7 @@ def predict(
         nonlocal listing
         listing = None if shard is None else Listing.write(place, shard, listed)
 
-    ready = load(detector) if isinstance(detector, DetectorSpec) else detector
+    ready = load(kept.of_run(detector, folder)) if isinstance(detector, DetectorSpec) else detector
     with scoring(
         ready, folder, results, shard=shard, prepare=write_listing, on_error=on_error, on_scored=folder.note
     ) as work:
@@ -292,9 +293,8 @@ def scoring(
 
 def about(detector: Detector | Workers) -> dict[str, Any]:
     """Return what a run tells of its model beside the settings that decide the scores."""
-    made_of = {} if detector.spec is None else {"spec": detector.spec.located().to_dict()}
     origin = "" if detector.threshold is None else detector.threshold.origin
-    return {**made_of, "model": detector.describe().title, "threshold": origin or None}
+    return {**kept.told(detector), "model": detector.describe().title, "threshold": origin or None}
 
 
 def _tell_origin(detector: Detector | Workers) -> None:

@@ -30,7 +30,7 @@ from anomalyclip.overview.thumbnails import FOLDER as THUMBNAILS
 from anomalyclip.overview.wholes import FOLDER as MAPS_OF_VOLUMES
 from anomalyclip.readers import locate
 from anomalyclip.readers.nifti import is_volume
-from anomalyclip.runs import SETTINGS, RunFolder, begin
+from anomalyclip.runs import SETTINGS, RunFolder, begin, told
 from anomalyclip.writers import ERRORS, PREDICTIONS, results_of
 
 PIECE, SECONDS = 64, 30.0
@@ -129,6 +129,14 @@ class RemoteFolder(AtAddress):
         check_remote_page(address)
         self._sender: _Sender | None = None
         self._keeps = False
+
+    def told(self) -> dict[str, Any]:
+        """Return what the run that is at the address tells beside its settings; nothing if there is none."""
+        if not exists(self.address.below(SETTINGS)):
+            return {}
+        with TemporaryDirectory(prefix="anomalyclip-") as folder:
+            _fetch(self.address.below(SETTINGS), Path(folder, SETTINGS))
+            return told(Path(folder))
 
     def note(self, record: dict[str, Any]) -> None:
         """Take note of a line: its files are sent, and the line with the next piece."""

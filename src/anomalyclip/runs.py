@@ -95,6 +95,12 @@ class RunFolder:
         """Where the results are; None until a new folder is created."""
         return self.output
 
+    def told(self) -> dict[str, Any]:
+        """Return what the run that is in the folder tells beside its settings; nothing if there is none."""
+        if self.output is None or not (self.output / SETTINGS).is_file():
+            return {}
+        return told(self.output)
+
     def note(self, record: dict[str, Any]) -> None:
         """Take note of a line of results; here they are where they belong already."""
 
@@ -265,6 +271,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AnomalyCLIPError(f"{folder}: there is no run in this folder ({SETTINGS} is missing)")
     return _read(path)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """Return what the run in a folder tells beside its settings; see `read_settings`."""
+    about = read_settings(folder).get("about")
+    return about if isinstance(about, dict) else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

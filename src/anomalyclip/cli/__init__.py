@@ -31,7 +31,7 @@ from anomalyclip.cli.train import train
 from anomalyclip.cli.watch import watch
 from anomalyclip.cli.words import words
 from anomalyclip.errors import AnomalyCLIPError
-from anomalyclip.machine import let_threads_rest
+from anomalyclip.machine import keep_memory, let_threads_rest
 
 app = typer.Typer(
     name="anomalyclip",
@@ -99,6 +99,7 @@ def main() -> None:
     """Run the command line; an error that a user can mend is one message and exit code 2, any other is exit code 70."""
     pipes.prepare()
     let_threads_rest()
+    keep_memory()
     try:
         with warnings_shown():
             app()

@@ -1,7 +1,8 @@
 """``anomalyclip benchmark``: time per stage, and how far the encoder is from this machine's limit."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,9 +31,22 @@ def benchmark(
         typer.Option(
             "--runtimes",
             help="Compare PyTorch (eager, compiled, bfloat16), ONNX Runtime and OpenVINO (float32, int8) instead, at "
-            "batch 1 and 8, on the CPU: half an hour at full size.",
+            "batch 1 and 8 unless --batch-size says otherwise, on the CPU: half an hour at full size.",
         ),
     ] = False,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare only this one, such as torch, onnx-fp32 or openvino-fp32; repeat for several."
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --runtimes: folder that keeps the exported files, so that the next comparison takes minutes.",
+            file_okay=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Time each stage of a prediction and compare the encoder with this machine's own limit.
@@ -41,13 +55,18 @@ def benchmark(
     time that the encoder's matrix products would take at the rate of a 4096 x 4096 x 4096 product by the fastest
     library that is installed (PyTorch, oneDNN, OpenVINO, ONNX Runtime), measured in the same process.
     """
-    if runtimes:
-        fixed = sorted(options.given(context) & {"batch_size", "device", "precision", "compiled"})
-        if fixed:
+    if runtimes or runtime:
+        given = options.given(context)
+        if fixed := sorted(given & {"device", "precision", "compiled"}):
             names = ", ".join(map(options.spelled, fixed))
             raise AnomalyCLIPError(f"{names}: --runtimes decides it itself; leave it out")
-        _compare(architecture, image_size=spec.image_size, repeats=repeats, as_json=as_json)
+        asked: dict[str, Any] = {"image_size": spec.image_size, "repeats": repeats, "folder": keep}
+        asked |= {"runtimes": runtime} if runtime else {}
+        asked |= {"batch_sizes": (batch_size,)} if "batch_size" in given else {}
+        _compare(architecture, asked, as_json=as_json)
         return
+    if keep is not None:
+        raise AnomalyCLIPError("--keep: only with --runtimes or --runtime, which export files")
 
     from anomalyclip.benchmark import run
 
@@ -80,12 +99,12 @@ def _show(timing: "Timing") -> None:
     out().print(f"peak memory {timing.peak_memory:.0f} MB")
 
 
-def _compare(architecture: str, *, image_size: int | None, repeats: int, as_json: bool) -> None:
+def _compare(architecture: str, asked: dict[str, Any], *, as_json: bool) -> None:
     """Print one line of a Markdown table as soon as it is measured."""
     from anomalyclip.engines.comparison import compare, conditions
 
-    about = conditions(architecture, image_size)
-    rows = compare(architecture, image_size=image_size, repeats=repeats)
+    about = conditions(architecture, asked["image_size"])
+    rows = compare(architecture, **asked)
     if as_json:
         out().print_json(json.dumps({**about, "rows": [row.to_dict() for row in rows]}))
         return

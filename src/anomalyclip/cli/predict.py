@@ -69,7 +69,7 @@ def predict(
     read are reported, and the others are scored.
     """
     from anomalyclip import predicting
-    from anomalyclip.engines.kept import prepare
+    from anomalyclip.engines.kept import of_run, prepare
 
     skipped: Counter[str] = Counter()
     part = large.one_shard(shard)
@@ -99,6 +99,7 @@ def predict(
             "continues"
         )
 
+    spec = of_run(spec, folder)
     prepare(spec, images=len(images) if isinstance(images, Sized) else None)
     with (
         stoppable(stopped),

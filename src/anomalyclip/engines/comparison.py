@@ -6,8 +6,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.files import parse_json
 from anomalyclip.machine import peak_memory, processor
 from anomalyclip.spec import DetectorSpec
 
@@ -85,8 +88,24 @@ def compare(
     batch_sizes: Sequence[int] = (1, 8),
     runtimes: Sequence[str] = RUNTIMES,
     repeats: int = 3,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Iterator[RuntimeTiming]:
     """Export a detector with random weights in every format and time each on the CPU.
+
+    Parameters
+    ----------
+    architecture : str
+        A key of `anomalyclip.benchmark.ARCHITECTURES`.
+    image_size : int, optional
+        Side of the images. None: the architecture's own.
+    batch_sizes : sequence of int
+        Images per batch.
+    runtimes : sequence of str
+        Some of `RUNTIMES`.
+    repeats : int
+        Runs of each; the best one counts.
+    folder : path-like, optional
+        Keeps the exported files for the next comparison. None: they are deleted.
 
     Yields
     ------
@@ -107,12 +126,11 @@ def compare(
         )
     about, cpu = conditions(architecture, image_size), choose_device("cpu")
     size, gflop = about["image_size"], about["gflop"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        detector = _prepare(architecture, size, folder)
+    with place_of(folder) as place:
+        exports = Exports(place, about)
         for runtime in runtimes:
             try:
-                files, difference = _files(runtime, detector, folder)
+                files, difference = exports.of(runtime)
             except Exception as error:  # if one export fails, the other rows are still measured
                 failure = (
                     f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else repr(error)
@@ -122,7 +140,7 @@ def compare(
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             for batch in batch_sizes:
                 before = limit(cpu).rate
-                measured = _in_a_process(runtime, files[0], size, batch, repeats)
+                measured = in_a_process(runtime, files[0], size, batch, repeats)
                 floor = gflop / max(before, limit(cpu).rate)
                 if "failure" not in measured:
                     measured |= {"ratio": measured["seconds"] / floor, "floor": floor}
@@ -155,49 +173,113 @@ def conditions(architecture: str, image_size: int | None = None) -> dict[str, An
     }
 
 
-def _prepare(architecture: str, size: int, folder: Path) -> Detector:
-    """Write random weights and prompts to files for the PyTorch rows, and return the detector."""
-    from safetensors.torch import save_file
-
-    from anomalyclip.benchmark import ARCHITECTURES, random_model
-    from anomalyclip.methods.anomalyclip import assemble
-
-    clip, prompts = random_model(ARCHITECTURES[architecture])
-    save_file(clip.state_dict(), folder / "weights.safetensors")
-    prompts.save(folder / "prompts.safetensors")
-    return Detector(assemble(clip, prompts, DetectorSpec(image_size=size, device="cpu")))
+@contextmanager
+def place_of(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yield a folder, which is made if it is missing; None: a temporary one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    yield Path(folder)
 
 
-def _files(runtime: str, detector: Detector, folder: Path) -> tuple[tuple[Path, ...], float]:
-    from PIL import Image
+class Exports:
+    """The files of each runtime in a folder, made when they are asked for, unless they are there already."""
 
-    from anomalyclip.engines.export import difference, export, probe_pixels
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.folder = folder
+        self.about = {name: about[name] for name in ("architecture", "image_size", "versions")}
 
-    if runtime.startswith("torch"):
-        files = (folder / "weights.safetensors", folder / "prompts.safetensors")
-        if runtime != "torch-bf16":
-            return files, float("nan")
-        other = _pytorch(runtime, files[0], detector.scorer.image_size).scorer
-        return files, max(difference(other, detector.scorer, probe_pixels(detector.scorer.image_size)))
-    format, precision = runtime.split("-")
-    images = []
-    if precision == "int8":
-        for number, pixels in enumerate(probe_pixels(detector.scorer.image_size)):
-            images.append(folder / f"{number}.png")
-            Image.fromarray(pixels).save(images[-1])
-    output = folder / f"{runtime}{'.onnx' if format == 'onnx' else '.xml'}"
-    report = export(
-        detector, output, format=format, precision=precision, dynamic_batch=True, calibration=images
-    )
-    return report.files, max(report.score_difference, report.map_difference)
+    def of(self, runtime: str) -> tuple[tuple[Path, ...], float]:
+        """Return the files and the largest difference from PyTorch in float32."""
+        note = self.folder / f"{runtime}.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = parse_json(note.read_text())
+            files = tuple(self.folder / name for name in known["files"])
+            if known["about"] == self.about and all(file.is_file() for file in files):
+                return files, float("nan" if known["difference"] is None else known["difference"])
+        files, difference = self._made(runtime)
+        known = {
+            "about": self.about,
+            "files": [file.name for file in files],
+            "difference": None if difference != difference else difference,
+        }
+        note.write_text(json.dumps(known))
+        return files, difference
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The detector in PyTorch; its random weights and prompts are written for PyTorch's rows."""
+        from safetensors.torch import save_file
+
+        from anomalyclip.benchmark import ARCHITECTURES, random_model
+        from anomalyclip.methods.anomalyclip import assemble
+
+        clip, prompts = random_model(ARCHITECTURES[self.about["architecture"]])
+        save_file(clip.state_dict(), self.folder / "weights.safetensors")
+        prompts.save(self.folder / "prompts.safetensors")
+        return Detector(
+            assemble(clip, prompts, DetectorSpec(image_size=self.about["image_size"], device="cpu"))
+        )
+
+    def _made(self, runtime: str) -> tuple[tuple[Path, ...], float]:
+        from PIL import Image
+
+        from anomalyclip.engines.export import difference, export, probe_pixels
+
+        detector, size = self.detector, self.about["image_size"]
+        if runtime.startswith("torch"):
+            files = (self.folder / "weights.safetensors", self.folder / "prompts.safetensors")
+            if runtime != "torch-bf16":
+                return files, float("nan")
+            other = _pytorch(runtime, files[0], size).scorer
+            return files, max(difference(other, detector.scorer, probe_pixels(size)))
+        format, precision = runtime.split("-")
+        images = []
+        if precision == "int8":
+            for number, pixels in enumerate(probe_pixels(size)):
+                images.append(self.folder / f"{number}.png")
+                Image.fromarray(pixels).save(images[-1])
+        output = self.folder / f"{runtime}{'.onnx' if format == 'onnx' else '.xml'}"
+        report = export(
+            detector, output, format=format, precision=precision, dynamic_batch=True, calibration=images
+        )
+        return report.files, max(report.score_difference, report.map_difference)
 
 
-def _in_a_process(runtime: str, file: Path, size: int, batch: int, repeats: int) -> dict[str, Any]:
+def in_a_process(
+    runtime: str,
+    file: Path,
+    size: int,
+    batch: int,
+    repeats: int,
+    *,
+    program: Sequence[str] = ("-m", "anomalyclip.engines.comparison"),
+) -> dict[str, Any]:
+    """Measure one runtime in a process of its own.
+
+    Parameters
+    ----------
+    runtime : str
+        One of `RUNTIMES`.
+    file : Path
+        Of the weights, or the exported file.
+    size, batch, repeats : int
+        Side of the images, images per batch, and runs.
+    program : sequence of str
+        What Python runs; it is given the other arguments as JSON, and prints what `measure` returns.
+
+    Returns
+    -------
+    dict
+        seconds (per image), start_up (seconds) and peak_memory (MB), or failure.
+    """
     task = {"runtime": runtime, "file": str(file), "size": size, "batch": batch, "repeats": repeats}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     start = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "anomalyclip.engines.comparison", json.dumps(task)],
+        [sys.executable, *program, json.dumps(task)],
         capture_output=True,
         text=True,
         check=False,
@@ -212,19 +294,26 @@ def _in_a_process(runtime: str, file: Path, size: int, batch: int, repeats: int)
 
 
 def _measure(runtime: str, file: str, size: int, batch: int, repeats: int) -> dict[str, float]:
-    """Load, score once, then time: the work of one row's process. Only PyTorch's rows import PyTorch."""
+    """Load and measure: the work of one row's process. Only PyTorch's rows import PyTorch."""
     detector = (
         _pytorch(runtime, Path(file), size) if runtime.startswith("torch") else Detector.from_exported(file)
     )
+    return measure(detector.scorer, size, batch, repeats)
+
+
+def measure(
+    score: Callable[[NDArray[np.uint8]], object], size: int, batch: int, repeats: int
+) -> dict[str, float]:
+    """Score once, then time: a batch of resized pixels (B, S, S, 3) to scores and maps."""
     pixels: NDArray[np.uint8] = np.random.default_rng(0).integers(
         0, 256, (batch, size, size, 3), dtype=np.uint8
     )
-    detector.scorer(pixels)
+    score(pixels)
     first_score_at = time.time()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        detector.scorer(pixels)
+        score(pixels)
         times.append(time.perf_counter() - start)
     return {"seconds": min(times) / batch, "first_score_at": first_score_at, "peak_memory": peak_memory()}
 
@@ -237,6 +326,7 @@ def _pytorch(runtime: str, weights: Path, size: int) -> Detector:
         device="cpu",
         precision="bf16" if runtime == "torch-bf16" else "fp32",
         compiled=runtime == "torch-compiled",
+        engine="torch",
     ).load()
 
 

@@ -1,17 +1,14 @@
 """Whether bfloat16 serves a model on this CPU: it must be faster, and close enough to float32."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomalyclip.clip.download import cache_folder
-from anomalyclip.files import parse_json, replacing
+from anomalyclip.clip.remembered import measured
 from anomalyclip.machine import instructions, processor
 
 LARGEST_DIFFERENCE = 0.01
@@ -45,20 +42,9 @@ def serves(
     """
     if not _INSTRUCTIONS & instructions().flags:
         return False
-    about = json.dumps(
-        [identity(), size, processor(), torch.get_num_threads(), torch.__version__], sort_keys=True
-    )
-    note = cache_folder() / "bfloat16" / f"{sha256(about.encode()).hexdigest()}.json"
-    try:
-        return bool(parse_json(note.read_text())["serves"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = _compared(exact, half, size)
-    try:
-        with replacing(note) as temporary:
-            temporary.write_text(json.dumps(found))
-    except OSError:  # a cache that cannot be written only costs time
-        pass
-    return bool(found["serves"])
+    about = [identity(), size, processor(), torch.get_num_threads(), torch.__version__]
+    found: bool = measured("bfloat16", about, "serves", bool, lambda: _compared(exact, half, size))
+    return found
 
 
 def _compared(exact: Score, half: Score, size: tuple[int, int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,23 +19,33 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
 from anomalyclip.addresses import as_address
 from anomalyclip.clip.download import cache_folder
 from anomalyclip.clip.registry import PROMPTS, resolve_backbone
+from anomalyclip.clip.remembered import recall, remember, this_machine
 from anomalyclip.engines.card import VERSION
 from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, reason
 from anomalyclip.files import parse_json, staging
+from anomalyclip.framing import framing_of
 from anomalyclip.inputs import find_images
 from anomalyclip.methods import METHODS
 from anomalyclip.readers import holder
-from anomalyclip.scorer import Description
+from anomalyclip.runs import RunFolder
+from anomalyclip.scorer import Description, Scorer
 from anomalyclip.spec import FIXED_BY_MODEL, DetectorSpec, is_memory_file
 
 PAYS_FROM = 500
 """From this many images on, `prepare` makes a file for ``auto``: making it takes as long as 20 to 100 images."""
+
+ENGINE = "engine"
+"""Name under which a run tells its engine, beside its settings."""
+
+SLOWER = 1.05
+"""How many times as long as PyTorch a file may take with which ``auto`` replaces it: files start much faster."""
 
 TOLERANCE = 1e-5
 """Largest difference of a score or a map value from PyTorch's with which a file is kept."""
@@ -80,7 +91,7 @@ def scorer_for(
     ----------
     spec : DetectorSpec
         Without an exported file of its own. With engine ``onnx`` or ``openvino`` the file is made if there is none,
-        with ``auto`` only an existing one is used.
+        with ``auto`` only an existing one is used, unless it was found to be slower than PyTorch on this machine.
     by_class : bool
         Whether the class of every image will be known, so that the spec need not name one.
     threads : int, optional
@@ -109,7 +120,8 @@ def scorer_for(
 def prepare(spec: DetectorSpec, *, images: int | None) -> None:
     """Make the file that engine ``auto`` would use, if there are so many images that it pays off.
 
-    Whatever prevents it is a note: the images are then scored with PyTorch.
+    Its speed and PyTorch's are measured then, and remembered for this machine. Whatever prevents it, or speaks for
+    PyTorch, is a note: the images are then scored with PyTorch.
 
     Parameters
     ----------
@@ -122,10 +134,35 @@ def prepare(spec: DetectorSpec, *, images: int | None) -> None:
     engine = next(iter(_installed()), None)
     if engine is None or any(find_spec(name) is None for name in _TO_MAKE) or next(_existing(spec), None):
         return
+    if _is_slower(spec, engine):
+        return
     try:
         _made(spec, engine)
+        if _is_slower(spec, engine):
+            shutil.rmtree(_folder(spec, engine), ignore_errors=True)
+            raise AnomalyCLIPError(f"it is faster here than the {_NAMES[engine]} file, which is not kept")
     except AnomalyCLIPError as error:
         warnings.warn(f"PyTorch is used: {error}", AnomalyCLIPNote, stacklevel=2)
+
+
+def of_run(spec: DetectorSpec, folder: RunFolder | None) -> DetectorSpec:
+    """Return a spec with the engine that a resumed run was started with, if it leaves the choice.
+
+    Two engines differ in the last digits, and a file may have been made since.
+    """
+    if spec.engine != "auto" or spec.model is not None or folder is None or not folder.resume:
+        return spec
+    return replace(spec, engine=folder.told().get(ENGINE) or "auto")
+
+
+def told(detector: Any) -> dict[str, Any]:
+    """Return what a run tells of its detector, or of the `Workers` that run one: the spec and the engine, if any."""
+    spec = detector.spec
+    if spec is None:
+        return {}
+    name = detector.describe().facts.get("engine")
+    engine = next((engine for engine in _NAMES if _NAMES[engine] == name), "torch")
+    return {"spec": spec.located().to_dict(), **({} if spec.model else {ENGINE: engine})}
 
 
 def _why_not(spec: DetectorSpec, by_class: bool) -> str | None:
@@ -165,7 +202,7 @@ def _existing(spec: DetectorSpec, threads: int | None = None) -> Iterator[KeptSc
     if not _place().is_dir():  # nor is the backbone looked for, which may mean a download
         return
     for engine in _installed():
-        if (scorer := _load(spec, engine, threads)) is not None:
+        if not _is_slower(spec, engine) and (scorer := _load(spec, engine, threads)) is not None:
             yield scorer
 
 
@@ -198,28 +235,34 @@ def _made(spec: DetectorSpec, engine: str, threads: int | None = None) -> KeptSc
                 AnomalyCLIPNote,
                 stacklevel=4,
             )
-            _write(spec, engine, folder)
+            plain = _write(spec, engine, folder)
     except OSError as error:
         raise AnomalyCLIPError(
             f"the {_NAMES[engine]} file cannot be kept in {folder.parent} ({reason(error)}); set ANOMALYCLIP_CACHE to "
             "a folder that can be written to"
         ) from None
-    return KeptScorer(folder / _FILES[engine], engine, threads=threads)
+    scorer = KeptScorer(folder / _FILES[engine], engine, threads=threads)
+    seconds = {"torch": plain, engine: _seconds(scorer)}
+    remember("speed", _speed_of(spec, engine), {"seconds": seconds})
+    return scorer
 
 
-def _write(spec: DetectorSpec, engine: str, folder: Path) -> None:
+def _write(spec: DetectorSpec, engine: str, folder: Path) -> float:
+    """Export into the folder; return the seconds that PyTorch takes for one image."""
     from anomalyclip.engines.export import export
 
     with staging(folder.parent) as temporary:
         plain = replace(spec, engine="torch")
         if spec.references is None:
             plain = replace(plain, **_AROUND)
-        report = export(plain, temporary / _FILES[engine], format=engine, dynamic_batch=True)
+        detector = plain.load()
+        report = export(detector, temporary / _FILES[engine], format=engine, dynamic_batch=True)
         difference = max(report.score_difference, report.map_difference)
         if difference > TOLERANCE:
             raise AnomalyCLIPError(
                 f"{_NAMES[engine]} differs from PyTorch by {difference:.2g} here; at most {TOLERANCE:g} is accepted"
             )
+        seconds = _seconds(detector.scorer)
         (temporary / "about.json").write_text(json.dumps(_about(spec, engine)))
         shutil.rmtree(folder, ignore_errors=True)  # damaged
         whole = temporary / "whole"
@@ -229,6 +272,31 @@ def _write(spec: DetectorSpec, engine: str, folder: Path) -> None:
                 file.rename(whole / file.name)
         whole.rename(folder)
     _forget_others(spec, engine, folder)
+    return seconds
+
+
+def _seconds(scorer: Scorer) -> float:
+    """Return the seconds that one image takes; best of three, after a first one that settles memory."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1, *framing_of(scorer).blank, 3), np.uint8)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        scorer(pixels)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _is_slower(spec: DetectorSpec, engine: str) -> bool:
+    """Tell whether the file was found to be slower than PyTorch on this machine."""
+    try:
+        seconds = (recall("speed", _speed_of(spec, engine)) or {})["seconds"]
+        return bool(seconds[engine] > SLOWER * seconds["torch"])
+    except (KeyError, TypeError):  # not measured here, but on another machine that shares the cache folder
+        return False
+
+
+def _speed_of(spec: DetectorSpec, engine: str) -> list[Any]:
+    return [*this_machine(), _version("torch"), _about(spec, engine)]
 
 
 def _forget_others(spec: DetectorSpec, engine: str, folder: Path) -> None:

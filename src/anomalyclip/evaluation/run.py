@@ -9,7 +9,7 @@ from typing import Any
 from anomalyclip.data.listing import load_samples
 from anomalyclip.data.meta import SampleList
 from anomalyclip.detector import Detector
-from anomalyclip.engines.kept import prepare
+from anomalyclip.engines.kept import of_run, prepare, told
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
 from anomalyclip.evaluation.evaluator import Options, evaluate_set
@@ -102,6 +102,7 @@ def evaluate(
     limits = as_threshold(threshold)
     if detector is not None:
         if isinstance(detector, DetectorSpec):
+            detector = of_run(detector, folder)
             prepare(detector, images=sum(map(len, sets.values())))
         detector = as_detector(detector, threshold=limits, by_class=True)
         for name in {sample.class_name: None for samples in sets.values() for sample in samples}:
@@ -198,9 +199,8 @@ class _Run:
         return {"data": data, **identity}
 
     def made_of(self) -> dict[str, Any]:
-        """Return the spec of the detector, if it has one."""
-        spec = None if self.detector is None else self.detector.spec
-        return {} if spec is None else {"spec": spec.located().to_dict()}
+        """Return the spec of the detector and its engine, if it has one."""
+        return {} if self.detector is None else told(self.detector)
 
     def model(self, place: Path) -> list[DatasetResult]:
         results = []
