@@ -724,6 +724,22 @@ def test_drawn_references_of_another_product_are_warned_of(parts, tmp_path):
     assert [any(unlike in note for note in run.evaluation.notes) for run in found.runs] == [False, True]
 
 
+@pytest.mark.slow
+def test_the_report_of_a_draw_shows_findings_beside_the_references_drawn(parts, tmp_path):
+    for folder in ("train/good", "test", "ground_truth"):
+        shutil.copytree(parts / "tablet" / folder, tmp_path / "set" / "tablet" / folder)
+    evaluate_shots(
+        DetectorSpec("micro"),
+        tmp_path / "set",
+        ShotSettings(shots=(2,), seeds=1),
+        output=tmp_path / "out",
+        formats=("html",),
+    )
+    said = "the place of the references that is most like it"
+    assert said in " ".join((tmp_path / "out" / "shots-2-seed-0" / "report.html").read_text().split())
+    assert said not in " ".join((tmp_path / "out" / "shots-0" / "report.html").read_text().split())
+
+
 def test_a_set_without_normal_training_images_is_refused_by_name(tmp_path, cli, parts):
     for folder in ("test", "ground_truth"):
         shutil.copytree(parts / "tablet" / folder, tmp_path / "bare" / "tablet" / folder)
