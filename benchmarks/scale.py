@@ -225,18 +225,21 @@ def on_ray(images: int) -> None:
         predict_on_ray(next(pictures.iterdir()), spec, Path(folder, "one"), cluster=Cluster("local", 1))
         started = time.perf_counter() - start
         say(what="ray, one image: a local cluster is started", seconds=started)
+        rates = {}
         for actors in sorted({1, cores}):
             start = time.perf_counter()
             out = Path(folder, f"ray {actors}")
             predict_on_ray(pictures, spec, out, cluster=Cluster("local", actors))
             seconds = time.perf_counter() - start
+            rates[actors] = images / (seconds - started)
             say(
                 what="ray",
                 actors=actors,
                 images=images,
                 seconds=seconds,
-                per_second_without_the_start=images / (seconds - started),
-                ratio_to_one_process=(images / (seconds - started)) / (images / here),
+                per_second_without_the_start=rates[actors],
+                ratio_to_one_process=rates[actors] / (images / here),
+                ratio_to_ideal=rates[actors] / (actors * rates[1]),
                 driver_peak_mb=peak_mb(),
             )
             rows = {row["path"]: row["score"] for row in rows_of(out, ["path", "score"])}
