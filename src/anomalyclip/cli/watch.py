@@ -79,6 +79,7 @@ def watch(
     """
     from anomalyclip import watching
     from anomalyclip.alerts import Command, Hook, Webhook
+    from anomalyclip.engines.kept import of_run
 
     skipped: Counter[str] = Counter()
     hooks: list[Hook] = [Command.from_text(text) for text in run or []]
@@ -86,7 +87,7 @@ def watch(
     results = saving.results(
         save, colormap, alpha, scale, no_caption, batch_size=batch_size, masks=threshold or spec.model
     )
-    watching.run_folder(folder, output)  # before the model is loaded
+    spec = of_run(spec, watching.run_folder(folder, output))  # before the model is loaded
     if hooks and threshold is None and spec.model is None:
         raise AnomalyCLIPError(
             "--run and --webhook are for anomalous images: set a threshold, for example --threshold 0.5"
