@@ -60,7 +60,7 @@ def store_of(address: Address) -> tuple[Any, str]:
         store = of_process(os.getpid(), *key) if kind.async_impl else _made(*key)
         return store, kind._strip_protocol(address.url)
     except ImportError as error:
-        how = _INSTALL.get(scheme) or f"{error}; pip install 'anomalyclip[remote]' and what it names"
+        how = f"{_INSTALL.get(scheme, _INSTALL['s3'] + ' and what it names')} ({error})"
         raise AnomalyCLIPError(f"{address}: addresses with {scheme}:// need another library: {how}") from None
     except Exception as error:
         raise AnomalyCLIPError(f"{address}: this address cannot be used ({masked(reason(error))})") from None
