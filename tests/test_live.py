@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from itertools import islice
-from threading import Event
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -60,6 +60,35 @@ def test_a_stream_has_its_own_times_and_every_frame(way, stream):
             open_image(found[4].id)
     with pytest.raises(InputError, match="no such file"):
         open_image(found[98].id)  # it is closed
+
+
+def test_a_stream_over_udp_has_its_own_times_wherever_it_is_joined(stream):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ended = Event()
+
+    def send():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            while not ended.is_set():  # nobody says when the receiver is there
+                for start in range(0, len(stream), 7 * 188):
+                    out.sendto(stream[start : start + 7 * 188], ("127.0.0.1", port))
+                    ended.wait(0.002)
+
+    sender = Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        with Live(f"udp://127.0.0.1:{port}") as source:
+            found = list(islice(frames(source.name), 10))
+    finally:
+        ended.set()
+        sender.join()
+
+    levels = levels_of(frame.image for frame in found)
+    first = int(np.abs(np.array(LEVELS) - levels[0]).argmin())
+    assert levels == pytest.approx(LEVELS[first : first + 10], abs=3)
+    steps = np.diff([frame.time for frame in found])
+    assert len({round(step, 3) for step in steps} - {0.02, 0.04, 0.1}) == 0
 
 
 def test_a_stream_that_ends_is_scored_to_its_end(stream):
