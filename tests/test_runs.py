@@ -177,6 +177,29 @@ def test_a_run_goes_on_with_its_settings_and_not_with_others(done, recwarn):
     assert json.loads((done / "settings.json").read_text()) == {"command": "predict", "sigma": 2.0}
 
 
+def test_a_run_that_is_killed_while_it_overwrites_leaves_no_settings_that_old_results_could_be_resumed_with(
+    done,
+):
+    class Killed(BaseException):
+        pass
+
+    def killed_at_once(folder):
+        raise Killed
+
+    folder = RunFolder("predict", done, overwrite=True, results=LINES, clear=killed_at_once)
+    with pytest.raises(Killed):
+        work(folder, {"sigma": 2.0})
+    for sigma in (2.0, 4.0):
+        with pytest.raises(
+            AnomalyCLIPError, match=r"settings\.json is missing.*start again with --overwrite"
+        ):
+            work(RunFolder("predict", done, resume=True, overwrite=False, results=LINES), {"sigma": sigma})
+
+    again = RunFolder("predict", done, overwrite=True, results=LINES, clear=lambda at: (at / LINES).unlink())
+    work(again, {"sigma": 2.0})
+    assert json.loads((done / "settings.json").read_text())["sigma"] == 2.0
+
+
 def test_what_a_run_is_made_of_is_written_and_not_compared(tmp_path):
     for place in ("/here/clip.pt", "/there/clip.pt"):
         about = {"spec": {"backbone": place}}

@@ -32,6 +32,9 @@ class RunFolder:
         command cannot overwrite.
     results : str
         Name or pattern of a file or folder that shows that the folder holds results.
+    clear : callable, optional
+        Deletes the results in a folder. With `overwrite` it is called before the new settings are written: a run that
+        is killed in between leaves no settings under which the old results could be resumed.
 
     Attributes
     ----------
@@ -62,8 +65,10 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool | None = None,
         results: str,
+        clear: Callable[[Path], None] | None = None,
     ) -> None:
         self.command, self.resume, self.overwrite = command, resume, overwrite
+        self._delete_results = clear
         self.output = None if output is None else Path(output)
         if output is not None and (address := as_address(output)) is not None:
             raise AnomalyCLIPError(
@@ -86,8 +91,8 @@ class RunFolder:
             raise AnomalyCLIPError(f"{place} already has results: use {ways} another --output")
         if there and self.resume and not has_settings:
             raise AnomalyCLIPError(
-                f"{place} cannot be resumed: its settings are unknown ({SETTINGS} is missing); start again in "
-                "another folder"
+                f"{place} cannot be resumed: its settings are unknown ({SETTINGS} is missing); start again "
+                f"{'' if self.overwrite is None else 'with --overwrite or '}in another folder"
             )
 
     @property
@@ -111,8 +116,10 @@ class RunFolder:
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """Yield the folder, locked until the block ends; see `alone` and `begin`."""
         self.output = folder = self.output or new_folder(self.command)
+        clear = self._delete_results if self.overwrite else None
         with alone(folder):
-            if not begin(folder, self.command, settings, resume=self.resume, about=about) and self.resume:
+            there = begin(folder, self.command, settings, resume=self.resume, about=about, clear=clear)
+            if self.resume and not there:
                 warnings.warn(
                     f"{folder} has no run to resume: starting from the beginning",
                     AnomalyCLIPWarning,
@@ -208,6 +215,7 @@ def begin(
     *,
     resume: bool,
     about: Mapping[str, Any] | None = None,
+    clear: Callable[[Path], None] | None = None,
 ) -> bool:
     """Write a run's settings into its folder; a run that is resumed must have been started with the same settings.
 
@@ -223,6 +231,8 @@ def begin(
         Whether the run is resumed.
     about : mapping, optional
         JSON-ready; written with the settings, but not compared.
+    clear : callable, optional
+        Deletes the results of an earlier run; the settings of that run are deleted before.
 
     Returns
     -------
@@ -253,6 +263,10 @@ def begin(
             f"{folder} was started with other settings ({'; '.join(differ)}): resume with the same settings, or choose "
             "another folder"
         )
+    if clear is not None:
+        with writing(path):
+            path.unlink(missing_ok=True)
+        clear(folder)
     with writing(path), replacing(path) as temporary:
         content = now if about is None else {**now, "about": dict(about)}
         temporary.write_text(json.dumps(content, indent=1) + "\n")

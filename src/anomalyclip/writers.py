@@ -128,7 +128,7 @@ class PredictionWriter:
                     )
                 self._take_up()
             elif overwrite:
-                self._clear()
+                clear(self.output_dir)
             # Unbuffered: once a line is written, the operating system has it, even if this process is killed.
             self._file = io.FileIO(self._predictions, "w" if overwrite else "a")
             # Failed images are tried again, so earlier errors no longer apply.
@@ -271,13 +271,6 @@ class PredictionWriter:
             with replacing(self._errors) as temporary:
                 temporary.write_bytes(b"".join(others))
 
-    def _clear(self) -> None:
-        """Delete the files of the earlier run, so that none can be mistaken for one of this run."""
-        if not self._predictions.is_file():
-            return
-        for path in list(results_of(self._predictions)):
-            path.unlink(missing_ok=True)
-
     def _take_up(self) -> None:
         """Remove an incomplete last line; read from the others which images are done and which names are in use."""
         whole = 0
@@ -335,6 +328,21 @@ class PredictionWriter:
             write_png(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)), file)
         elif image is not None:
             write_png(self.draw(image, prediction), file)
+
+
+def clear(folder: Path) -> None:
+    """Delete the predictions of a run and the files they name, so that none can be mistaken for one of another run.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        One leads through a link out of the folder.
+    """
+    predictions = folder / PREDICTIONS
+    if predictions.is_file():
+        for path in list(results_of(predictions)):
+            path.unlink(missing_ok=True)
+        predictions.unlink()
 
 
 def results_of(predictions: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anomalyclip.addresses import Address, as_address
 from anomalyclip.distributed.cluster import Actors, actors_for, connected
 from anomalyclip.distributed.predictor import Predictor
-from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, valid
+from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, clear, valid
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import ImageFile, absolute
 from anomalyclip.loading import load, measured
@@ -149,7 +149,7 @@ def run_folder(
     """Return the folder for the results of a run on a cluster, or an address."""
     if output is not None and (address := as_address(os.fspath(output))) is not None:
         return AtAddress(COMMAND, address, resume=resume, overwrite=overwrite, results=PARTS)
-    return RunFolder(COMMAND, output, resume=resume, overwrite=overwrite, results=PARTS)
+    return RunFolder(COMMAND, output, resume=resume, overwrite=overwrite, results=PARTS, clear=clear)
 
 
 def _listed(

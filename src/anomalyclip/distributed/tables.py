@@ -126,11 +126,9 @@ class Parts:
         self._since = time.monotonic()
         self._pending: dict[str, dict[tuple[str, str | None], pyarrow.Table]] = {}
         self.done, self.skipped = Names(), 0
-        there = parts_of(place)
         if overwrite:
-            for path in there:
-                _delete(path)
-            return
+            clear(place)
+        there = parts_of(place)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for start in range(0, len(there), _WINDOW):
                 some = there[start : start + _WINDOW]
@@ -226,6 +224,12 @@ def _write(table: "pyarrow.Table", path: Path | Address) -> None:
     """Write a file: it is whole or not there."""
     with writing(path), replacing(path) as temporary:
         arrow().parquet.write_table(table, temporary, compression="zstd")
+
+
+def clear(place: Path | Address) -> None:
+    """Delete the Parquet files of a run."""
+    for path in parts_of(place):
+        _delete(path)
 
 
 def _delete(path: Path | Address) -> None:
