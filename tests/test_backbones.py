@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, ViTConfig, periods, tensor_shapes
+from anomalyclip.backbones.forms.common import IMAGENET, Settings
 from anomalyclip.backbones.load import load_tower
 from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.vit import PlainViT
-from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.backbones.weights import ViTWeights, _config_of, read_any
 from anomalyclip.clip.backbone import load_backbone, shared_backbones
 from anomalyclip.clip.model import CLIP
 from anomalyclip.clip.weights import Weights, read_weights
@@ -55,6 +56,40 @@ def assert_near(found: torch.Tensor, expected: np.ndarray) -> None:
 def test_tokens_equal_timms_at_sizes_other_than_the_weights_own(form, size, published, tmp_path):
     folder = forms.timm_folder(form, tmp_path)
     assert_near(last_tokens(folder, size), published[f"timm {form} {size[0]}x{size[1]}"])
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(384, 6), (1024, 16), (1152, 16), (1280, 16), (1408, 16), (1536, 24)]
+)
+def test_heads_that_no_configuration_states_are_those_of_timms_models(width, heads):
+    shapes = {"conv1.weight": (width, 3, 14, 14), "positional_embedding": (17, width)}
+    shapes["transformer.resblocks.0.ln_1.weight"] = (width,)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    assert _config_of(tensors, Settings("bicubic-antialias", IMAGENET)).vision_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"std": [0.2, 0, 0.2]}, "expected finite numbers, std above 0"),
+        ({"std": [0.2, float("nan"), 0.2]}, "NaN is not a JSON number"),
+        ({"std": None}, "config.json lacks std"),
+    ],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_configuration_without_a_usable_mean_and_std_is_refused(change, message, nested, tmp_path):
+    folder = forms.timm_folder("plain", tmp_path)
+    about = {name: one for name, one in ({"mean": [0.5] * 3} | change).items() if one is not None}
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": about} if nested else about))
+    with pytest.raises(AnomalyCLIPError, match=message):
+        read(folder)
+
+
+def test_a_mean_and_std_at_the_top_of_timms_configuration_are_used(tmp_path):
+    folder = forms.timm_folder("plain", tmp_path)
+    (folder / "config.json").write_text(json.dumps({"mean": [0.1] * 3, "std": [0.2] * 3}))
+    config = read(folder).config
+    assert (config.mean, config.std) == ((0.1,) * 3, (0.2,) * 3)
 
 
 def test_an_original_file_gives_the_same_as_timms_at_its_own_size(published, tmp_path):

@@ -20,6 +20,8 @@ EXPECTED = (
 )
 
 _HEAD_WIDTH = 64
+_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Of the published widths whose heads are not 64 wide (SO400M, huge, giant and gigantic, as in timm)."""
 _GATE = ".mlp.c_gate.weight"
 
 
@@ -99,7 +101,7 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
     registers = (
         shape_of(tensors, "register_embedding", 2, EXPECTED)[0] if "register_embedding" in tensors else 0
     )
-    heads = width // _HEAD_WIDTH if settings.heads is None else settings.heads
+    heads = _HEADS.get(width, width // _HEAD_WIDTH) if settings.heads is None else settings.heads
     if not isinstance(heads, int) or heads < 1 or width % heads or (settings.heads is None and width % 64):
         raise Unusable(
             f"its width {width} is not divisible into {heads} heads; expected a configuration that says how many"
@@ -111,6 +113,10 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
             "quarter of a head's width"
         )
     mean, std = settings.normalisation
+    if not (all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
+        raise Unusable(
+            f"its configuration has mean {mean} and std {std}; expected finite numbers, std above 0"
+        )
     config = ViTConfig(
         image_size=side * patch_size,
         patch_size=patch_size,

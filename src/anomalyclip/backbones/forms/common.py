@@ -31,7 +31,7 @@ class Settings:
     eps : float
         Of the norms.
     heads : int, optional
-        None: as many as are 64 wide.
+        None: as many as timm's models of this width have.
     stated : dict
         Fields of a configuration, to compare with the tensors.
     rotary : tuple of float

@@ -62,8 +62,12 @@ def settings_beside(file: Path, names: Collection[str]) -> Settings:
     """Return what the form, timm's ``config.json`` if there is one, and else the file's name say."""
     config = file.with_name("config.json")
     content = read_json(config) if config.is_file() else {}
-    if isinstance(content.get("pretrained_cfg"), dict):
-        about = content["pretrained_cfg"]
+    about = content["pretrained_cfg"] if isinstance(content.get("pretrained_cfg"), dict) else content
+    if about is not content or "mean" in content:
+        if missing := {"mean", "std"} - about.keys():
+            raise Unusable(
+                f"its config.json lacks {' and '.join(sorted(missing))}; expected three numbers each"
+            )
         side = (about.get("input_size") or [None])[-1]
         return Settings(
             "bicubic-antialias",
