@@ -109,9 +109,11 @@ def test_a_resumed_run_skips_what_is_done_and_tries_again_what_failed(
     (photographs / "b.png").write_bytes(b"torn")
     options = ["predict", photographs, *model, "--output", tmp_path / "out"]
     assert cli(*options).code == 1
+    settings = (tmp_path / "out" / "settings.json").read_bytes()
     (photographs / "b.png").write_bytes(paper_case.images[0].read_bytes())
     done = cli(*options, "--resume")
     assert done.code == 0
+    assert (tmp_path / "out" / "settings.json").read_bytes() == settings
     assert "1 scored" in done.out
     assert "2 done before" in done.out
     assert sorted(record["image_path"] for record in lines(tmp_path / "out")) == [

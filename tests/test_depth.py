@@ -83,8 +83,9 @@ def test_an_image_that_does_not_fit_what_was_assumed_is_refused_by_name_and_the_
     assert found == pytest.approx([800 / 1023] * 2, abs=0.002)
     ((path, error),) = failed
     assert path == exposures[0]
-    assert f"{path}: values up to 3200, but 0 to 1023 was assumed for all images from {exposures[1]}" in str(
-        error
+    assert (
+        f"{path}: values from 3200 to 3200, but 0 to 1023 was assumed for all images from {exposures[1]}"
+        in str(error)
     )
 
 

@@ -188,6 +188,13 @@ def enhanced(folder, spacing):
     return str(folder / "enhanced.dcm")
 
 
+def test_a_number_of_frames_that_is_none_is_named_and_its_value_is_printed_nowhere(cli, tmp_path):
+    path = str(Path(pydicom.data.__file__).parent / "test_files" / "badVR.dcm")
+    done = cli("predict", path, "--backbone", "micro", "--output", tmp_path / "out")
+    assert "badVR.dcm: its NumberOfFrames is no number" in done.err.replace("\n", " ")
+    assert "1A" not in done.err
+
+
 LOOKS = [(1, 0, 600, 1600), (2, -1000, 1500, 2000)]
 
 

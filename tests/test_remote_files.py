@@ -125,6 +125,9 @@ def test_other_outputs_at_addresses_are_refused_before_any_work(store, cli):
         assert "memory://box/run: this run writes to a folder of this machine only" in done.err.replace(
             "\n", " "
         )
+    for option, what in (("--cache", "cached features"), ("--init-prompts", "prompts to start from")):
+        done = cli("train", "parts", option, "memory://box/x")
+        assert f"error: memory://box/x: {what} cannot be at an address" in done.err
     done = cli("demo", "--output", "memory://box/demo")
     assert done.err.startswith("error: memory://box/demo: the demo cannot be at an address")
     assert listed(store) == []

@@ -102,7 +102,8 @@ class Scale:
             low, high = limits(image.values)
             if not (self.assumed[0] <= low and high <= self.assumed[1]):
                 raise InputError(
-                    f"{name}: values up to {high:g}, but {self} was assumed for all images from {self._from}: {ADVICE}"
+                    f"{name}: values from {low:g} to {high:g}, but {self} was assumed for all images from "
+                    f"{self._from}: {ADVICE}"
                 )
             return image.eight_bit(self.assumed, name=name), self.assumed
         return image.eight_bit(self.value_range, name=name), self.value_range

@@ -162,7 +162,10 @@ def told(detector: Any) -> dict[str, Any]:
         return {}
     name = detector.describe().facts.get("engine")
     engine = next((engine for engine in _NAMES if _NAMES[engine] == name), "torch")
-    return {"spec": spec.located().to_dict(), **({} if spec.model else {ENGINE: engine})}
+    if spec.model:
+        return {"spec": spec.located().to_dict()}
+    # The engine in both: a run that is resumed, and so names its engine, tells the same.
+    return {"spec": replace(spec, engine=engine).located().to_dict(), ENGINE: engine}
 
 
 def _why_not(spec: DetectorSpec, by_class: bool) -> str | None:

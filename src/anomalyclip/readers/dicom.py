@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomalyclip.decoders import unsaid
 from anomalyclip.depth import Deep, Range, Rendering
 from anomalyclip.errors import InputError, reason
 from anomalyclip.readers.base import Frame, Reader
@@ -88,7 +89,7 @@ class DicomReader(Reader):
     def frames(self, path: str) -> Iterator[Frame]:
         """Yield the frames of a file in order."""
         header = _header(path)
-        count = _count(header)
+        count = _count(path, header)
         library, decoder = _library(path).pixels, _decoder(header)
         with (
             open(path, "rb") as file,  # pydicom would resolve a path, and files in memory have none then
@@ -104,7 +105,7 @@ class DicomReader(Reader):
     def open(self, path: str, number: int = 1) -> Image.Image | Deep:
         """Decode one frame alone."""
         header = _header(path)
-        if number > _count(header):
+        if number > _count(path, header):
             raise InputError(f"{path}#{number}: the file holds fewer images")
         with _decoding(header, path), open(path, "rb") as file:
             values = _library(path).pixels.pixel_array(
@@ -115,7 +116,7 @@ class DicomReader(Reader):
     def size(self, path: str, number: int = 1) -> tuple[int, int]:
         """Return (width, height) from the header alone, after resampling to square pixels."""
         header = _header(path)
-        if number > _count(header):
+        if number > _count(path, header):
             raise InputError(f"{path}#{number}: the file holds fewer images")
         return square_size((header.Columns, header.Rows), _aspect(_of_frame(header, number - 1)))
 
@@ -137,7 +138,8 @@ def _header(path: str) -> Any:
     """Return the attributes that are needed, and no others; files that hold no image are refused."""
     pydicom = _library(path)
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_READ)
+        with unsaid():
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_READ)
     except pydicom.errors.InvalidDicomError:
         raise InputError(f"{path}: not a DICOM file (no DICM at its 128th byte)") from None
     if header.file_meta.get("TransferSyntaxUID") == _DEFLATED:
@@ -161,7 +163,7 @@ def _decoding(header: Any, path: str) -> Iterator[None]:
     try:
         yield
     except StopIteration:
-        raise InputError(f"{path}: fewer frames than its header says ({_count(header)})") from None
+        raise InputError(f"{path}: fewer frames than its header says ({_count(path, header)})") from None
     except Exception as error:
         kind = header.file_meta.get("TransferSyntaxUID")
         name = getattr(kind, "name", "no transfer syntax")
@@ -171,8 +173,12 @@ def _decoding(header: Any, path: str) -> Iterator[None]:
         ) from None
 
 
-def _count(header: Any) -> int:
-    return int(header.get("NumberOfFrames") or 1)
+def _count(path: str, header: Any) -> int:
+    try:
+        with unsaid():
+            return int(header.get("NumberOfFrames") or 1)
+    except ValueError:
+        raise InputError(f"{path}: its NumberOfFrames is no number; repair the file or convert it") from None
 
 
 def _of_frame(header: Any, index: int) -> Any:

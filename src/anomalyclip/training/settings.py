@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomalyclip.addresses import require_here
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.settings import Settings, option
 
@@ -133,3 +134,8 @@ class TrainingSettings(Learning):
         None, "Folder of another data set to evaluate on.", group=_VALIDATION, file_okay=False
     )
     val_dataset: str | None = option(None, "Key of that data set.", group=_VALIDATION)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_here(self.cache, "cached features")
+        require_here(self.init_prompts, "prompts to start from")
