@@ -253,8 +253,8 @@ def test_ray_that_is_missing_or_too_old_is_one_message(version, says, monkeypatc
     ("address", "says"),
     [
         ("127.0.0.1:1", "127.0.0.1:1: no Ray cluster answers there"),
-        ("ray://127.0.0.1:1", "no Ray cluster answers there"),
-        ("nowhere", "nowhere: expected local, auto, HOST:PORT or ray://HOST:PORT"),
+        ("ray://127.0.0.1:1", "ray://127.0.0.1:1: .*does not work through a Ray client.*--ray auto"),
+        ("nowhere", "nowhere: expected local, auto or HOST:PORT of a Ray cluster"),
     ],
 )
 def test_a_wrong_address_is_one_message(address, says, monkeypatch):

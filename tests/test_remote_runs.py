@@ -275,6 +275,9 @@ def test_errors_about_runs_in_a_store_name_the_address(store, pictures):
         summarizing.summarize(["s3://results/parts"])
     with pytest.raises(AnomalyCLIPError, match=r"^s3://results/nothing: no such folder$"):
         merging.merge(["s3://results/nothing"], "s3://results/merged")
+    for own in ("s3://results/parts", "s3://results/parts/shard-1-of-2"):
+        with pytest.raises(AnomalyCLIPError, match=f"^{own}: is one of the shards, or in their folder"):
+            merging.merge(["s3://results/parts"], own, overwrite=True)
 
 
 def test_an_object_whose_name_leads_out_of_a_folder_is_not_copied(tmp_path, monkeypatch):

@@ -58,6 +58,22 @@ def test_a_threshold_of_normal_images_is_the_one_that_calibrate_finds(running, d
     assert found.json["false_alarm_rate"]["high"] == expected.info["false_alarm_rate"]["high"]
 
 
+def test_a_model_that_is_asked_for_is_never_a_memory_or_a_threshold_of_another_caller(running):
+    words = {"method": "words", "normal": ["brick"], "abnormal": ["crack"]}
+    plain = running.post("/v1/models", words).json["id"]
+    memory = running.send("/v1/memories", files(GOOD), model=plain).json["id"]
+    judged = running.send("/v1/calibrate", files(*GOODS), model=plain, false_alarm_rate="0.1").json["model"]
+    again = running.post("/v1/models", words).json
+    assert again["id"] not in (memory, judged)
+    assert (again["references"], again["threshold"]) == ([], None)
+
+
+def test_a_method_that_needs_flawless_images_says_so(running):
+    made = running.post("/v1/models", {"method": "anomalydino"}).json["id"]
+    said = running.predict(GOOD, model=made)
+    assert (said.status, "give references" in said.error["message"]) == (422, True)
+
+
 def test_only_so_many_models_are_kept_and_the_least_used_goes_first(running):
     first, second = (running.send("/v1/memories", files(GOOD)).json["id"] for _ in range(2))
     assert running.predict(GOOD, model=first).status == 200

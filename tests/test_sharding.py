@@ -63,6 +63,7 @@ def test_where_a_name_belongs_never_changes():
     [
         ({"SLURM_ARRAY_TASK_ID": "5", "COUNT": "16", "MIN": "1", "MAX": "16"}, "5/16"),
         ({"SLURM_ARRAY_TASK_ID": "0", "COUNT": "4", "MIN": "0", "MAX": "3"}, "1/4"),
+        ({"SLURM_ARRAY_TASK_ID": "2", "COUNT": "2", "MIN": "1", "MAX": "2", "SLURM_PROCID": "0"}, "2/2"),
         ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, "4/4"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, "2/2"),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, "1/2"),

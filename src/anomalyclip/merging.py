@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from anomalyclip.addresses import as_place, folder_on_disk
+from anomalyclip.addresses import Address, as_place, folder_on_disk
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import linked, parse_json, replacing, writing
 from anomalyclip.identity import differences
@@ -93,6 +93,12 @@ def merge(
     """
     if unknown := sorted(set(save) - {"csv", "sheet"}):
         raise AnomalyCLIPError(f"cannot save {', '.join(unknown)}; choose from csv, sheet")
+    for run in runs:
+        place = as_place(run)
+        if isinstance(place, Address) and f"{as_place(output)}/".startswith(f"{str(place).rstrip('/')}/"):
+            raise AnomalyCLIPError(
+                f"{output}: is one of the shards, or in their folder; choose another folder"
+            )
     with ExitStack() as stack:
         here = [stack.enter_context(folder_on_disk(as_place(run))) for run in runs]
         return _merge(_parts(here), output, save, overwrite=overwrite, partial=partial, track=track)

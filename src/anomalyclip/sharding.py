@@ -128,6 +128,8 @@ def _process(environment: Mapping[str, str]) -> tuple[int, int] | None:
         return _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
     if "SLURM_PROCID" in environment:
         of = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+        if of not in environment:  # sbatch without --ntasks, and no srun: the script runs once
+            return None
         return _number(environment, "SLURM_PROCID"), _number(environment, of)
     return None
 

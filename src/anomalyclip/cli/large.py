@@ -37,7 +37,7 @@ Ray = Annotated[
     str | None,
     typer.Option(
         help="Score on a Ray cluster, into Parquet files: local (this machine alone), auto (the cluster that this "
-        "machine belongs to), HOST:PORT or ray://HOST:PORT. --processes: at most so many copies of the model.",
+        "machine belongs to), or HOST:PORT. --processes: at most so many copies of the model.",
         metavar="ADDRESS",
         show_default=False,
         rich_help_panel=_LARGE,

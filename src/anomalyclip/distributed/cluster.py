@@ -66,7 +66,7 @@ def connected(address: str) -> Iterator[Any]:
     ----------
     address : str
         ``local``: a cluster of this machine alone, which ends with the block; ``auto``: the one that this machine
-        belongs to; or ``HOST:PORT`` or ``ray://HOST:PORT``.
+        belongs to; or ``HOST:PORT``.
 
     Raises
     ------
@@ -96,11 +96,14 @@ def _check_answers(address: str) -> None:
     """Refuse an address where nothing answers; Ray would wait for it for minutes."""
     if address in ("local", "auto"):
         return
-    found = re.fullmatch(r"(?:ray://)?([^/:]+|\[[^]]+\]):(\d{1,5})", address)
-    if found is None:
+    if address.startswith("ray://"):
         raise AnomalyCLIPError(
-            f"{address}: expected local, auto, HOST:PORT or ray://HOST:PORT of a Ray cluster"
+            f"{address}: Ray Data, which reads the images, does not work through a Ray client; run this on a machine "
+            "of the cluster with --ray auto, for example by `ray job submit`"
         )
+    found = re.fullmatch(r"([^/:]+|\[[^]]+\]):(\d{1,5})", address)
+    if found is None:
+        raise AnomalyCLIPError(f"{address}: expected local, auto or HOST:PORT of a Ray cluster")
     try:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_PATIENCE).close()
     except (OSError, OverflowError) as error:

@@ -47,8 +47,7 @@ class Cluster:
     Parameters
     ----------
     address : str
-        ``local``: this machine alone; ``auto``: the cluster that this machine belongs to; or ``HOST:PORT`` or
-        ``ray://HOST:PORT``.
+        ``local``: this machine alone; ``auto``: the cluster that this machine belongs to; or ``HOST:PORT``.
     actors : int, optional
         At most so many copies of the model. None: one for each GPU of the cluster, or for each core.
     """

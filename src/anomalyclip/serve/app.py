@@ -15,13 +15,14 @@ from starlette.staticfiles import StaticFiles
 
 import anomalyclip
 from anomalyclip.detector import Detector
+from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.serve import jobs, label_studio, learning, oip, v1
 from anomalyclip.serve.bodies import ClientGoneError
 from anomalyclip.serve.guard import GONE, Guard
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.models import Models
 from anomalyclip.serve.refusals import Refusal
-from anomalyclip.serve.service import Service, service_of
+from anomalyclip.serve.service import Service, refusal_of, service_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.worker import Worker
 
@@ -113,7 +114,11 @@ def _add_errors(app: FastAPI) -> None:
         id = request.scope["request_id"]  # the guard logs the error
         return answer(request, Refusal(500, f"an error nobody foresaw; the log has it under {id}"))
 
+    async def impossible(request: Request, error: Any) -> Response:
+        return answer(request, refusal_of(request, error))
+
     app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(AnomalyCLIPError, impossible)
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -157,10 +157,15 @@ class Models:
         if self._others.pop(id, None) is None:
             raise Refusal(404, f"model {id!r} is not here (any more)")
 
-    def found(self, spec: DetectorSpec) -> Served | None:
-        """Return the model of a spec, if it is here."""
+    def found(self, spec: DetectorSpec, threshold: Threshold | None = None) -> Served | None:
+        """Return the model of a spec and a threshold, if it is here; the service's own is also found without its own.
+
+        Memories and thresholds that callers have made share the spec of the model they were made of, and are not it.
+        """
         for served in self.all():
-            if served.detector.spec == spec:
+            is_own = served is self.own and threshold is None
+            is_plain = not served.references and served.detector.threshold == threshold
+            if served.detector.spec == spec and (is_own or is_plain):
                 return self[served.id]
         return None
 

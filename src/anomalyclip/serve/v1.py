@@ -66,7 +66,7 @@ async def detector_for(request: Request, served: Served, wanted: Wanted) -> Dete
     service, detector = service_of(request), served.detector
     if wanted.class_name is not None:
         spec = service.models.of_class(served, wanted.class_name)
-        known = service.models.found(spec)
+        known = service.models.found(spec, served.detector.threshold)
         if known is None:
             known = service.models.add(
                 with_threshold(await service.loaded(request, spec), served.detector.threshold)
