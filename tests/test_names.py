@@ -23,6 +23,14 @@ def test_names_are_a_set(added, asked):
         assert (name in names) == (name in expected)
 
 
+def test_a_text_that_no_file_can_be_called_is_a_name_too():
+    """A damaged line of a run may hold half a surrogate pair."""
+    names = Names()
+    assert names.add("a\ud800.png")
+    assert "a\ud800.png" in names
+    assert "a\ud801.png" not in names
+
+
 def test_many_names_take_24_bytes_each_at_most_and_none_is_lost_or_made_up():
     names = Names()
     for number in range(50_000):

@@ -1,7 +1,9 @@
 """The service over REST: real processes on loopback, real requests."""
 
 import base64
+import gc
 import io
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -354,6 +356,20 @@ def test_boundaries_may_come_in_pieces():
     assert [(file.name, file.content) for file in found.files] == [
         ("a.png", b"\r\n--" + BOUNDARY.encode()[:-1] + b"\r\n")
     ]
+
+
+def test_the_files_of_a_form_leave_memory_with_it_and_do_not_wait_for_the_garbage_collector():
+    from anomalyclip.serve.bodies import FormParser
+
+    gc.disable()
+    try:
+        parser = FormParser(BOUNDARY.encode(), 5)
+        parser.feed(form([("a.png", b"bytes")])[:-8])
+        left = weakref.ref(parser)
+        del parser
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_answers_are_what_openapi_says(running):

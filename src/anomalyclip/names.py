@@ -1,6 +1,5 @@
 """A set of names in 16 to 24 bytes each, for runs of many millions of images."""
 
-import os
 from collections.abc import Callable
 from hashlib import blake2b
 from pickle import PickleBuffer
@@ -75,7 +74,8 @@ class Names:
 
 
 def _digest(name: str) -> bytes:
-    return blake2b(os.fsencode(name), digest_size=_SIZE).digest()
+    # A line of a run may name any text, such as half a surrogate pair, which is no name of a file.
+    return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
 
 
 def _restored(slots: Any, count: int) -> Names:

@@ -34,7 +34,7 @@ class Scale:
     (0.0, 4095.0)
     >>> scale(Deep(np.array([[5000]], np.uint16)), name="c.png")
     Traceback (most recent call last):
-    anomalyclip.errors.InputError: c.png: values up to 5000, but 0 to 4095 was assumed for all images from a.png: ...
+    anomalyclip.errors.InputError: c.png: values from 5000 to 5000, but 0 to 4095 was assumed for all images ...
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import proxy
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -319,15 +320,17 @@ class FormParser:
         self._header: dict[bytes, bytes] = {}
         self._name, self._value = bytearray(), bytearray()
         self._data: list[bytes] = []
+        # Weak: the parser keeps its callbacks, and a cycle would keep the files until Python looks for cycles.
+        form = proxy(self)
         callbacks: Any = {
-            "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._end_headers,
-            "on_part_data": self._take,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
+            "on_part_begin": lambda: form._begin(),
+            "on_header_field": lambda data, start, end: form._name.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: form._value.extend(data[start:end]),
+            "on_header_end": lambda: form._end_header(),
+            "on_headers_finished": lambda: form._end_headers(),
+            "on_part_data": lambda data, start, end: form._take(data, start, end),
+            "on_part_end": lambda: form._end_part(),
+            "on_end": lambda: form._end(),
         }
         self._parser = MultipartParser(boundary, callbacks)
 
