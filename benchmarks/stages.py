@@ -1,10 +1,11 @@
 """Where the time of `anomalyclip predict` on one picture goes, from the start of the process to its end.
 
-    python -m benchmarks.stages [--starts 3] [--small] [--save heatmap]
+    python -m benchmarks.stages [--starts 3] [--small] [--save heatmap] [--before ../older/src]
 
 The model has the size of ViT-L/14@336 and random weights, in half precision as they are published, in a temporary
 folder. The first start hashes the file and measures the machine; later ones find both in the cache folder. A stage does
-not contain the stages that it calls; "everything else" is what is left of the process's time.
+not contain the stages that it calls; "everything else" is what is left of the process's time. With ``--before`` each
+start is followed by one of an older version, in turn, of which the total is taken.
 """
 
 import argparse
@@ -40,17 +41,26 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a model of toy size")
     parser.add_argument("--save", action="append", default=[], help="as for predict")
+    parser.add_argument("--before", type=Path, help="folder with the source of an older version: its src")
     asked = parser.parse_args()
+    if asked.before and not (asked.before / "anomalyclip").is_dir():
+        parser.error(f"--before {asked.before}: no folder anomalyclip in it")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _prepare(folder, small=asked.small)
         time.sleep(2.5)  # only the hash of a file that rests is remembered
-        starts = [_start(folder, number, asked) for number in range(asked.starts)]
+        starts, older = [], []
+        for number in range(asked.starts):
+            starts.append(_start(folder, number, asked))
+            if asked.before:
+                older.append(_start_older(folder, number, asked))
     columns = [f"start {number}" for number in range(1, asked.starts + 1)]
     print(f"| seconds | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for stage in starts[0]:
         if any(start[stage] >= 0.0005 for start in starts):
             print(f"| {stage} | {' | '.join(f'{start[stage]:.3f}' for start in starts)} |")
+    if older:
+        print(f"| total before | {' | '.join(f'{total:.3f}' for total in older)} |")
 
 
 def _prepare(folder: Path, *, small: bool) -> None:
@@ -72,25 +82,40 @@ def _prepare(folder: Path, *, small: bool) -> None:
 
 
 def _start(folder: Path, number: int, asked: argparse.Namespace) -> dict[str, float]:
+    told = folder / f"stages-{number}.json"
+    command = ["-m", "benchmarks.stages", "--child", told, time.time()]
+    total = _seconds(folder, [*command, *_arguments(folder, f"run-{number}", asked)], "cache")
+    found: dict[str, float] = json.loads(told.read_text())
+    return {**found, "everything else": total - sum(found.values()), "total": total}
+
+
+def _start_older(folder: Path, number: int, asked: argparse.Namespace) -> float:
+    """Return the seconds of one start of the older version, which has a cache folder of its own."""
+    command = ["-m", "anomalyclip", *_arguments(folder, f"older-{number}", asked)]
+    return _seconds(folder, command, "older-cache", {"PYTHONPATH": str(asked.before.resolve())})
+
+
+def _arguments(folder: Path, output: str, asked: argparse.Namespace) -> list[Any]:
     arguments = ["predict", folder / "part.jpg", "--backbone", folder / "weights.safetensors"]
     arguments += ["--prompts", folder / "prompts.safetensors", "--engine", "torch"]
-    arguments += ["--output", folder / f"run-{number}"]
-    arguments += [part for kind in asked.save for part in ("--save", kind)]
-    told = folder / f"stages-{number}.json"
-    environment = os.environ | {"ANOMALYCLIP_CACHE": str(folder / "cache")}
+    return [
+        *arguments,
+        "--output",
+        folder / output,
+        *(part for kind in asked.save for part in ("--save", kind)),
+    ]
+
+
+def _seconds(folder: Path, command: list[Any], cache: str, more: dict[str, str] | None = None) -> float:
+    """Return how long a process of Python takes, from its start to its end."""
+    environment = os.environ | {"ANOMALYCLIP_CACHE": str(folder / cache)} | (more or {})
     begun = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.stages", "--child", told, str(begun), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(done.stderr)
-    total = time.time() - begun
-    found: dict[str, float] = json.loads(told.read_text())
-    return {**found, "everything else": total - sum(found.values()), "total": total}
+    return time.time() - begun
 
 
 class Clock:
