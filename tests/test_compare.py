@@ -419,6 +419,29 @@ def test_what_makes_no_sense_is_refused(what, options, says, toys, root):
         compare(what, root, **options)
 
 
+def test_all_that_references_or_training_lack_is_named_before_a_folder_is_made(root, tmp_path):
+    common = DetectorSpec("micro", class_name="object")
+    with pytest.raises(AnomalyCLIPError) as error:
+        compare(["april-gan", "anomalydino", "coop"], root, spec=common, output=tmp_path / "out")
+    said = str(error.value).splitlines()[1:]
+    assert [line.partition(":")[0] for line in said] == ["april-gan", "anomalydino", "coop"]
+    assert "give references (--references PATH)" in said[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_words_of_one_side_may_be_varied_against_those_of_the_other(root, tmp_path, cli):
+    sides = ["--vary", "normal=flawless {},a {}", "--abnormal", "damaged {}"]
+    options = ["--method", "words", "--image-size", 60, "--draws", 100, "--format", "json"]
+    options += ["--class-name", "object", "--output", tmp_path / "out"]
+    done = cli("compare", root, "--backbone", "micro", *options, *sides)
+    assert done.code == 0, done.err
+    specs = json.loads((tmp_path / "out" / "settings.json").read_text())
+    told = json.dumps(specs)
+    assert all(text in told for text in ('["flawless {}"]', '["a {}"]', '["damaged {}"]'))
+    done = cli("compare", root, "--backbone", "micro", "--vary", "sigma=2,4", "--method", "words", *sides[2:])
+    assert (done.code, "own words need both sides" in done.err) == (2, True)
+
+
 def test_methods_get_of_the_common_options_what_they_take(toys):
     common = DetectorSpec("micro", sigma=2.0, image_size=56)
     found = variants(common, ["anomalyclip,layers=1+2", "dark"], vary=["sigma=2,4"])

@@ -16,6 +16,7 @@ from anomalyclip.fitting import Memory
 from anomalyclip.framing import Framing
 from anomalyclip.remembering import left_out_scores, remember
 from tests import vit_forms
+from tests.generated_sets import make_set
 
 SIDE = 84
 
@@ -248,6 +249,19 @@ def test_without_references_it_says_that_it_needs_them(backbone):
         AnomalyCLIPError, match=r"'anomalydino' compares images with normal ones: give references"
     ):
         spec(backbone).load().predict(texture(0))
+
+
+@pytest.mark.parametrize("command", ["predict", "test"])
+def test_a_run_without_references_is_refused_before_a_folder_is_made(command, folder, tmp_path, cli):
+    data = folder if command == "predict" else make_set(tmp_path / "parts", normal=1, anomalous=1, side=60)
+    out = tmp_path / "out"
+    done = cli(command, data, "--backbone", "micro", "--method", "anomalydino", "--output", out)
+    assert (done.code, done.err.count("error: "), "give references (--references PATH)" in done.err) == (
+        2,
+        1,
+        True,
+    )
+    assert not out.exists()
 
 
 def test_an_export_without_references_is_refused_before_anything_is_written(backbone, tmp_path):

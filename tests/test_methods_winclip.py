@@ -1,13 +1,18 @@
 """WinCLIP, zero-shot: every number from pixels to maps against the published reproduction."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec, evaluate, export
+from anomalyclip.clip.backbone import load_backbone
+from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.demo import PICTURES
+from anomalyclip.texts import phrase_features
+from anomalyclip.words import words_of
 from tests.conftest import rival_arrays
 from tests.generated_sets import make_set
 
@@ -55,6 +60,26 @@ def test_every_step_is_the_published_one(case, published, rival_backbone, rival_
     np.testing.assert_allclose(grids.numpy(), expected["map_grid"], atol=1e-5)
     for values, name in zip(scorer(pixels), ("image_score", "map"), strict=True):
         np.testing.assert_allclose(values, expected[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_of_its_sentences_are_averaged_as_they_are(case, published, rival_backbone):
+    spec = DetectorSpec(rival_backbone, method="winclip")
+    activation = "gelu" if "gelu" in case else None
+    clip = load_backbone(rival_backbone, activation=activation).clip
+    words = words_of(spec, Path(rival_backbone), words="winclip", templates="winclip")
+    sides = words.phrases(case.replace("gelu_", "").split("_", 1)[1])
+    found = torch.stack([phrase_features(clip, Tokenizer()(side)).mean(dim=0) for side in sides])
+    np.testing.assert_allclose(found.numpy(), published[f"{case}_text_raw"], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "56_metal_nut"])
+def test_windows_hold_the_published_patches_in_the_published_order(case, published, rival_backbone):
+    core = scorer_of(rival_backbone, case).core
+    for side in (2, 3):
+        windows = published[f"{case}_windows_{side}"]
+        held = core.spread(torch.eye(len(windows)), (side, 1)).flatten(1) > 0
+        assert [row.nonzero()[:, 0].tolist() for row in held] == windows.tolist()
 
 
 def test_the_other_reading_is_of_normality_and_of_windows_alone(published, rival_backbone, rival_inputs):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,12 @@ from anomalyclip import (
     train,
 )
 from anomalyclip.anomaly import feature_surgery, probabilities, similarities
+from anomalyclip.clip.backbone import load_backbone
+from anomalyclip.clip.tokenizer import Tokenizer
 from anomalyclip.demo import PICTURES
 from anomalyclip.methods import METHODS
+from anomalyclip.texts import phrase_features
+from anomalyclip.words import words_of
 from tests.conftest import rival_arrays
 from tests.generated_sets import make_set
 
@@ -40,6 +45,12 @@ def scored(backbone, pixels, **options):
 # --- the published figures
 
 
+def plain_tokens(name):
+    """Ids of the two sentences of plain CLIP."""
+    words = words_of(DetectorSpec(), Path("clip.pt"), words="clip", templates="none")
+    return torch.cat(words.texts(Tokenizer(), name).sides)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("ln_post", [False, True])
 def test_plain_clip_is_the_published_one(size, ln_post, plain, rival_backbone, rival_inputs):
@@ -57,6 +68,8 @@ def test_plain_clip_is_the_published_one(size, ln_post, plain, rival_backbone, r
         sharp = probabilities(image, scorer.core.text_features, temperature=0.01)[:, 1]
     np.testing.assert_allclose(grids.numpy(), plain[f"{size}_patch_probability"], atol=1e-5)
     np.testing.assert_allclose(sharp.numpy(), plain[f"{size}_image_score_{name}_x100"], atol=5e-5)
+    clip, tokens = load_backbone(rival_backbone).clip, plain_tokens("screw")
+    np.testing.assert_allclose(phrase_features(clip, tokens).numpy(), plain[f"{size}_text_raw"], atol=1e-5)
     normalised = torch.nn.functional.normalize(image, dim=-1).numpy()
     np.testing.assert_allclose(normalised, plain[f"{size}_image_feature_{name}"], atol=1e-5)
 
@@ -68,16 +81,25 @@ def test_clip_ac_is_the_published_one(size, plain, rival_backbone, rival_inputs)
     text = scorer.core.text_features.numpy()
     np.testing.assert_allclose(text, plain[f"{size}_ac_text_normalised_mean"], atol=1e-5)
     np.testing.assert_allclose(scores, plain[f"{size}_ac_image_score_normalised_mean"], atol=1e-5)
+    words = words_of(DetectorSpec(), Path(rival_backbone), words="clip-ac", templates="imagenet")
+    raw = words.texts(Tokenizer(), "screw").text_features(load_backbone(rival_backbone).clip)
+    np.testing.assert_allclose(raw.numpy(), plain[f"{size}_ac_text_raw_mean"], atol=1e-5)
+    scorer.core.text_features = raw
+    np.testing.assert_allclose(scorer(pixels)[0], plain[f"{size}_ac_image_score_raw_mean"], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_words_on_the_local_path_are_the_published_untrained_baseline(
     size, plain, rival_backbone, rival_inputs
 ):
-    scorer, scores, maps = scored(rival_backbone, rival_inputs[f"pixels_{size}"][:2], method="words")
+    pixels = rival_inputs[f"pixels_{size}"][:2]
+    scorer, scores, maps = scored(rival_backbone, pixels, method="words")
     np.testing.assert_allclose(scorer.core.text_features.numpy(), plain[f"{size}_object_text"], atol=1e-5)
     np.testing.assert_allclose(scores, plain[f"{size}_dpam_image_score"], atol=1e-5)
     np.testing.assert_allclose(maps, plain[f"{size}_dpam_map"], atol=1e-5)
+    with torch.inference_mode():
+        _, grids = scorer.core.compare(scorer.features(pixels))
+    np.testing.assert_allclose(grids.numpy(), plain[f"{size}_dpam_patch_probability"], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [56, 84])
@@ -97,6 +119,10 @@ def test_six_blocks_and_feature_surgery_are_clip_surgery(size, rival_backbone, r
             of_image = similarities(image, those)
             found = feature_surgery(similarities(patches[24][:, 1:], those), of_image)
             np.testing.assert_allclose(found.numpy(), expected[f"{size}_similarity_{name}"][:, 1:], atol=1e-5)
+        if size == 56:
+            sides = found[0].T.unflatten(1, (4, 4))  # of the two texts
+            enlarged = 2 * core.enlarged((sides + 1) / 2).permute(1, 2, 0) - 1  # maps are within [0, 1]
+            np.testing.assert_allclose(enlarged.numpy(), expected["56_map_two_raw"][0], atol=1e-5)
         core.text_features = texts[[0, 4]]
         _, grids = core.compare(scorer.features(pixels))
     abnormal = expected[f"{size}_similarity_two"][:, 1:, 1].reshape(grids.shape)

@@ -156,6 +156,7 @@ def test_the_tiling_is_that_of_tile_and_overlap():
         ({"normal": "flawless", "abnormal": ["bad"]}, "normal 'flawless'.*list of texts"),
         ({"normal": ["flawless"]}, "both sides.*--abnormal"),
         ({"abnormal": ["cracked"]}, "both sides.*--normal"),
+        ({"normal": [], "abnormal": []}, "normal and abnormal: no text; give at least one, or None"),
         ({"normal": ["good", " "], "abnormal": ["bad"]}, "normal: a text is empty"),
         ({"class_name": ""}, "class name: a text is empty"),
         ({"image_score": 1}, "image score 1"),

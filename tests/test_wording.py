@@ -77,16 +77,23 @@ def test_the_command_shows_them_and_names_images_that_cannot_be_used(cli, tmp_pa
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"method": "anomalyclip"}, "method 'anomalyclip'.*expected one of clip, clip-ac, words"),
+        ({"method": "anomalyclip"}, "method 'anomalyclip': expected one of clip, clip-ac, words$"),
         ({"method": "clip"}, "'clip' puts the name.*--class-name"),
         ({"method": "words", "normal": ["flawless"], "abnormal": ["cut"]}, "each side has one text"),
         ({"method": "clip", "class_name": "nut", "dpam_layers": 2}, "'clip' has no dpam layers"),
-        ({"method": "words", "tile": 64}, "with tiles"),
+        ({"method": "words", "tile": 64}, "tile 64: words are studied on whole images"),
     ],
 )
 def test_what_cannot_be_studied_is_one_error(options, says):
     with pytest.raises(AnomalyCLIPError, match=says):
         study_words(DetectorSpec("micro", **options), IMAGES)
+
+
+def test_the_command_offers_the_methods_with_words_and_starts_from_words(cli):
+    said = " ".join(cli("words", "--help").out.split())
+    assert "words|clip|clip-ac" in said
+    assert "[default: words]" in said
+    assert "default: anomalyclip" not in said
 
 
 def test_a_class_that_cannot_be_named_is_said_with_what_to_do(tmp_path):

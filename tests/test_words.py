@@ -99,9 +99,12 @@ def test_a_file_of_no_sentences_is_one_error_with_an_example(content, says, tmp_
         templates_named(str(file))
 
 
-def test_an_unknown_name_of_sentences_lists_those_that_there_are():
-    with pytest.raises(AnomalyCLIPError, match=r"templates 'winklip'.*winclip, winclip-22, april-gan"):
-        templates_named("winklip")
+@pytest.mark.parametrize("name", ["winklip", "", "."])
+def test_an_unknown_name_of_sentences_lists_those_that_there_are(name):
+    with pytest.raises(
+        AnomalyCLIPError, match=rf"templates '{name}'.*winclip, winclip-22, april-gan.*nor a file"
+    ):
+        templates_named(name)
 
 
 def test_the_digest_is_of_all_that_is_said_and_of_how_it_is_averaged():
@@ -167,6 +170,10 @@ def test_text_features_equal_the_published_ones(rule, name, options, rival_backb
     words, tokenizer, expected = published(name, **options), Tokenizer(), rival_arrays("text")
     for index, class_name in enumerate(expected["names"]):
         features = words.texts(tokenizer, str(class_name)).text_features(clip)
+        if name == "winclip":
+            sides = [phrase_features(clip, tokenizer(side)) for side in words.phrases(str(class_name))]
+            raw = torch.stack([side.mean(dim=0) for side in sides])
+            np.testing.assert_allclose(raw.numpy(), expected["winclip_raw_mean"][index], atol=1e-5)
         np.testing.assert_allclose(features.numpy(), expected[rule][index], atol=1e-5)
 
 

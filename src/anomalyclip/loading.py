@@ -5,7 +5,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anomalyclip.errors import AnomalyCLIPWarning
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning
 from anomalyclip.spec import DetectorSpec
 
 if TYPE_CHECKING:
@@ -77,7 +77,29 @@ def load_one_of_several(
             spec = replace(spec, device=f"cuda:{place % gpus}")
     elif spec.threads is None:
         spec = replace(spec, threads=threads)
-    return load(spec, threshold=threshold, threads=threads)
+    detector = load(spec, threshold=threshold, threads=threads)
+    require_references(detector)
+    return detector
+
+
+def needs_references(detector: "Detector") -> bool:
+    """Return whether a detector can score nothing until it is given references."""
+    return bool(getattr(getattr(detector.scorer, "core", None), "needs_references", False))
+
+
+def require_references(detector: "Detector") -> None:
+    """Refuse a detector that can score nothing without references, before a folder is made for its results.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        Its method compares images with normal ones, and there are none.
+    """
+    if needs_references(detector):
+        raise AnomalyCLIPError(
+            f"method {detector.identity().get('method')!r} compares images with normal ones: give references "
+            "(--references PATH)"
+        )
 
 
 def _scorer(spec: DetectorSpec, by_class: bool, threads: int | None) -> "Scorer":

@@ -19,7 +19,7 @@ from anomalyclip.detector import Detector
 from anomalyclip.engines import kept
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote, AnomalyCLIPWarning, InputError
 from anomalyclip.inputs import ImageFile, Listed, absolute, find_images
-from anomalyclip.loading import load
+from anomalyclip.loading import load, require_references
 from anomalyclip.names import Names
 from anomalyclip.overview import (
     Films,
@@ -257,6 +257,8 @@ def scoring(
     AnomalyCLIPError
         As `predict`.
     """
+    if isinstance(detector, Detector):  # workers have asked for themselves
+        require_references(detector)
     threshold = detector.threshold
     if "mask" in results.save and (threshold is None or threshold.pixel is None):
         raise AnomalyCLIPError("--save mask needs a pixel threshold: set one, for example --threshold 0.5")

@@ -391,7 +391,12 @@ class DetectorSpec(Settings):
     overlap: float = _option(0.25, "Share of a tile that overlaps the next, 0 to 0.9.", group=LARGE)
 
     def __post_init__(self) -> None:
+        given = [name for name in ("normal", "abnormal") if getattr(self, name) is not None]
         super().__post_init__()
+        if empty := [name for name in given if getattr(self, name) is None]:
+            raise AnomalyCLIPError(
+                f"{' and '.join(empty)}: no text; give at least one, or None for the method's own words"
+            )
         self._follow_addresses()
         self._check_words()
         self._check_references()

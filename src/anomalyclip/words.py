@@ -165,7 +165,7 @@ def templates_named(name: str) -> tuple[str, ...]:
     path = Path(name)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise AnomalyCLIPError(
             f"templates {name!r}: neither a known name ({', '.join(TEMPLATES)}) nor a file"
         ) from None

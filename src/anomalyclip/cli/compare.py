@@ -1,7 +1,7 @@
 """``anomalyclip compare``: several methods, or one with several options, on the same images in one run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ from anomalyclip.cli.console import fail, out, stoppable, track, warn
 from anomalyclip.cli.flattening import Fields
 from anomalyclip.cli.tables import new_table
 from anomalyclip.evaluation.settings import ComparisonSettings
-from anomalyclip.spec import DetectorSpec
+from anomalyclip.spec import DEFAULT_METHOD, DetectorSpec
 
 if TYPE_CHECKING:
     from anomalyclip.evaluation.standings import Comparison, Standing
@@ -24,7 +24,7 @@ def compare(
     roots: Annotated[
         list[Path], typer.Argument(help="Folders of data sets; several give a mean too.", show_default=False)
     ],
-    spec: Annotated[DetectorSpec, Fields(without=_NOT_HERE)],
+    spec: Annotated[dict[str, Any], Fields(source=DetectorSpec, without=_NOT_HERE)],
     settings: ComparisonSettings,
     method: Annotated[
         list[str] | None,
@@ -56,7 +56,7 @@ def compare(
     run = run_folder(output, resume=resume)
     with stoppable(lambda: f"stopped; the same command with --output {run.output} --resume continues"):
         found = compare_all(
-            method or [spec.method], roots, settings, spec=spec, vary=vary or [], output=run, track=track
+            method or [DEFAULT_METHOD], roots, settings, spec=spec, vary=vary or [], output=run, track=track
         )
     _show(found, run.output, settings)
     for why in found.failed:

@@ -15,7 +15,16 @@ from anomalyclip.spec import EXPORTED, LARGE, OPTIONS, DetectorSpec
 if TYPE_CHECKING:
     from anomalyclip.evaluation.wording import WordStudy
 
-_NOT_OF_WORDS = {"prompts", "trained", "windows", "window_stride", "window_rule", "references", "augment"}
+_NOT_OF_WORDS = {
+    "method",
+    "prompts",
+    "trained",
+    "windows",
+    "window_stride",
+    "window_rule",
+    "references",
+    "augment",
+}
 _NOT_OF_WORDS |= {"max_patches", "compiled"}
 _TAKEN = tuple(
     name
@@ -39,22 +48,25 @@ def words(
             show_default=False,
         ),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="Method whose words are studied.", metavar="words|clip|clip-ac")
+    ] = "words",
     batch_size: options.BatchSize = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which words matter: how scores change when each of them is left out, on your own pictures.
 
-    For the methods words (the default here), clip and clip-ac. With a data set that has labels, the change of the image
+    With a data set that has labels, the change of the image
     AUROC is shown too. Wording moves results strongly, so look before you choose.
     """
     from dataclasses import replace
 
     from anomalyclip.evaluation.wording import study_words
 
-    if "method" not in options.given(context):
-        spec = replace(spec, method="words")
     paths: list[str | Path] = list(data)
-    study = study_words(spec, paths, dataset=dataset, batch_size=batch_size, track=track)
+    study = study_words(
+        replace(spec, method=method), paths, dataset=dataset, batch_size=batch_size, track=track
+    )
     if as_json:
         out().print_json(json.dumps(study.to_dict()))
     else:

@@ -13,7 +13,7 @@ from anomalyclip.distributed.predictor import Predictor
 from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, clear, valid
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import ImageFile, absolute
-from anomalyclip.loading import load, measured
+from anomalyclip.loading import load, measured, require_references
 from anomalyclip.names import Names
 from anomalyclip.predicting import PredictionRun, about, stream_images
 from anomalyclip.prediction import Threshold, as_threshold
@@ -120,6 +120,7 @@ def predict(
     )
     spec, limits = measured(spec).located(), as_threshold(threshold)
     detector = load(spec, threshold=limits)
+    require_references(detector)
     given = detector.threshold
     settings = {
         **detector.identity(),

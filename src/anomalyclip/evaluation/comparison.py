@@ -38,7 +38,7 @@ def compare(
     data: Data | Sequence[Data],
     settings: ComparisonSettings | None = None,
     *,
-    spec: DetectorSpec | None = None,
+    spec: DetectorSpec | Mapping[str, Any] | None = None,
     vary: Mapping[str, Sequence[Any]] | Sequence[str] = (),
     output: str | os.PathLike[str] | RunFolder | None = None,
     resume: bool = False,
@@ -60,8 +60,9 @@ def compare(
         Folders of data sets (see `anomalyclip.data.listing.load_samples`).
     settings : ComparisonSettings, optional
         Data, formats, bootstrap, ... None: the defaults.
-    spec : DetectorSpec, optional
-        Common options of methods given by name; each gets those that it takes.
+    spec : DetectorSpec or mapping of str to value, optional
+        Common options of methods given by name; each gets those that it takes. As a mapping they need to be complete
+        only together with `vary`.
     vary : mapping of str to sequence, or sequence of str
         Values to try, by option: ``{"sigma": [2, 4, 8]}``; several options give every combination.
     output : path or RunFolder, optional
@@ -118,7 +119,9 @@ def run_folder(output: str | os.PathLike[str] | None, *, resume: bool = False) -
 
 
 def _specs(
-    what: What, spec: DetectorSpec | None, vary: Mapping[str, Sequence[Any]] | Sequence[str]
+    what: What,
+    spec: DetectorSpec | Mapping[str, Any] | None,
+    vary: Mapping[str, Sequence[Any]] | Sequence[str],
 ) -> Mapping[str, DetectorSpec]:
     if isinstance(what, Mapping):
         if spec is not None or vary:

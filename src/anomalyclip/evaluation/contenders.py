@@ -14,7 +14,7 @@ from anomalyclip.depth import Range
 from anomalyclip.detector import VALUE_RANGE
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.joint import JointScorer
-from anomalyclip.loading import in_pytorch
+from anomalyclip.loading import in_pytorch, require_references
 from anomalyclip.methods import METHODS
 from anomalyclip.scorer import Scorer
 from anomalyclip.settings import item_of
@@ -24,7 +24,7 @@ _NOT_VARIED = ("method", "model", "provider", "threads", "device", "tile", "over
 
 
 def variants(
-    spec: DetectorSpec | None = None,
+    spec: DetectorSpec | Mapping[str, Any] | None = None,
     methods: Sequence[str] = (),
     vary: Mapping[str, Sequence[Any]] | Sequence[str] = (),
 ) -> list[DetectorSpec]:
@@ -32,8 +32,9 @@ def variants(
 
     Parameters
     ----------
-    spec : DetectorSpec, optional
-        Common options; each method gets those that it takes.
+    spec : DetectorSpec or mapping of str to value, optional
+        Common options; each method gets those that it takes. As a mapping they need to be complete only together with
+        `vary`.
     methods : sequence of str
         Names, each with its own options after commas: ``"words"``, ``"words,templates=imagenet"``. None: the spec's
         method.
@@ -51,8 +52,10 @@ def variants(
     >>> [spec.sigma for spec in variants(DetectorSpec("micro"), vary=["sigma=2,4"])]
     [2.0, 4.0]
     """
-    base = spec or DetectorSpec()
     axes = _axes(vary)
+    if isinstance(spec, Mapping):
+        spec = DetectorSpec(**{**spec, **{name: values[0] for name, values in axes.items()}})
+    base = spec or DetectorSpec()
     found = [_of_method(text, base) for text in methods or [base.method]]
     for name in [*(name for name in base.changed() if name in FIXED_BY_MODEL and name != "method"), *axes]:
         if not any(_takes(one.method, name) for one in found):
@@ -286,6 +289,7 @@ def line_up(specs: Mapping[str, DetectorSpec], sets: Mapping[str, SampleList]) -
             if spec.tile is not None:
                 raise AnomalyCLIPError("images are compared whole: leave out the tile size")
             detector = in_pytorch(spec, by_class=True)
+            require_references(detector)
             scorers[name] = detector.scorer
             ranges.add(detector.value_range)
             if isinstance(scorer := scorers[name], ByClass):

@@ -29,7 +29,7 @@ from anomalyclip.evaluation.summary import (
     versions,
     write_results,
 )
-from anomalyclip.loading import as_detector
+from anomalyclip.loading import as_detector, require_references
 from anomalyclip.machine import peak_memory
 from anomalyclip.prediction import Threshold, as_threshold
 from anomalyclip.progress import Track, silent
@@ -105,6 +105,7 @@ def evaluate(
             detector = of_run(detector, folder)
             prepare(detector, images=sum(map(len, sets.values())))
         detector = as_detector(detector, threshold=limits, by_class=True)
+        require_references(detector)
         for name in {sample.class_name: None for samples in sets.values() for sample in samples}:
             detector.of_class(name)  # one that cannot be named is refused before anything is scored
         limits = detector.threshold

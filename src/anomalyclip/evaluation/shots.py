@@ -23,7 +23,7 @@ from anomalyclip.evaluation.summary import Evaluation
 from anomalyclip.files import replacing, writing
 from anomalyclip.fitting import fit
 from anomalyclip.framing import framing_of
-from anomalyclip.loading import in_pytorch
+from anomalyclip.loading import in_pytorch, needs_references
 from anomalyclip.prediction import Threshold
 from anomalyclip.progress import Track, silent
 from anomalyclip.remembering import TallyByClass, remember
@@ -182,7 +182,7 @@ def evaluate_shots(
     with begun(folder, lambda: {"shots": list(shots.shots), "seeds": shots.seeds}, about=dict) as place:
         resumed = folder is not None and folder.resume
         work = _Work(detector, sets, replace(settings, dataset=None), threshold, place, resumed, track)
-        alone = [] if _needs_references(detector) else [work.run(ZERO, 0, {})]
+        alone = [] if needs_references(detector) else [work.run(ZERO, 0, {})]
         result = ShotEvaluation([*alone, *(work.run(*one) for one in draws)])
         if folder is not None:
             _write(result, place)
@@ -216,11 +216,6 @@ class _Work:
             track=_titled(self.track, name),
         )
         return ShotRun(count, seed, references, evaluation)
-
-
-def _needs_references(detector: Detector) -> bool:
-    """Return whether there is nothing to evaluate without references."""
-    return bool(getattr(getattr(detector.scorer, "core", None), "needs_references", False))
 
 
 def _titled(track: Track, name: str) -> Track:

@@ -147,11 +147,10 @@ def study_words(
     >>> sorted(effect.phrase for effect in study.effects), study.kept
     (['damaged {}', '{} with a crack'], ('flawless {}',))
     """
-    if spec.method not in WORDED or spec.tiling is not None:
-        raise AnomalyCLIPError(
-            f"method {spec.method!r}{' with tiles' * (spec.tiling is not None)}: expected one of "
-            f"{', '.join(WORDED)}, without tiles"
-        )
+    if spec.method not in WORDED:
+        raise AnomalyCLIPError(f"method {spec.method!r}: expected one of {', '.join(WORDED)}")
+    if spec.tiling is not None:
+        raise AnomalyCLIPError(f"tile {spec.tile}: words are studied on whole images; leave it out")
     spec = measured(spec)
     groups = _groups(data, dataset)
     METHODS[spec.method].check(spec, by_class=all(group.class_name is not None for group in groups))
