@@ -223,7 +223,8 @@ def test_tiles_are_compared_with_tiles(detector, good):
 
 
 def test_more_patches_than_wanted_become_a_coreset(detector, good):
-    with pytest.warns(AnomalyCLIPWarning, match="of 1350 patches in 6 references 300 are kept"):
+    said = "of 1350 patches in 6 references 300 are kept .*: the fewer are kept, the more is lost"
+    with pytest.warns(AnomalyCLIPWarning, match=said):
         reduced = fit(detector, good, max_patches=300)
     assert reduced.patches == 300
     assert reduced.left_out.shape == (6, 15, 15)
@@ -267,6 +268,13 @@ def test_a_repeated_reference_counts_once(detector, good, memory):
         assert (
             fit(detector, [*good[:4], Image.open(good[0]), Image.open(good[1])]).digest() == memory.digest()
         )
+
+
+def test_one_repeated_reference_is_named_in_the_singular(detector, good):
+    with pytest.warns(
+        AnomalyCLIPWarning, match="^1 reference has the same pixels as .* and counts once: 000.png"
+    ):
+        fit(detector, [good[0], Image.open(good[0])])
 
 
 def test_a_reference_with_a_defect_is_named(detector, good, parts, tmp_path):

@@ -112,8 +112,10 @@ def sources_of(images: Images) -> Iterable[Source]:
 def _remarks(work: Gathering, memory: Memory) -> Iterator[str]:
     """Yield warnings for the user about the references."""
     if work.repeated:
+        one = len(work.repeated) == 1
         yield (
-            f"{len(work.repeated)} references have the same pixels as another one and count once: "
+            f"{len(work.repeated)} {'reference has' if one else 'references have'} the same pixels as another one "
+            f"and {'counts' if one else 'count'} once: "
             f"{', '.join(work.repeated[:_TOLD])}{', ...' * (len(work.repeated) > _TOLD)}"
         )
     if work.copies:
@@ -129,7 +131,7 @@ def _remarks(work: Gathering, memory: Memory) -> Iterator[str]:
     if memory.is_reduced:
         yield (
             f"of {memory.settings['patches']} patches in {len(memory)} references {memory.patches} are kept "
-            "(--max-patches): a coreset, which scores nearly the same"
+            "(--max-patches): the fewer are kept, the more is lost (see the table in docs/few-shot.md)"
         )
 
 
