@@ -23,11 +23,12 @@ from anomalyclip import predict as predict_here
 from anomalyclip.addresses import Address, stores
 from anomalyclip.distributed import Cluster, Predictor, cluster, map_of, run
 from anomalyclip.distributed.cluster import Actors
-from anomalyclip.distributed.run import _LostError, _Work, run_folder
-from anomalyclip.distributed.tables import Parts, rows_of, table_of
+from anomalyclip.distributed.run import _cause, _LostError, _Work, run_folder
+from anomalyclip.distributed.tables import Parts, arrow, rows_of, table_of
 from anomalyclip.overview.summary import records
 from anomalyclip.predicting import PredictionRun
 from anomalyclip.progress import silent
+from anomalyclip.summarizing import summarize
 from tests import object_store
 
 SPEC = DetectorSpec("micro", image_size=48)
@@ -144,6 +145,63 @@ def test_sources_are_written_whole_and_once_and_failed_ones_are_taken_up_again(t
         Parts(tmp_path, maps=False)
 
 
+def test_a_source_that_comes_again_with_another_outcome_has_one_row_for_each_image(tmp_path):
+    def page(number, error=None):
+        return {"path": f"a.tif#{number}", "source": "a.tif", "images": 3, "error": error}
+
+    def written(name, *blocks):
+        parts = Parts(tmp_path / name, maps=False)
+        for block in blocks:
+            list(parts.add(table_of(block, maps=False)))
+        parts.flush()
+        return sorted(
+            row["path"] + (row["error"] or "") for row in rows_of(tmp_path / name, ["path", "error"])
+        )
+
+    for name in ("better", "whole"):
+        (tmp_path / name).mkdir()
+    lost = [page(1), page(2, " torn")]
+    assert written("better", lost, [page(1, " torn"), page(2)], [page(3)]) == [
+        "a.tif#1",
+        "a.tif#2",
+        "a.tif#3",
+    ]
+    again = [page(1), {**page(3), "path": "a.tif", "error": " torn"}, page(3)]
+    assert written("whole", lost, again) == ["a.tif torn", "a.tif#1", "a.tif#3"]
+
+
+def test_parquet_files_of_other_programs_are_one_message_and_stay(tmp_path):
+    pa = arrow()
+    pa.parquet.write_table(pa.table({"id": [1]}), tmp_path / "part-000000.parquet")
+    says = r"part-000000.parquet is not from `anomalyclip predict --ray` \(it has no column "
+    with pytest.raises(AnomalyCLIPError, match=says + "path, score, label"):
+        summarize([tmp_path])
+    with pytest.raises(AnomalyCLIPError, match=says + "source, error"):
+        Parts(tmp_path, maps=False)
+    (tmp_path / "part-000000.parquet").rename(tmp_path / "part-abc.parquet")
+    with pytest.raises(AnomalyCLIPError, match=r"part-abc.parquet is not from .* called part-000000.parquet"):
+        Parts(tmp_path, maps=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-abc.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "says"),
+    [
+        ("anomalyclip.errors.AnomalyCLIPError: no column path", AnomalyCLIPError, "no column path"),
+        ("KeyError: 'x'", _LostError, "the cluster could not go on: KeyError: 'x'"),
+        ("The node died.", _LostError, "the cluster could not go on: The node died."),
+    ],
+)
+def test_what_failed_on_the_cluster_is_named_and_not_what_ray_advises(raised, kind, says):
+    text = (
+        f"ray::MapWorker.submit() (pid=1)\n  File 'run.py', line 2, in _without\n{raised}\n\nThe above exception was "
+        "the direct cause of the following exception:\n\nray.exceptions.UserCodeException: UDF failed.\n"
+        "To change retry attempts, configure it."
+    )
+    found = _cause(RuntimeError(text))
+    assert (type(found), str(found)) == (kind, says)
+
+
 @pytest.fixture
 def store():
     with object_store.serve():
@@ -186,7 +244,7 @@ def test_files_in_an_object_store_are_taken_up_as_those_of_a_folder(store):
     assert store.exists("parts/results/a run/part-notes.txt")
     Parts(place, maps=False).flush()
     store.pipe_file("parts/results/a run/part-000000.parquet", b"torn")
-    with pytest.raises(AnomalyCLIPError, match="started with other settings .*resume with the same settings"):
+    with pytest.raises(AnomalyCLIPError, match=r"^s3://parts/results/a run was started with other settings"):
         run_folder(place, resume=True).begin({"maps": False}).__enter__()
     with pytest.raises(AnomalyCLIPError, match=r"s3://.*part-000000.parquet is damaged"):
         Parts(place, maps=False)
@@ -269,6 +327,8 @@ def test_folders_of_other_commands_and_options_that_are_for_others_are_refused(c
     assert (done.code, "--shard cannot be used with --ray" in done.err) == (2, True)
     done = cli(*words, "--save", "heatmap", "--output", tmp_path / "out")
     assert (done.code, "only maps are saved" in done.err) == (2, True)
+    done = cli(*words[:-1], "ray://127.0.0.1:1", "--output", "s3://nowhere/out")  # which is not asked
+    assert (done.code, "does not work through a Ray client; give HOST:PORT" in done.err) == (2, True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "part-000000.parquet").touch()
     done = cli(*words, "--output", tmp_path / "out")
@@ -440,7 +500,7 @@ def test_a_data_set_is_read_and_scored_with_however_few_cores_and_resumed(nodes,
     expected = predictor({"path": [str(path) for path in sorted(images.iterdir())]}).to_pylist()
     assert flat(rows_of(tmp_path / "out", COLUMNS)) == flat(expected)
     # Ray prints what its nodes say there too. The two that failed are tried again.
-    assert "figures: 9 2 0 9 True" in done.stdout.splitlines()
+    assert "figures: 9 2 0 9 True True" in done.stdout.splitlines()
 
 
 FROM_A_DATASET = """
@@ -459,7 +519,11 @@ with connected(address):
         predict(data, spec, output, threshold=0.6, resume=True)
     except AnomalyCLIPError as error:
         refused = "started with other settings" in str(error)
-print("figures:", first.scored, first.failed, again.scored, again.skipped, refused)
+    try:
+        predict(ray.data.range(3), spec, output + " of numbers")
+    except AnomalyCLIPError as error:
+        named = str(error).endswith("the columns id: expected path, and optionally bytes")
+print("figures:", first.scored, first.failed, again.scored, again.skipped, refused, named)
 """
 
 

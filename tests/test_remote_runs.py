@@ -196,7 +196,7 @@ def test_a_run_is_resumed_with_the_same_settings_only(store, pictures):
     score(pictures)
     detector = Detector(Bright(DetectorSpec(image_size=8)))
 
-    with pytest.raises(AnomalyCLIPError, match="was started with other settings .threshold"):
+    with pytest.raises(AnomalyCLIPError, match=f"^{RUN} was started with other settings .threshold"):
         predicting.predict(detector, pictures, RUN, resume=True)
 
 
@@ -268,6 +268,8 @@ def test_errors_about_runs_in_a_store_name_the_address(store, pictures):
 
     with pytest.raises(AnomalyCLIPError, match=r"shard not given \(2/2\)"):
         merging.merge(["s3://results/parts"], "s3://results/merged")
+    merged = merging.merge(["s3://results/parts"], "s3://results/merged", partial=True)
+    assert str(merged.run.folder) == "s3://results/merged"
     store.pipe_file("results/parts/shard-1-of-2/predictions.jsonl", b"damaged\n")
     with pytest.raises(
         AnomalyCLIPError, match=r"^s3://results/parts/shard-1-of-2/predictions.jsonl.* damaged"

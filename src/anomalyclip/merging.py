@@ -127,7 +127,7 @@ def _merge(
     del settings["command"]
     with folder.begin(settings, about=parts[0].about or None) as place:
         check_page(place, overwrite=overwrite)
-        run = PredictionRun(place)
+        run = PredictionRun(folder.place or place)
         with (
             PredictionWriter(place, overwrite=overwrite) as writer,
             track("Merging", sum(part.listing.count for part in parts)) as advance,

@@ -90,7 +90,10 @@ class AtAddress(RunFolder):
             folder.mkdir()
             if exists(self.address.below(SETTINGS)):
                 _fetch(self.address.below(SETTINGS), folder / SETTINGS)
-            there = begin(folder, self.command, settings, resume=self.resume, about=about)
+            try:
+                there = begin(folder, self.command, settings, resume=self.resume, about=about)
+            except AnomalyCLIPError as error:
+                raise type(error)(str(error).replace(str(folder), self.address.rstrip("/"))) from None
             if self.resume and not there:
                 _warn_of_nothing(self.address)
             self._prepare(folder)

@@ -37,8 +37,9 @@ def predict(
             f"--save {other[0]} cannot be used with --ray: only maps are saved, as a column; `anomalyclip summarize` "
             "draws the most anomalous images"
         )
-    folder = run_folder(output, resume=options_given["resume"], overwrite=options_given["overwrite"])
     actors = options_given["processes"] if "processes" in options.given(context) else None
+    cluster = distributed.Cluster(options_given["ray"], actors)
+    folder = run_folder(output, resume=options_given["resume"], overwrite=options_given["overwrite"])
     with stoppable(
         lambda: (
             "stopped; results already written are kept, and the same command with --output "
@@ -52,7 +53,7 @@ def predict(
             threshold=options_given["threshold"],
             maps="map" in kinds,
             batch_size=options_given["batch_size"],
-            cluster=distributed.Cluster(options_given["ray"], actors),
+            cluster=cluster,
             on_error=name_failures(),
             track=track,
         )

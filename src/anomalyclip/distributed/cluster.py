@@ -71,8 +71,9 @@ def connected(address: str) -> Iterator[Any]:
     Raises
     ------
     AnomalyCLIPError
-        Ray is missing or too old, or there is no cluster at the address.
+        The address is one of Ray Client, Ray is missing or too old, or there is no cluster at the address.
     """
+    check_no_client(address)
     package = ray()
     if package.is_initialized():
         yield package
@@ -92,15 +93,25 @@ def connected(address: str) -> Iterator[Any]:
         package.shutdown()
 
 
+def check_no_client(address: str) -> None:
+    """Refuse an address of Ray Client, through which Ray Data cannot run.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        It is one.
+    """
+    if address.startswith("ray://"):
+        raise AnomalyCLIPError(
+            f"{address}: Ray Data, which reads the images, does not work through a Ray client; give HOST:PORT of the "
+            "cluster's head, or run this on a machine of the cluster with --ray auto, for example by `ray job submit`"
+        )
+
+
 def _check_answers(address: str) -> None:
     """Refuse an address where nothing answers; Ray would wait for it for minutes."""
     if address in ("local", "auto"):
         return
-    if address.startswith("ray://"):
-        raise AnomalyCLIPError(
-            f"{address}: Ray Data, which reads the images, does not work through a Ray client; run this on a machine "
-            "of the cluster with --ray auto, for example by `ray job submit`"
-        )
     found = re.fullmatch(r"([^/:]+|\[[^]]+\]):(\d{1,5})", address)
     if found is None:
         raise AnomalyCLIPError(f"{address}: expected local, auto or HOST:PORT of a Ray cluster")

@@ -99,10 +99,7 @@ class Predictor:
         """
         from anomalyclip.distributed.tables import table_of
 
-        if "path" not in batch:
-            raise AnomalyCLIPError(
-                f"a batch has the columns {', '.join(batch)}: expected path, and optionally bytes"
-            )
+        check_columns(batch)
         names = [os.fsdecode(path) for path in batch["path"]]
         if "bytes" not in batch:
             paths = {(self.follow and as_address(name)) or name: name for name in names}
@@ -162,6 +159,21 @@ class Predictor:
             "regions": row["regions"],
             "map": _packed(prediction.anomaly_map) if self.maps else None,
         }
+
+
+def check_columns(columns: Iterable[str]) -> None:
+    """Refuse rows without a path.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        There is no column ``path``.
+    """
+    names = list(columns)
+    if "path" not in names:
+        raise AnomalyCLIPError(
+            f"a batch has the columns {', '.join(names)}: expected path, and optionally bytes"
+        )
 
 
 def _homes(path: str) -> list[str]:

@@ -1,6 +1,7 @@
 """A run on a Ray cluster: this process lists and writes, actors on all nodes read and score."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from anomalyclip.addresses import Address, as_address
-from anomalyclip.distributed.cluster import Actors, actors_for, connected
-from anomalyclip.distributed.predictor import Predictor
+from anomalyclip.distributed.cluster import Actors, actors_for, check_no_client, connected
+from anomalyclip.distributed.predictor import Predictor, check_columns
 from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, clear, valid
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import ImageFile, absolute
@@ -39,6 +40,14 @@ _ROUNDS = 3
 
 COMMAND = "predict --ray"
 
+_WRAPPED = "\n\nThe above exception was the direct cause"
+"""What comes before it in the text of Ray's errors is what failed; after it, Ray says that something did."""
+
+_RAISED = re.compile(r"(?P<kind>(?:\w+\.)*\w*(?:Error|Exception)): (?P<says>.+)")
+"""The line of a traceback that says what was raised."""
+
+_OURS = {f"{kind.__module__}.{kind.__qualname__}" for kind in (AnomalyCLIPError, InputError)}
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -50,10 +59,18 @@ class Cluster:
         ``local``: this machine alone; ``auto``: the cluster that this machine belongs to; or ``HOST:PORT``.
     actors : int, optional
         At most so many copies of the model. None: one for each GPU of the cluster, or for each core.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        The address is one of Ray Client (``ray://HOST:PORT``), through which Ray Data cannot run.
     """
 
     address: str = "auto"
     actors: int | None = None
+
+    def __post_init__(self) -> None:
+        check_no_client(self.address)
 
 
 def predict(
@@ -279,6 +296,7 @@ class _LostError(AnomalyCLIPError):
 
 def _without(rows: "pyarrow.Table", done: Names) -> "pyarrow.Table":
     """Return the rows of a data set that are not written."""
+    check_columns(rows.column_names)
     return rows.filter(
         arrow().array([valid(os.fsdecode(path)) not in done for path in rows["path"].to_pylist()])
     )
@@ -293,5 +311,9 @@ def _cause(error: BaseException) -> AnomalyCLIPError:
         if isinstance(seen, AnomalyCLIPError):
             return seen
         seen = seen.__cause__
-    last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-    return _LostError(f"the cluster could not go on: {last.strip()}")
+    lines = [line.strip() for line in str(error).split(_WRAPPED)[0].splitlines() if line.strip()]
+    raised = [found for line in lines if (found := _RAISED.fullmatch(line))]
+    if raised and raised[-1]["kind"] in _OURS:
+        return AnomalyCLIPError(raised[-1]["says"])
+    last = raised[-1][0] if raised else lines[-1] if lines else type(error).__name__
+    return _LostError(f"the cluster could not go on: {last}")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PARTS = "part-*.parquet"
 """Pattern of the files of a run."""
 
+_COMMAND = "anomalyclip predict --ray"
+
 _AT_ONCE, _WINDOW = 8, 64
 """Files that are read at the same time, and whose rows are in memory."""
 
@@ -121,20 +123,20 @@ class Parts:
     ) -> None:
         self._rows = rows
         self._place, self._schema = place, schema(maps=maps)
-        self._number = 0
         self._tables: list[pyarrow.Table] = []
         self._since = time.monotonic()
-        self._pending: dict[str, dict[tuple[str, str | None], pyarrow.Table]] = {}
+        self._pending: dict[tuple[str, int], dict[str, pyarrow.Table]] = {}
         self.done, self.skipped = Names(), 0
         if overwrite:
             clear(place)
         there = parts_of(place)
+        numbers = [_number(path) for path in there]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for start in range(0, len(there), _WINDOW):
                 some = there[start : start + _WINDOW]
                 for path, outcomes in zip(some, pool.map(_outcomes, some), strict=True):
                     self._take_up(path, outcomes)
-                    self._number = int(re.sub(r"\D", "", _name(path))) + 1
+        self._number = max(numbers, default=-1) + 1
 
     def add(self, table: "pyarrow.Table") -> Iterator["pyarrow.Table"]:
         """Take rows, and yield those of sources that are complete and were not there before.
@@ -145,14 +147,16 @@ class Parts:
             A file cannot be written.
         """
         for source, rows in _by_source(table):
-            waiting = self._pending.setdefault(source, {})
+            count = rows["images"][0].as_py()
+            waiting = self._pending.setdefault((source, count), {})
+            if len(rows) == count:  # whole: what came of it before may have had another outcome
+                waiting.clear()
             for place, row in enumerate(rows.select(["path", "error"]).to_pylist()):
-                waiting[row["path"], row["error"]] = rows.slice(
-                    place, 1
-                )  # once, if a node was lost in between
-            if len(waiting) < rows["images"][0].as_py():
+                if row["error"] is None or row["path"] not in waiting:  # it comes twice if a node was lost
+                    waiting[row["path"]] = rows.slice(place, 1)
+            if len(waiting) < count:
                 continue
-            whole = list(self._pending.pop(source).values())
+            whole = list(self._pending.pop((source, count)).values())
             if not self.done.add(source):  # it was scored twice, since a node was lost
                 continue
             if not self._tables:
@@ -210,10 +214,29 @@ def _outcomes(path: Path | Address) -> "pyarrow.Table":
     """Return of which sources a file has results, and which failed."""
     pa = arrow()
     try:
-        with on_disk(path) as file:
-            return pa.parquet.read_table(file, columns=["source", "error"])
+        with on_disk(path) as here, pa.parquet.ParquetFile(here) as file:
+            _check_columns(path, file, ["source", "error"])
+            return file.read(columns=["source", "error"])
     except (OSError, pa.ArrowException) as error:
         raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, or start again") from None
+
+
+def _check_columns(path: Path | Address, file: Any, columns: Sequence[str]) -> None:
+    """Refuse a file of another program."""
+    if lacking := [name for name in columns if name not in file.schema_arrow.names]:
+        raise AnomalyCLIPError(
+            f"{path} is not from `{_COMMAND}` (it has no column {', '.join(lacking)}): move it to another folder"
+        )
+
+
+def _number(path: Path | Address) -> int:
+    """Return the number in the name of a run's file."""
+    if found := re.fullmatch(r"part-([0-9]+)\.parquet", _name(path)):
+        return int(found[1])
+    raise AnomalyCLIPError(
+        f"{path} is not from `{_COMMAND}`, whose files are called part-000000.parquet, part-000001.parquet, ...: move "
+        "it to another folder"
+    )
 
 
 def _name(path: Path | Address) -> str:
@@ -262,6 +285,7 @@ def rows_of(place: Path | Address, columns: list[str]) -> Iterator[dict[str, Any
     for path in parts_of(place):
         try:
             with on_disk(path) as here, pa.parquet.ParquetFile(here) as file:
+                _check_columns(path, file, columns)
                 for batch in file.iter_batches(4096, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
