@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Thread
+from urllib.request import Request, urlopen
 
 import fsspec
 import pytest
@@ -18,7 +19,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "the-secret", "AWS_
 
 @contextlib.contextmanager
 def serve() -> Iterator[str]:
-    """Give the address of a server that speaks S3, which the environment says is the one to ask."""
+    """Give the address of a server that speaks S3, which the environment says is the one to ask; it is empty."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -26,6 +27,8 @@ def serve() -> Iterator[str]:
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
     try:
+        # All of moto's servers in a process share their buckets: what an earlier one was given would be there.
+        urlopen(Request(f"{url}/moto-api/reset", method="POST"), timeout=60).close()
         with reached(url):
             yield url
     finally:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from anomalyclip import Detector, DetectorSpec, calibrate, predicting
-from anomalyclip.addresses import Address, as_address, fetched, listing, local_path, stores
+from anomalyclip.addresses import Address, as_address, ending, fetched, listing, local_path, stores
 from anomalyclip.depth.ranges import measure_range
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import find_images, read_list
@@ -399,6 +399,12 @@ def test_an_address_goes_to_other_processes_with_its_query():
         "https://example.com/a.tif?key=1",
         "#2",
     )
+
+
+def test_the_end_of_an_object_is_all_of_a_shorter_one(store):
+    for content, end in ((b"0123456789", b"6789"), (b"ab", b"ab"), (b"", b"")):
+        store.pipe_file("parts/rows", content)
+        assert ending(Address("s3://parts/rows"), 4) == end
 
 
 def test_files_without_an_extension_are_recognised_by_their_beginning(store):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from anomalyclip import AnomalyCLIPError, DetectorSpec, distributed
 from anomalyclip import predict as predict_here
-from anomalyclip.addresses import Address, stores
+from anomalyclip.addresses import Address, put, stores
 from anomalyclip.distributed import Cluster, Predictor, cluster, map_of, run
 from anomalyclip.distributed.cluster import Actors
 from anomalyclip.distributed.run import _cause, _LostError, _Work, run_folder
@@ -176,12 +176,90 @@ def test_parquet_files_of_other_programs_are_one_message_and_stay(tmp_path):
     says = r"part-000000.parquet is not from `anomalyclip predict --ray` \(it has no column "
     with pytest.raises(AnomalyCLIPError, match=says + "path, score, label"):
         summarize([tmp_path])
-    with pytest.raises(AnomalyCLIPError, match=says + "source, error"):
+    with pytest.raises(
+        AnomalyCLIPError, match=r"part-000000.parquet is not from `anomalyclip predict --ray`, "
+    ):
         Parts(tmp_path, maps=False)
     (tmp_path / "part-000000.parquet").rename(tmp_path / "part-abc.parquet")
     with pytest.raises(AnomalyCLIPError, match=r"part-abc.parquet is not from .* called part-000000.parquet"):
         Parts(tmp_path, maps=False)
     assert [path.name for path in tmp_path.iterdir()] == ["part-abc.parquet"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with object_store.serve() as url:
+        yield url
+
+
+@pytest.fixture
+def store(server):
+    """An empty bucket."""
+    files, _ = stores.store_of(Address("s3://parts"))
+    if files.exists("parts"):
+        files.rm("parts", recursive=True)
+    files.mkdir("parts")
+    return files
+
+
+@pytest.fixture(params=["folder", "store"])
+def there(request, tmp_path):
+    """Where a run writes: its place, a function that copies a file to it, and one that says what is there."""
+    if request.param == "folder":
+        place = tmp_path / "out"
+        place.mkdir()
+        return (
+            place,
+            lambda path: shutil.copy(path, place),
+            lambda: {path.name: path.read_bytes() for path in place.iterdir() if path.name != ".lock"},
+        )
+    files, place = request.getfixturevalue("store"), Address("s3://parts/out")
+    return (
+        place,
+        lambda path: put(path, place.below(path.name)),
+        lambda: {os.path.basename(name): files.cat_file(name) for name in files.glob("parts/out/*")},
+    )
+
+
+@pytest.mark.parametrize("name", ["part-000007.parquet", "part-00000-c000.snappy.parquet"])
+def test_overwriting_deletes_what_an_earlier_run_wrote_and_no_file_of_another_program(there, name, tmp_path):
+    """Spark's files are called part-... too, and a pipeline with `Predictor` writes files with the same columns."""
+    place, copied, found = there
+    rows = table_of([{"path": "a", "source": "a", "images": 1}], maps=False)
+    with run_folder(place).begin({"maps": False}):
+        parts = Parts(place, maps=False)
+        list(parts.add(rows))
+        parts.flush()
+    arrow().parquet.write_table(rows, tmp_path / name)
+    copied(tmp_path / name)
+    before = found()
+    assert before.keys() == {"part-000000.parquet", "settings.json", name}
+    with pytest.raises(AnomalyCLIPError, match=rf"{name} is not from `anomalyclip predict --ray`"):
+        run_folder(place, overwrite=True).begin({"maps": True}).__enter__()
+    with pytest.raises(AnomalyCLIPError, match=rf"{name} is not from `anomalyclip predict --ray`"):
+        Parts(place, maps=False)
+    assert found() == before
+
+
+def test_overwriting_starts_again_where_all_files_are_of_an_earlier_run(there, tmp_path):
+    place, copied, found = there
+    (tmp_path / "notes.txt").write_text("not of a run")
+    copied(tmp_path / "notes.txt")
+    for maps in (False, True):
+        with run_folder(place, overwrite=True).begin({"maps": maps}):
+            assert [name for name in found() if name.startswith("part-")] == []
+            parts = Parts(place, maps=maps, rows=1)
+            for name in "abc"[maps:]:
+                list(parts.add(table_of([{"path": name, "source": name, "images": 1}], maps=maps)))
+    assert [row["path"] for row in rows_of(place, ["path"])] == ["b", "c"]
+    assert found()["notes.txt"] == b"not of a run"
+    (tmp_path / "part-000001.parquet").write_bytes(b"")
+    copied(tmp_path / "part-000001.parquet")
+    with pytest.raises(
+        AnomalyCLIPError, match=r"out/part-000001.parquet is damaged or not from `anomalyclip"
+    ):
+        run_folder(place, overwrite=True).begin({"maps": True}).__enter__()
+    assert found().keys() == {"part-000000.parquet", "part-000001.parquet", "settings.json", "notes.txt"}
 
 
 @pytest.mark.parametrize(
@@ -200,14 +278,6 @@ def test_what_failed_on_the_cluster_is_named_and_not_what_ray_advises(raised, ki
     )
     found = _cause(RuntimeError(text))
     assert (type(found), str(found)) == (kind, says)
-
-
-@pytest.fixture
-def store():
-    with object_store.serve():
-        files, _ = stores.store_of(Address("s3://parts"))
-        files.mkdir("parts")
-        yield files
 
 
 def test_files_in_an_object_store_are_taken_up_as_those_of_a_folder(store):

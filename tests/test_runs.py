@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -178,26 +179,44 @@ def test_a_run_goes_on_with_its_settings_and_not_with_others(done, recwarn):
 
 
 def test_a_run_that_is_killed_while_it_overwrites_leaves_no_settings_that_old_results_could_be_resumed_with(
-    done,
+    done, monkeypatch
 ):
     class Killed(BaseException):
         pass
 
-    def killed_at_once(folder):
-        raise Killed
+    def killed_at_the_results(path, **options):
+        if path.name == LINES:
+            raise Killed
+        unlink(path, **options)
 
-    folder = RunFolder("predict", done, overwrite=True, results=LINES, clear=killed_at_once)
-    with pytest.raises(Killed):
-        work(folder, {"sigma": 2.0})
+    unlink = type(done).unlink
+    overwriting = partial(
+        RunFolder, "predict", done, overwrite=True, results=LINES, earlier=lambda folder: [folder / LINES]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(type(done), "unlink", killed_at_the_results)
+        with pytest.raises(Killed):
+            work(overwriting(), {"sigma": 2.0})
     for sigma in (2.0, 4.0):
         with pytest.raises(
             AnomalyCLIPError, match=r"settings\.json is missing.*start again with --overwrite"
         ):
             work(RunFolder("predict", done, resume=True, overwrite=False, results=LINES), {"sigma": sigma})
 
-    again = RunFolder("predict", done, overwrite=True, results=LINES, clear=lambda at: (at / LINES).unlink())
-    work(again, {"sigma": 2.0})
+    work(overwriting(), {"sigma": 2.0})
     assert json.loads((done / "settings.json").read_text())["sigma"] == 2.0
+    assert (done / LINES).read_text() == "{}\n"
+
+
+def test_where_a_file_may_not_be_overwritten_the_run_and_its_settings_stay(done):
+    def refused(folder):
+        yield folder / LINES
+        raise AnomalyCLIPError("a file of another program")
+
+    before = {path.name: path.read_bytes() for path in done.iterdir()}
+    with pytest.raises(AnomalyCLIPError, match="a file of another program"):
+        work(RunFolder("predict", done, overwrite=True, results=LINES, earlier=refused), {"sigma": 2.0})
+    assert {path.name: path.read_bytes() for path in done.iterdir()} == before
 
 
 def test_what_a_run_is_made_of_is_written_and_not_compared(tmp_path):

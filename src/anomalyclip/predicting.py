@@ -40,7 +40,7 @@ from anomalyclip.sharding import Listing, Shard
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.visualize import captioned, overlay
 from anomalyclip.workers import Workers
-from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter, clear
+from anomalyclip.writers import PREDICTIONS, SAVEABLE, PredictionWriter, earlier_results
 
 SAVED = (*SAVEABLE, "csv", "sheet", "nifti", "video")
 """What can be saved besides the lines and the page: files for each image, and files for the whole run."""
@@ -369,7 +369,7 @@ def run_folder(
     if output is not None and (address := as_address(output)) is not None:
         return RemoteFolder("predict", address, resume=resume, overwrite=overwrite)
     folder = RunFolder(
-        "predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS, clear=clear
+        "predict", output, resume=resume, overwrite=overwrite, results=PREDICTIONS, earlier=earlier_results
     )
     if folder.output is not None:
         check_page(folder.output)

@@ -13,7 +13,7 @@ their names says where each belongs, so that the result is that of a run that wa
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -52,6 +52,8 @@ class AtAddress(RunFolder):
     resume, overwrite : bool
     results : str
         Name or pattern of an object that shows that there are results at the address.
+    earlier : callable, optional
+        Returns the objects of an earlier run, which `overwrite` deletes; it raises if one must stay, and all stay then.
 
     Raises
     ------
@@ -67,9 +69,11 @@ class AtAddress(RunFolder):
         resume: bool = False,
         overwrite: bool = False,
         results: str = PREDICTIONS,
+        earlier: Callable[[Address], Iterable[Address]] | None = None,
     ) -> None:
         super().__init__(command, None, overwrite=overwrite, results=results)
         check_can_be_written(address)
+        self._objects_of_earlier = earlier
         self.resume, self.address = resume, address
         if resume and overwrite:
             raise AnomalyCLIPError("--resume and --overwrite cannot be combined: choose one of them")
@@ -102,8 +106,8 @@ class AtAddress(RunFolder):
 
     def _prepare(self, folder: Path) -> None:
         """Do what comes before the settings are written."""
-        if self.overwrite:
-            for found in list(self._results()):
+        if self.overwrite and self._objects_of_earlier is not None:
+            for found in self._objects_of_earlier(self.address):
                 delete(found)
 
     def _results(self) -> Iterator[Address]:

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,9 +32,10 @@ class RunFolder:
         command cannot overwrite.
     results : str
         Name or pattern of a file or folder that shows that the folder holds results.
-    clear : callable, optional
-        Deletes the results in a folder. With `overwrite` it is called before the new settings are written: a run that
-        is killed in between leaves no settings under which the old results could be resumed.
+    earlier : callable, optional
+        Returns the files of an earlier run in a folder, which `overwrite` deletes; it raises if one must stay, and all
+        stay then. They are deleted before the new settings are written and after the old ones are: a run that is killed
+        in between leaves no settings under which the old results could be resumed.
 
     Attributes
     ----------
@@ -65,10 +66,10 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool | None = None,
         results: str,
-        clear: Callable[[Path], None] | None = None,
+        earlier: Callable[[Path], Iterable[Path]] | None = None,
     ) -> None:
         self.command, self.resume, self.overwrite = command, resume, overwrite
-        self._delete_results = clear
+        self._earlier = earlier
         self.output = None if output is None else Path(output)
         if output is not None and (address := as_address(output)) is not None:
             raise AnomalyCLIPError(
@@ -116,9 +117,9 @@ class RunFolder:
     def begin(self, settings: Mapping[str, Any], *, about: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """Yield the folder, locked until the block ends; see `alone` and `begin`."""
         self.output = folder = self.output or new_folder(self.command)
-        clear = self._delete_results if self.overwrite else None
+        earlier = self._earlier if self.overwrite else None
         with alone(folder):
-            there = begin(folder, self.command, settings, resume=self.resume, about=about, clear=clear)
+            there = begin(folder, self.command, settings, resume=self.resume, about=about, earlier=earlier)
             if self.resume and not there:
                 warnings.warn(
                     f"{folder} has no run to resume: starting from the beginning",
@@ -215,7 +216,7 @@ def begin(
     *,
     resume: bool,
     about: Mapping[str, Any] | None = None,
-    clear: Callable[[Path], None] | None = None,
+    earlier: Callable[[Path], Iterable[Path]] | None = None,
 ) -> bool:
     """Write a run's settings into its folder; a run that is resumed must have been started with the same settings.
 
@@ -231,8 +232,9 @@ def begin(
         Whether the run is resumed.
     about : mapping, optional
         JSON-ready; written with the settings, but not compared.
-    clear : callable, optional
-        Deletes the results of an earlier run; the settings of that run are deleted before.
+    earlier : callable, optional
+        Returns the files of an earlier run, which are deleted, in this order; the settings of that run are deleted
+        before.
 
     Returns
     -------
@@ -263,10 +265,10 @@ def begin(
             f"{folder} was started with other settings ({'; '.join(differ)}): resume with the same settings, or choose "
             "another folder"
         )
-    if clear is not None:
-        with writing(path):
-            path.unlink(missing_ok=True)
-        clear(folder)
+    if earlier is not None:
+        for old in [path, *earlier(folder)]:
+            with writing(old):
+                old.unlink(missing_ok=True)
     with writing(path), replacing(path) as temporary:
         content = now if about is None else {**now, "about": dict(about)}
         temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -128,7 +128,8 @@ class PredictionWriter:
                     )
                 self._take_up()
             elif overwrite:
-                clear(self.output_dir)
+                for path in earlier_results(self.output_dir):
+                    path.unlink(missing_ok=True)
             # Unbuffered: once a line is written, the operating system has it, even if this process is killed.
             self._file = io.FileIO(self._predictions, "w" if overwrite else "a")
             # Failed images are tried again, so earlier errors no longer apply.
@@ -330,8 +331,8 @@ class PredictionWriter:
             write_png(self.draw(image, prediction), file)
 
 
-def clear(folder: Path) -> None:
-    """Delete the predictions of a run and the files they name, so that none can be mistaken for one of another run.
+def earlier_results(folder: Path) -> list[Path]:
+    """Return the predictions of an earlier run, last, and the files they name: none may be mistaken for a new run's.
 
     Raises
     ------
@@ -339,10 +340,7 @@ def clear(folder: Path) -> None:
         One leads through a link out of the folder.
     """
     predictions = folder / PREDICTIONS
-    if predictions.is_file():
-        for path in list(results_of(predictions)):
-            path.unlink(missing_ok=True)
-        predictions.unlink()
+    return [*results_of(predictions), predictions] if predictions.is_file() else []
 
 
 def results_of(predictions: Path) -> Iterator[Path]:

@@ -6,7 +6,16 @@ texts from elsewhere, such as a server, does not, and nothing below follows them
 
 from anomalyclip.addresses.address import Address, as_address, as_place, local_path, masked, require_here
 from anomalyclip.addresses.copies import fetched, folder_on_disk, on_disk
-from anomalyclip.addresses.listing import beginning, entries, exists, is_dir, is_folder, length, objects
+from anomalyclip.addresses.listing import (
+    beginning,
+    ending,
+    entries,
+    exists,
+    is_dir,
+    is_folder,
+    length,
+    objects,
+)
 from anomalyclip.addresses.writing import delete, put
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "as_place",
     "beginning",
     "delete",
+    "ending",
     "entries",
     "exists",
     "fetched",

@@ -53,6 +53,16 @@ def beginning(address: Address, length: int) -> bytes:
     return bytes(content[:length])
 
 
+def ending(address: Address, length: int) -> bytes:
+    """Return the last bytes of an object."""
+
+    def last(store: Any, path: str) -> bytes:
+        size = int(_fresh(store).info(path)["size"])
+        return bytes(store.cat_file(path, start=max(0, size - length), end=size)) if size else b""
+
+    return request(address, last)
+
+
 def length(address: Address) -> int:
     """Return how many bytes an object has."""
     return int(request(address, lambda store, path: _fresh(store).info(path)["size"]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anomalyclip.addresses import Address, as_address
 from anomalyclip.distributed.cluster import Actors, actors_for, check_no_client, connected
 from anomalyclip.distributed.predictor import Predictor, check_columns
-from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, clear, valid
+from anomalyclip.distributed.tables import PARTS, ROWS, Parts, arrow, earlier_parts, valid
 from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.inputs import ImageFile, absolute
 from anomalyclip.loading import load, measured, require_references
@@ -102,8 +102,8 @@ def predict(
     spec : DetectorSpec
         What each actor loads. Its files must be on every node, under the same path or by name.
     output : path or RunFolder, optional
-        The folder, on the machine of this process, or an address such as ``s3://bucket/run``. None: a new folder,
-        ``runs/predict-1``, ``-2``, ...
+        The folder, on the machine of this process, or an address such as ``s3://bucket/run``; or what `run_folder`
+        returns for it. None: a new folder, ``runs/predict-1``, ``-2``, ...
     threshold : float, Threshold or path, optional
         As for `DetectorSpec.load`.
     maps : bool
@@ -149,7 +149,7 @@ def predict(
     kept = {"spec": spec.to_json(), "threshold": given, "maps": maps, "batch_size": batch_size}
     with connected(cluster.address) as package, folder.begin(settings, about=described) as begun:
         place = folder.place or begun
-        parts = Parts(place, maps=maps, overwrite=bool(folder.overwrite), rows=rows_per_file)
+        parts = Parts(place, maps=maps, rows=rows_per_file)
         run = PredictionRun(place, skipped=parts.skipped)
         work = _Work(package, cluster, spec, kept, parts, run, on_error)
         if isinstance(images, package.data.Dataset):
@@ -165,8 +165,12 @@ def run_folder(
 ) -> RunFolder:
     """Return the folder for the results of a run on a cluster, or an address."""
     if output is not None and (address := as_address(os.fspath(output))) is not None:
-        return AtAddress(COMMAND, address, resume=resume, overwrite=overwrite, results=PARTS)
-    return RunFolder(COMMAND, output, resume=resume, overwrite=overwrite, results=PARTS, clear=clear)
+        return AtAddress(
+            COMMAND, address, resume=resume, overwrite=overwrite, results=PARTS, earlier=earlier_parts
+        )
+    return RunFolder(
+        COMMAND, output, resume=resume, overwrite=overwrite, results=PARTS, earlier=earlier_parts
+    )
 
 
 def _listed(

@@ -1,14 +1,16 @@
 """Predictions as tables: their columns, and the Parquet files of a run, each of which is whole or not there."""
 
+import io
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalyclip.addresses import Address, delete, exists, on_disk
+from anomalyclip.addresses import Address, delete, ending, exists, on_disk
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import replacing, writing
 from anomalyclip.names import Names
@@ -21,6 +23,12 @@ PARTS = "part-*.parquet"
 """Pattern of the files of a run."""
 
 _COMMAND = "anomalyclip predict --ray"
+
+_MARK = {b"written by": _COMMAND.encode()}
+"""Metadata of the files of a run: other programs call theirs part-... too, and may have the same columns."""
+
+_FOOTER = 1 << 18
+"""Bytes at the end of a file that have its columns and metadata."""
 
 _AT_ONCE, _WINDOW = 8, 64
 """Files that are read at the same time, and whose rows are in memory."""
@@ -103,8 +111,6 @@ class Parts:
     ----------
     place : Path or Address
         The folder of the run.
-    overwrite : bool
-        Delete those of an earlier run.
     maps : bool
         Whether there are maps.
     rows : int
@@ -118,25 +124,20 @@ class Parts:
         Images in the files of an earlier part of the run.
     """
 
-    def __init__(
-        self, place: Path | Address, *, maps: bool, overwrite: bool = False, rows: int = ROWS
-    ) -> None:
+    def __init__(self, place: Path | Address, *, maps: bool, rows: int = ROWS) -> None:
         self._rows = rows
         self._place, self._schema = place, schema(maps=maps)
         self._tables: list[pyarrow.Table] = []
         self._since = time.monotonic()
         self._pending: dict[tuple[str, int], dict[str, pyarrow.Table]] = {}
         self.done, self.skipped = Names(), 0
-        if overwrite:
-            clear(place)
         there = parts_of(place)
-        numbers = [_number(path) for path in there]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for start in range(0, len(there), _WINDOW):
                 some = there[start : start + _WINDOW]
                 for path, outcomes in zip(some, pool.map(_outcomes, some), strict=True):
                     self._take_up(path, outcomes)
-        self._number = max(numbers, default=-1) + 1
+        self._number = max(map(_number, there), default=-1) + 1
 
     def add(self, table: "pyarrow.Table") -> Iterator["pyarrow.Table"]:
         """Take rows, and yield those of sources that are complete and were not there before.
@@ -212,17 +213,56 @@ def parts_of(place: Path | Address) -> Sequence[Path | Address]:
 
 def _outcomes(path: Path | Address) -> "pyarrow.Table":
     """Return of which sources a file has results, and which failed."""
-    pa = arrow()
+    with _reading(path), on_disk(path) as here, arrow().parquet.ParquetFile(here) as file:
+        _check_mark(path, file.schema_arrow)
+        return file.read(columns=["source", "error"])
+
+
+def earlier_parts(place: Path | Address) -> list[Any]:
+    """Return the files of an earlier run, which may be deleted: paths in a folder, or addresses.
+
+    Raises
+    ------
+    AnomalyCLIPError
+        One of those that are there is damaged, or from another program.
+    """
+    there = parts_of(place)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for path, found in zip(there, pool.map(_schema_of, there), strict=True):
+            _check_mark(path, found)
+    return list(there)
+
+
+def _schema_of(path: Path | Address) -> "pyarrow.Schema":
+    """Return the columns and metadata of a file, without reading all of it."""
+    parquet = arrow().parquet
+    with _reading(path):
+        return parquet.read_schema(io.BytesIO(ending(path, _FOOTER)) if isinstance(path, Address) else path)
+
+
+@contextmanager
+def _reading(path: Path | Address) -> Iterator[None]:
+    """Say which file cannot be read."""
     try:
-        with on_disk(path) as here, pa.parquet.ParquetFile(here) as file:
-            _check_columns(path, file, ["source", "error"])
-            return file.read(columns=["source", "error"])
-    except (OSError, pa.ArrowException) as error:
-        raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, or start again") from None
+        yield
+    except (OSError, arrow().ArrowException) as error:
+        raise AnomalyCLIPError(
+            f"{path} is damaged or not from `{_COMMAND}` ({error}): delete it and resume the run, or move it to "
+            "another folder"
+        ) from None
+
+
+def _check_mark(path: Path | Address, found: "pyarrow.Schema") -> None:
+    """Refuse a file of another program, which a run would change or delete."""
+    _number(path)
+    if not _MARK.items() <= (found.metadata or {}).items():
+        raise AnomalyCLIPError(
+            f"{path} is not from `{_COMMAND}`, and may not be deleted: move it to another folder"
+        )
 
 
 def _check_columns(path: Path | Address, file: Any, columns: Sequence[str]) -> None:
-    """Refuse a file of another program."""
+    """Refuse a file that has other columns than those of a run."""
     if lacking := [name for name in columns if name not in file.schema_arrow.names]:
         raise AnomalyCLIPError(
             f"{path} is not from `{_COMMAND}` (it has no column {', '.join(lacking)}): move it to another folder"
@@ -246,13 +286,8 @@ def _name(path: Path | Address) -> str:
 def _write(table: "pyarrow.Table", path: Path | Address) -> None:
     """Write a file: it is whole or not there."""
     with writing(path), replacing(path) as temporary:
-        arrow().parquet.write_table(table, temporary, compression="zstd")
-
-
-def clear(place: Path | Address) -> None:
-    """Delete the Parquet files of a run."""
-    for path in parts_of(place):
-        _delete(path)
+        marked = table.replace_schema_metadata(_MARK)
+        arrow().parquet.write_table(marked, temporary, compression="zstd")
 
 
 def _delete(path: Path | Address) -> None:
@@ -283,10 +318,7 @@ def rows_of(place: Path | Address, columns: list[str]) -> Iterator[dict[str, Any
     """
     pa = arrow()
     for path in parts_of(place):
-        try:
-            with on_disk(path) as here, pa.parquet.ParquetFile(here) as file:
-                _check_columns(path, file, columns)
-                for batch in file.iter_batches(4096, columns=columns):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise AnomalyCLIPError(f"{path} is damaged ({error}); delete it, and resume the run") from None
+        with _reading(path), on_disk(path) as here, pa.parquet.ParquetFile(here) as file:
+            _check_columns(path, file, columns)
+            for batch in file.iter_batches(4096, columns=columns):
+                yield from batch.to_pylist()
