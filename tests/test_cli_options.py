@@ -27,10 +27,10 @@ from anomalyclip.training.settings import SPEC_OPTIONS, TrainingSettings
 COMMANDS = {info.callback.__name__: info.callback for info in app.registered_commands}
 ALL_OPTIONS = ("predict", "calibrate", "test")
 SOME_OPTIONS = {
-    "train": set(SPEC_OPTIONS),
+    "train": set(SPEC_OPTIONS) - {"method"},
     "export": set(OPTIONS) - {"device", "precision", "compiled", "model", "provider", "threads"},
     "benchmark": {"image_size", "device", "precision", "compiled"},
-    "compare": set(OPTIONS) - {"method", "tile", "overlap", "model", "provider", "threads"},
+    "compare": set(OPTIONS) - {"method", "engine", "tile", "overlap", "model", "provider", "threads"},
     "fit": set(OPTIONS) - {"references", "image_score", "sigma", "model", "provider", "threads"},
 }
 TAKEN = {name: set(OPTIONS) for name in ALL_OPTIONS} | SOME_OPTIONS

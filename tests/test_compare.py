@@ -20,6 +20,8 @@ from anomalyclip.clip_core import TextCore
 from anomalyclip.data.listing import load_samples
 from anomalyclip.evaluation import evaluator, joint, tables
 from anomalyclip.evaluation.contenders import named, parsed, variants
+from anomalyclip.evaluation.disagreements import draw_disagreements
+from anomalyclip.evaluation.maps import Scored
 from anomalyclip.methods import METHODS, register
 from anomalyclip.prompts import load_prompts
 from anomalyclip.readers import photograph
@@ -406,6 +408,7 @@ def test_all_that_cannot_be_compared_is_named_before_work_begins(toys, by_class,
         (["dark"], {"vary": ["image_size"]}, "image_size: expected OPTION=VALUE"),
         (["dark"], {"vary": ["image-size=28,28"]}, "vary image_size: expected different values"),
         (["dark"], {"vary": ["device=cpu,cuda"]}, "vary 'device': expected one of"),
+        (["dark"], {"vary": ["engine=torch,onnx"]}, "vary 'engine': expected one of"),
         (["dark"], {"vary": ["colour=red"]}, "'colour': .*expected one of backbone"),
         ({"one": DetectorSpec()}, {}, "nothing to compare with"),
         ({"one": DetectorSpec(), "two": DetectorSpec()}, {"vary": ["sigma=1"]}, "leave out spec and vary"),
@@ -512,8 +515,9 @@ def test_the_report_shows_the_maps_of_all_where_they_disagree(cli, model, root, 
     page = (out / "report.html").read_text()
     cases = page.count('<div class="case wide">')
     assert cases == 4  # two of each class
-    assert page.count("<figcaption>") == cases * (2 + 4)
-    assert page.count("<figure><img") == cases * (2 + 4)
+    assert page.count("<figure><img") == cases * (2 + 2)  # the image score changes no map
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert [caption.count("<span>") for caption in captions] == [1, 1, 2, 2] * cases
     places = [(int(a), int(b)) for a, b in re.findall(r"place (\d+) of (\d+)", page)]
     assert len(places) == cases * 4
     assert all(1 <= place <= count == 6 for place, count in places)
@@ -570,3 +574,29 @@ def test_a_method_that_scores_a_class_as_a_whole_does_so_here_too(toys, root):
         scores = [image.score for image in ours.images]
         assert scores == [image.score for image in theirs.images]
         assert sorted(scores) == pytest.approx(np.arange(6) / 6)
+
+
+def test_methods_with_the_same_map_of_an_image_share_its_picture(root, tmp_path):
+    maps = np.random.default_rng(0).random((2, 9, 9), np.float32)
+
+    def said(scores, own):
+        files = [tmp_path / f"{own}-{number}.npy" for number in range(2)]
+        for file, values in zip(files, maps if own < "c" else maps[::-1], strict=True):
+            np.save(file, values)
+        samples = [sample for sample in load_samples(root) if sample.class_name == "nut"]
+        return [Scored(*parts) for parts in zip(samples[:2], scores, files, strict=True)]
+
+    scored = {"a": said((0.1, 0.9), "a"), "b": said((0.9, 0.1), "b"), "c": said((0.1, 0.9), "c")}
+    cases = draw_disagreements(
+        "nut", scored, {name: name for name in scored}, root=root, folder=tmp_path, stem_of_class="nut"
+    )
+    assert len(cases) == 2
+    for case in cases:
+        pictures = {name: opinion.picture for name, opinion in case.opinions.items()}
+        assert pictures["a"] == pictures["b"] != pictures["c"]
+        assert all((tmp_path / picture).is_file() for picture in pictures.values())
+
+
+def test_choices_of_a_method_are_called_yes_and_no():
+    found = variants(DetectorSpec("micro"), ["clip"], vary=["ln-post=yes,no"])
+    assert list(named(found)) == ["clip, ln post yes", "clip, ln post no"]

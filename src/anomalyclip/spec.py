@@ -196,13 +196,13 @@ class DetectorSpec(Settings):
     )
     image_size: int | None = _option(
         None,
-        "Side in pixels to which images are squashed; for anomalydino the short side. Default: the backbone's own, 518 "
-        "for ViT-L-14-336, 448 for vision-only ones.",
+        "Side in pixels of the square to which images are resized; for anomalydino their short side. Default: the "
+        "backbone's own, 518 for ViT-L-14-336, 448 for vision-only ones.",
         fixed_by_model=True,
     )
     layers: tuple[int, ...] | None = _option(
         None,
-        "Block, counted from 1, whose patch features make the map; repeat for several. Default: the last.",
+        "Block whose patch features make the map, counted from 1; repeat for several. Default: the last.",
         fixed_by_model=True,
     )
     dpam_layers: int | None = _option(
@@ -212,15 +212,15 @@ class DetectorSpec(Settings):
     )
     sigma: float | None = _option(
         None,
-        "Gaussian smoothing of the map in pixels at the image size; 0: none. Default: as published, 4 (winclip and "
-        "april-gan: 0).",
+        "Standard deviation of the map's Gaussian smoothing, in pixels at the image size; 0: no smoothing. Default: "
+        "as published, 4 (winclip and april-gan: 0).",
         fixed_by_model=True,
     )
     image_score: str | None = _option(
         None,
-        "How the image score is computed: text (as published), max (mean of it and the map's maximum), top1 (mean of "
-        "it and the map's highest 1 %), mean (mean of it and the map's mean), or faprompt and mrad, the rules of these "
-        "papers. Default: text; with references top1, using the map of the references alone.",
+        "How the image score is computed: text (the image compared with the texts, as published); max, top1 or mean "
+        "(average of text and the map's maximum, highest 1 % or mean); faprompt or mrad (the rules of these papers). "
+        "Default: text; with references top1, using the map of the references alone.",
         choices=tuple(IMAGE_SCORES),
         fixed_by_model=True,
     )
@@ -255,28 +255,30 @@ class DetectorSpec(Settings):
     )
     ln_post: bool | None = _option(
         None,
-        "Whether the image feature passes CLIP's final norm, for clip, clip-ac, words and coop. Default: no, as in "
-        "AnomalyCLIP's code.",
+        "Whether CLIP's final layer norm is applied to the image feature, for clip, clip-ac, words and coop. Default: "
+        "no, as in AnomalyCLIP's code.",
         group=METHODS,
         fixed_by_model=True,
     )
     local_attention: str | None = _option(
         None,
-        "What attends to itself on the local path, for anomalyclip and words: v (as published), or several of q, k and "
-        "v, whose results are added (qkv: Crane).",
+        "Projections that attend to themselves on the local path, for anomalyclip and words: v (as published), or "
+        "several of q, k and v, whose results are added (qkv, as in Crane).",
         group=METHODS,
         fixed_by_model=True,
     )
     foreground: bool = _option(
         False,
-        "Compare only patches that show the object (by the first principal component), for anomalydino with DINOv2.",
+        "Compare only the patches that show the object, found by their first principal component; for anomalydino "
+        "with DINOv2.",
         group=METHODS,
         flag="--foreground",
         fixed_by_model=True,
     )
     feature_surgery: bool = _option(
         False,
-        "Weigh the texts by how well they fit the image when patches are compared (CLIP Surgery), for words.",
+        "Compare patches by the rule of CLIP Surgery, which weights the texts by how well they fit the image; for "
+        "words.",
         group=METHODS,
         flag="--feature-surgery",
         fixed_by_model=True,
@@ -291,24 +293,24 @@ class DetectorSpec(Settings):
     )
     window_stride: int | None = _option(
         None,
-        "Patches from one of winclip's windows to the next. Default: 1, as published; 2 is about 4 times faster, and "
-        "coarser.",
+        "Step from one of winclip's windows to the next, in patches. Default: 1, as published; 2 is about 4 times "
+        "faster, and coarser.",
         group=METHODS,
         minimum=1,
         fixed_by_model=True,
     )
     window_rule: str | None = _option(
         None,
-        "How winclip combines windows: abnormal (harmonic mean of how anomalous they are, as published) or normal (of "
-        "how normal they are).",
+        "How winclip combines windows: by the harmonic mean of their abnormal probabilities (as published) or of their "
+        "normal ones.",
         group=METHODS,
         choices=tuple(WINDOW_RULES),
         fixed_by_model=True,
     )
     activation: str | None = _option(
         None,
-        "Activation of the backbone: quick-gelu or gelu. Default: the one that its weights were trained with. "
-        "april-gan was published with gelu on weights trained with quick-gelu.",
+        "Activation function of the backbone. Default: the one that its weights were trained with. april-gan was "
+        "published with gelu on weights trained with quick-gelu.",
         group=METHODS,
         choices=ACTIVATIONS,
         fixed_by_model=True,
@@ -328,15 +330,15 @@ class DetectorSpec(Settings):
     )
     templates: str | None = _option(
         None,
-        "Sentences around the words: winclip, winclip-22, april-gan, imagenet, none, or a text file with one on each "
-        "line. Default: the method's; none for your own words.",
+        "Sentences around the words: winclip, winclip-22, april-gan, imagenet, none, or a text file with one sentence "
+        "per line. Default: the method's; none for your own words.",
         group=WORDS,
         fixed_by_model=True,
     )
     class_name: str | None = _option(
         None,
-        "What the images show, for methods that name it. Default: object for words; with test, the class of the data "
-        "set.",
+        "What the images show, for methods whose texts name it. Default: object for words; for a data set, its class "
+        "names.",
         group=WORDS,
         fixed_by_model=True,
     )
@@ -353,20 +355,27 @@ class DetectorSpec(Settings):
         "Folder of normal images from which the range is measured instead (0.1 % and 99.9 % quantiles).",
         group=DEEP,
     )
-    device: str = _option("auto", "auto (CUDA, else Apple's GPU, else the CPU), cpu, cuda, cuda:1, mps, xpu.")
+    device: str = _option(
+        "auto",
+        "Where PyTorch computes: auto (CUDA, else Apple's GPU, else the CPU), cpu, cuda, cuda:1, mps or xpu.",
+    )
     precision: str = _option(
-        "fp32", "Precision of the image encoder: fp32, bf16, fp16 or auto.", fixed_by_model=True
+        "fp32",
+        "Precision of the image encoder: fp32, bf16, fp16, or auto (bf16 or fp16 where that is faster and accurate "
+        "enough).",
+        fixed_by_model=True,
     )
     compiled: bool = _option(
         False,
-        "Compile the image encoder first (torch.compile): takes a minute or more, pays off for many images.",
+        "Compile the image encoder first (torch.compile). This takes a minute or more and pays off for many images.",
         flag="--compile",
         fixed_by_model=True,
     )
     engine: str = _option(
         "auto",
-        "What runs the detector on a CPU: torch, or onnx or openvino, whose file is made once and kept in the cache "
-        "folder. auto: such a file if there is one (predict and test make it for 500 images or more), else torch.",
+        "What runs the detector on a CPU: torch, or onnx or openvino with an exported file that is made once and kept "
+        "in the cache folder. auto: such a file if there is one, else torch; predict and test make the file for 500 "
+        "images or more.",
         choices=ENGINES,
     )
     model: str | None = _option(
@@ -385,10 +394,12 @@ class DetectorSpec(Settings):
     )
     tile: int | None = _option(
         None,
-        "Side in pixels of the tiles into which larger images are cut. Default: images are squashed whole.",
+        "Side in pixels of the tiles into which larger images are cut. Default: no tiles; the whole image is resized.",
         group=LARGE,
     )
-    overlap: float = _option(0.25, "Share of a tile that overlaps the next, 0 to 0.9.", group=LARGE)
+    overlap: float = _option(
+        0.25, "Overlap of neighbouring tiles, as a share of a tile, 0 to 0.9.", group=LARGE
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in ("normal", "abnormal") if getattr(self, name) is not None]

@@ -15,40 +15,44 @@ from anomalyclip.spec import DEFAULT_METHOD, DetectorSpec
 if TYPE_CHECKING:
     from anomalyclip.evaluation.standings import Comparison, Standing
 
-_NOT_HERE = ("method", "tile", "overlap", *options.OF_EXPORTED)
+_NOT_HERE = ("method", "engine", "tile", "overlap", *options.OF_EXPORTED)
 
 
 @options.with_options
 def compare(
     context: typer.Context,
     roots: Annotated[
-        list[Path], typer.Argument(help="Folders of data sets; several give a mean too.", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Folders of data sets; for several, their mean is shown too.", show_default=False
+        ),
     ],
     spec: Annotated[dict[str, Any], Fields(source=DetectorSpec, without=_NOT_HERE)],
     settings: ComparisonSettings,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Method to compare: anomalyclip, clip, clip-ac, words, winclip, april-gan, coop, or a method that "
-            "another package brings; repeat for several. The others are compared with the first. Its own options "
-            "follow after commas: words,templates=imagenet. Default: anomalyclip, for --vary.",
+            help="Method to compare: anomalyclip, clip, clip-ac, words, winclip, april-gan, anomalydino, coop, or a "
+            "method that another package brings; repeat for several. The first is the reference for the others. A "
+            "method's own options follow after commas: words,templates=imagenet. Default: anomalyclip alone, for "
+            "--vary.",
             show_default=False,
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="An option and the values to try, such as sigma=2,4,8; repeat for every combination.",
+            help="An option and the values to try, such as sigma=2,4,8. Several --vary give every combination.",
             show_default=False,
         ),
     ] = None,
     output: options.Output = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
 ) -> None:
-    """Compare methods on the same images: one table, differences with 95 % intervals, cost, maps side by side.
+    """Compare methods on the same images: one table, differences with 95 % intervals, cost, and maps side by side.
 
     Every image is decoded once, and methods with the same backbone share the pass through it. Each method gets the
-    model options that it takes; class names come from the data set.
+    model options that it has; class names come from the data set. OUTPUT/report.html shows everything on one page.
     """
     from anomalyclip.evaluation.comparison import compare as compare_all
     from anomalyclip.evaluation.comparison import run_folder

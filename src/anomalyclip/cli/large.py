@@ -18,8 +18,8 @@ _LARGE = "Large runs"
 Shards = Annotated[
     str | None,
     typer.Option(
-        help="I/N: score the I-th of N parts of the images, into a folder of its own in --output; auto: the part that "
-        "SLURM or torchrun give this process. `anomalyclip merge` puts the parts together.",
+        help="I/N: score only part I of N of the images, into a folder of its own in --output; auto: the part of this "
+        "process in a job of SLURM or torchrun. `anomalyclip merge` puts the parts together.",
         show_default=False,
         rich_help_panel=_LARGE,
     ),
@@ -37,7 +37,7 @@ Ray = Annotated[
     str | None,
     typer.Option(
         help="Score on a Ray cluster, into Parquet files: local (this machine alone), auto (the cluster that this "
-        "machine belongs to), or HOST:PORT. --processes: at most so many copies of the model.",
+        "machine belongs to), or HOST:PORT. With it, --processes is the maximum number of copies of the model.",
         metavar="ADDRESS",
         show_default=False,
         rich_help_panel=_LARGE,

@@ -101,15 +101,15 @@ BatchSize = Annotated[int, typer.Option(help="Images per batch.", min=1)]
 Threshold = Annotated[
     str | None,
     typer.Option(
-        help="Scores at or above this are anomalous: a number from 0 to 1 for images and pixels alike, or a threshold "
-        "file. Without it there is no verdict.",
+        help="Scores from this value on are anomalous: a number from 0 to 1, for images and pixels, or a threshold "
+        "file written by `anomalyclip calibrate`. Without it there is no verdict.",
         show_default=False,
     ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for the results. Default: a new one, runs/COMMAND-1, -2, ...",
+        help="Folder for the results. Default: a new one in runs/, named after the command and numbered.",
         show_default=False,
         file_okay=False,
     ),
@@ -118,8 +118,8 @@ Output = Annotated[
 Every = Annotated[
     str | None,
     typer.Option(
-        help="Which images of videos and volumes: 0.5s, one every half second of a video; or 10, every tenth frame or "
-        "slice. Default: all.",
+        help="Which frames of videos and slices of volumes to score: 0.5s is one every half second of a video, 10 is "
+        "every tenth frame or slice. Default: all.",
         metavar="STEP",
         show_default=False,
     ),

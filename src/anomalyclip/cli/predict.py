@@ -36,7 +36,7 @@ def predict(
     from_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with one image path or address per line (UTF-8; no folders, no patterns).",
+            help="Text file with one image per line, a path or an address (UTF-8; no folders, no patterns).",
             show_default=False,
             dir_okay=False,
         ),

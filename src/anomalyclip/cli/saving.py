@@ -36,8 +36,8 @@ class ColorMap(str, Enum):
 Output = Annotated[
     str | None,
     typer.Option(
-        help="Folder for the results, or an address such as s3://bucket/run. Default: a new folder, "
-        "runs/COMMAND-1, -2, ...",
+        help="Folder for the results, or an address such as s3://bucket/run. Default: a new folder in runs/, named "
+        "after the command and numbered.",
         show_default=False,
         metavar="FOLDER",
     ),
@@ -48,8 +48,8 @@ Save = Annotated[
     typer.Option(
         help="Also save, for each image: map (float32 .npy), heatmap (overlay with caption, .png), mask (.png, "
         "needs --threshold); for the run: csv (a table), sheet (a contact sheet, .jpg); for each NIfTI volume: "
-        "nifti (its maps as one, and map); for each video: video (its frames with the overlay, .webm). Repeat for "
-        "several.",
+        "nifti (its maps as one volume; includes map); for each video: video (its frames with the overlay, .webm). "
+        "Repeat for several.",
         show_default=False,
     ),
 ]
@@ -72,7 +72,7 @@ NoCaption = Annotated[
     bool,
     typer.Option(
         "--no-caption",
-        help="Heat maps without the line that says score, verdict and threshold: of the photograph's size.",
+        help="Save heat maps in the size of the photograph, without the caption (score, verdict and threshold).",
         rich_help_panel=_DRAWING,
     ),
 ]

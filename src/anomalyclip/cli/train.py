@@ -1,4 +1,4 @@
-"""``anomalyclip train``: learn prompts on a data set with masks."""
+"""``anomalyclip train``: learn prompts, or another method's trained part, on a data set with masks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +10,10 @@ from anomalyclip.cli import options, training_view
 from anomalyclip.cli.console import fail, out, track, warn
 from anomalyclip.cli.flattening import Fields
 from anomalyclip.errors import InputError
-from anomalyclip.spec import DetectorSpec
+from anomalyclip.spec import DEFAULT_METHOD, DetectorSpec
 from anomalyclip.training.settings import SPEC_OPTIONS, TrainingSettings
+
+_OF_SPEC = tuple(name for name in SPEC_OPTIONS if name != "method")
 
 
 @options.with_options
@@ -19,7 +21,10 @@ def train(
     context: typer.Context,
     root: Annotated[Path, typer.Argument(help="Folder of the data set, or its address.", show_default=False)],
     settings: TrainingSettings,
-    spec: Annotated[DetectorSpec, Fields(only=SPEC_OPTIONS)],
+    spec: Annotated[DetectorSpec, Fields(only=_OF_SPEC)],
+    method: Annotated[
+        str, typer.Option(help="Method to train.", metavar="anomalyclip|april-gan|coop")
+    ] = DEFAULT_METHOD,
     output: options.Output = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
     dry_run: Annotated[
@@ -34,17 +39,20 @@ def train(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="I/N: encode the I-th of N parts of the images and end; for several processes.",
+            help="I/N: only encode part I of N of the images; for several processes. Then train without --shard.",
             show_default=False,
             rich_help_panel="Features",
         ),
     ] = None,
 ) -> None:
-    """Learn the two prompts on a data set's masks.
+    """Learn AnomalyCLIP's two prompts, or the trained part of another method, from a data set with masks.
 
-    Each image is encoded once; its features are kept for this and every later run. OUTPUT gets prompts.safetensors,
-    prompts.pth (the published form), config.yaml, metrics.jsonl, loss.png and checkpoints. Ctrl-C saves.
+    Each image is encoded once; its features are kept for this and every later run. OUTPUT gets what was learned
+    (prompts.safetensors, and prompts.pth in the published form; layers.safetensors for april-gan, context.safetensors
+    for coop), config.yaml, metrics.jsonl, loss.png and checkpoints. Ctrl-C saves a checkpoint, and --resume continues.
     """
+    from dataclasses import replace
+
     from anomalyclip.runs import SETTINGS, RunFolder
     from anomalyclip.training.run import learn, remarks
     from anomalyclip.training.session import open_session
@@ -57,7 +65,7 @@ def train(
         fail(str(error))
         unreadable.append(path)
 
-    session = open_session(root, spec, settings, on_error=on_error)
+    session = open_session(root, replace(spec, method=method), settings, on_error=on_error)
     training_view.announce(session)
     for remark in remarks(session):
         warn(remark)

@@ -25,7 +25,7 @@ _NOT_OF_WORDS = {
     "references",
     "augment",
 }
-_NOT_OF_WORDS |= {"max_patches", "compiled"}
+_NOT_OF_WORDS |= {"max_patches", "foreground", "compiled", "engine"}
 _TAKEN = tuple(
     name
     for name, option in OPTIONS.items()
@@ -44,7 +44,7 @@ def words(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Key of the data set (see: anomalyclip datasets). Default: by its layout.",
+            help="Key of the data set (see: anomalyclip datasets). Default: detected from its layout.",
             show_default=False,
         ),
     ] = None,
@@ -54,10 +54,10 @@ def words(
     batch_size: options.BatchSize = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which words matter: how scores change when each of them is left out, on your own pictures.
+    """Show which words matter: how the scores of your own images change when each of them is left out.
 
-    With a data set that has labels, the change of the image
-    AUROC is shown too. Wording moves results strongly, so look before you choose.
+    For a data set with labels, the change of the image AUROC is shown too. Wording can change results a lot, so look
+    before you choose.
     """
     from dataclasses import replace
 
@@ -78,12 +78,14 @@ def words(
 
 
 def _show(study: "WordStudy") -> None:
+    from anomalyclip.evaluation.tables import signed
+
     labelled = study.auroc is not None
     heads = ["score", "largest", "map", *["AUROC"] * labelled]
     table = new_table("without", "side", *heads, right=heads)
     for effect in study.effects:
-        cells = [f"{effect.score:+.4f}", f"{effect.largest:+.4f}", f"{effect.map:.4f}"]
-        cells += [f"{100 * effect.auroc:+.2f}"] if effect.auroc is not None else []
+        cells = [signed(effect.score, 4), signed(effect.largest, 4), f"{effect.map:.4f}"]
+        cells += [signed(100 * effect.auroc, 2)] if effect.auroc is not None else []
         table.add_row(effect.phrase, effect.side, *cells)
     out().print(table)
     figures = [f"{study.images} images", f"mean score {study.score:.4f}"]

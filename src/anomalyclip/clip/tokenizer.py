@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+_PLACEHOLDER = "x"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Tokenizer:
         """
         return PromptTokens(
             start=self._start,
-            placeholder=self._word("x"),
+            placeholder=self._word(_PLACEHOLDER),
             damaged=self._word("damaged"),
             object=self._word("object"),
             period=self._word("."),
@@ -127,8 +128,13 @@ class Tokenizer:
         return _digest(self._vocabulary)
 
     def words(self) -> list[str]:
-        """Return the words of a vocabulary that knows whole words only, in alphabetical order."""
-        return sorted(word for word in self._vocabulary.get_vocab() if word.isalpha())
+        """Return the words of a vocabulary that knows whole words only, in alphabetical order.
+
+        The placeholder of learned vectors is not one of them: it says nothing about an image.
+        """
+        return sorted(
+            word for word in self._vocabulary.get_vocab() if word.isalpha() and word != _PLACEHOLDER
+        )
 
     def _known(self, text: str) -> list[int]:
         """Return the ids of a text all of whose words are known."""

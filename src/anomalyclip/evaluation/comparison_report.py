@@ -1,6 +1,6 @@
 """``report.html`` of a comparison: tables, differences with their intervals, cost, and maps side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -178,7 +178,8 @@ def _cost(found: Comparison) -> str:
     say = (
         "Milliseconds per image on this machine. The pass through the backbone is shared by all that need nothing else "
         "of it; alone is what the method would take by itself: its own part, and the pass in proportion to its matrix "
-        "products (GFLOP). Decoding and metrics are not counted."
+        "products (GFLOP). What several methods compute alike is done once and counted for the first of them. "
+        "Decoding and metrics are not counted."
     )
     return (
         f'<section><h2>Cost</h2><p class="say">{escape(say)}</p><div class="scroll"><table><thead><tr><th>method</th>'
@@ -193,8 +194,9 @@ def _disagreements(found: Comparison, key: str, folder: Path) -> str:
         return ""
     say = (
         "Of each class the images whose places in the orders of the methods are furthest apart. Below a map: the image "
-        "score, and the place of the image in its class, the most anomalous first. Colours stand for the same map "
-        "values in all pictures of one method in a class, but not across methods."
+        "score, and the place of the image in its class, the most anomalous first. Methods with the same map are below "
+        "one picture. Colours stand for the same map values in all pictures of one method in a class, but not across "
+        "methods."
     )
     drawn = "".join(_case(case, folder / key) for case in cases)
     return (
@@ -207,10 +209,8 @@ def _case(case: Disagreement, folder: Path) -> str:
     tag, words = (
         ("faintest-defect", case.defect or "anomalous") if case.anomaly else ("clearest-defect", "normal")
     )
-    panels = [_panel(folder, case.pictures.get(panel), panel) for panel in ("image", "truth")]
-    for name, opinion in case.opinions.items():
-        under = f"{opinion.score:.3f}, place {opinion.rank} of {case.of}"
-        panels.append(_panel(folder, opinion.picture or None, name, under))
+    panels = [_panel(folder, case.pictures.get(panel), {panel: ""}) for panel in ("image", "truth")]
+    panels += [_panel(folder, file, said) for file, said in _maps(case)]
     return (
         f'<div class="case wide"><p><span class="tag {tag}">{escape(words)}</span>'
         f'<span class="file" title="{escape(case.image)}">{escape(case.class_name)}: {escape(case.image)}</span></p>'
@@ -218,9 +218,22 @@ def _case(case: Disagreement, folder: Path) -> str:
     )
 
 
-def _panel(folder: Path, file: str | None, name: str, under: str = "") -> str:
-    caption = f"{escape(name)}<br>{escape(under)}" if under else escape(name)
-    return f"<figure>{picture(folder, file, escape(name))}<figcaption>{caption}</figcaption></figure>"
+def _maps(case: Disagreement) -> Iterator[tuple[str | None, dict[str, str]]]:
+    """Yield each map with what its methods say, by name; where none could be drawn, each method is alone."""
+    several: dict[str, dict[str, str]] = {}
+    for name, one in case.opinions.items():
+        said = several.setdefault(one.picture or f"none of {name}", {})
+        said[name] = f"{one.score:.3f}, place {one.rank} of {case.of}"
+    for said in several.values():
+        yield case.opinions[next(iter(said))].picture or None, said
+
+
+def _panel(folder: Path, file: str | None, said: Mapping[str, str]) -> str:
+    """Return a picture, and below it what is said, by name."""
+    lines = ("<br>".join(map(escape, filter(None, [name, under]))) for name, under in said.items())
+    caption = "".join(f"<span>{line}</span>" for line in lines)
+    shown = picture(folder, file, escape(", ".join(said)))
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
 def _facts(found: Comparison) -> str:

@@ -20,7 +20,7 @@ from anomalyclip.scorer import Scorer
 from anomalyclip.settings import item_of
 from anomalyclip.spec import FIXED_BY_MODEL, OPTIONS, DetectorSpec
 
-_NOT_VARIED = ("method", "model", "provider", "threads", "device", "tile", "overlap", "compiled")
+_NOT_VARIED = ("method", "model", "provider", "threads", "device", "engine", "tile", "overlap", "compiled")
 
 
 def variants(
@@ -184,7 +184,9 @@ def named(specs: Iterable[DetectorSpec]) -> dict[str, DetectorSpec]:
 
 def _said(field: str, spec: DetectorSpec, siblings: Iterable[DetectorSpec]) -> str:
     value = getattr(spec, field)
-    if isinstance(value, float):
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, float):
         value = f"{value:g}"
     elif value is not None and field in _PATHS:
         value = tail(value, [str(getattr(other, field)) for other in siblings])

@@ -55,7 +55,7 @@ class Disagreement:
     pictures : dict of str to str
         "image" and "truth", relative to the data set's results.
     opinions : dict of str to Opinion
-        By method; those whose maps are the same name the same picture.
+        By method; those with the same map of this image name the same picture.
     """
 
     class_name: str
@@ -166,10 +166,16 @@ def _draw(
                 if picture is not None:
                     save_picture(picture, folder / (file := f"{stem}-{panel}.jpg"))
                     pictures[panel] = file
+            different: dict[str, NDArray[np.float32]] = {}
             for number, lead in enumerate(dict.fromkeys(leads.values())):
                 values = read_map(items[lead].map_file) / max(tops[lead], 1e-12)
-                save_picture(picture_of_map(values, shown.size), folder / (file := f"{stem}-map{number}.jpg"))
-                maps[lead] = file
+                same = next(
+                    (file for file, other in different.items() if np.array_equal(values, other)), None
+                )
+                maps[lead] = same or f"{stem}-map{number}.jpg"
+                if same is None:
+                    save_picture(picture_of_map(values, shown.size), folder / maps[lead])
+                    different[maps[lead]] = values
     except InputError as error:  # its scores count all the same
         warnings.warn(f"not drawn in the report: {error}", AnomalyCLIPWarning, stacklevel=2)
     return pictures, maps

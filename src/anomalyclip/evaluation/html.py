@@ -83,7 +83,7 @@ def figure(title: str, svg: str | None) -> str:
 def drawing(words: str, svg: str) -> str:
     """Return a drawing as part of the page."""
     source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-    return f'<img class="figure" alt="{escape(words)}" src="{source}">'
+    return f'<div class="scroll"><img class="figure" alt="{escape(words)}" src="{source}"></div>'
 
 
 def picture(folder: Path, name: str | None, panel: str) -> str:

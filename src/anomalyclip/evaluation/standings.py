@@ -20,7 +20,7 @@ from anomalyclip.evaluation.results import (
     to_json,
     write_files,
 )
-from anomalyclip.evaluation.tables import DASH, SOURCE, paper_method, paper_of
+from anomalyclip.evaluation.tables import DASH, SOURCE, paper_method, paper_of, signed
 from anomalyclip.metrics.paired import Difference
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
@@ -228,7 +228,8 @@ def spelled_out(one: Difference | None) -> str:
     """
     if one is None:
         return DASH
-    text = f"{100 * one.value:+.1f} [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+    value, low, high = (signed(100 * part, 1) for part in (one.value, one.low, one.high))
+    text = f"{value} [{low}, {high}]"
     if one.p is None:
         return text
     return f"{text}, p {'< 0.001' if one.p < 0.001 else f'= {one.p:.3f}'}"

@@ -24,6 +24,18 @@ PROTOCOLS = {
 DASH = "–"
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a difference with its sign; what is rounded to zero has none.
+
+    Examples
+    --------
+    >>> signed(0.31, 1), signed(-0.31, 1), signed(-0.04, 1)
+    ('+0.3', '-0.3', '0.0')
+    """
+    text = f"{value:+.{digits}f}"
+    return text if text.strip("+-0.") else text[1:]
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a table: label, numbers of images, our metrics and the paper's, in [0, 1]."""
@@ -62,7 +74,7 @@ class Column:
         value = self.value(row)
         if value is None:
             return DASH
-        return f"{value:+.1f}" if self.source == "difference" else f"{value:.1f}"
+        return signed(value, 1) if self.source == "difference" else f"{value:.1f}"
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,11 @@ class Learning(Settings):
         Adam's betas.
     """
 
-    epochs: int = option(15, "Passes over the images.", group=_LEARNING, minimum=1)
+    epochs: int = option(15, "Number of passes over the images.", group=_LEARNING, minimum=1)
     batch_size: int = option(8, "Images per step.", group=_LEARNING, minimum=1)
     learning_rate: float = option(1e-3, "Learning rate of Adam.", group=_LEARNING)
-    local_weight: float = option(4.0, "Weight of the pixels' loss (lambda).", group=_LEARNING)
-    seed: int = option(111, "Seed of the initial prompts and of the order of images.", group=_LEARNING)
+    local_weight: float = option(4.0, "Weight of the pixel loss (lambda).", group=_LEARNING)
+    seed: int = option(111, "Seed of the initial prompts and of the order of the images.", group=_LEARNING)
     betas: tuple[float, float] = (0.5, 0.999)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class TrainingSettings(Learning):
         None, "Key of the data set (see `anomalyclip datasets`). Default: detected from its layout."
     )
     phase: str = option(
-        "test", "Split to learn from, train or test; test, as published, has the anomalies and masks."
+        "test", "Split to learn from: test (as published: it has the anomalies and masks) or train."
     )
     init_prompts: str | None = option(None, "Prompts to start from: a name or a file.", group=_PROMPTS)
     prompt_length: int | None = option(None, "Learned vectors per prompt. Default: 12.", group=_PROMPTS)
@@ -114,24 +114,27 @@ class TrainingSettings(Learning):
     )
     cache: Path | None = option(
         None,
-        "Folder of the features of all runs. Default: features in the user's cache folder.",
+        "Folder that keeps the features, for all runs. Default: features/ in the user's cache folder.",
         group=_FEATURES,
         file_okay=False,
     )
     feature_dtype: str = option(
         "float16",
-        "Number format of the kept features.",
+        "Number format in which features are kept.",
         group=_FEATURES,
         flag="--feature-type",
         choices=("float16", "float32"),
     )
     val_fraction: float | None = option(
         None,
-        "Share of the images to hold out, between 0 and 1; not with --val-root. Default: none.",
+        "Share of the images to hold out for validation, between 0 and 1; not with --val-root. Default: none.",
         group=_VALIDATION,
     )
     val_root: Path | None = option(
-        None, "Folder of another data set to evaluate on.", group=_VALIDATION, file_okay=False
+        None,
+        "Folder of another data set to evaluate on after each epoch.",
+        group=_VALIDATION,
+        file_okay=False,
     )
     val_dataset: str | None = option(None, "Key of that data set.", group=_VALIDATION)
 
