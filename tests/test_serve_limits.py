@@ -1,11 +1,13 @@
 """What a caller can make the service do, and what it is told of errors: without a service, and without waiting."""
 
 import contextlib
+import gc
 import io
 import json
 import logging
 import socket
 import threading
+import weakref
 
 import pytest
 from PIL import Image
@@ -115,11 +117,25 @@ def test_what_is_read_from_json_is_counted_beside_the_json():
 )
 def test_a_job_that_fails_tells_no_path_and_logs_what_nobody_foresaw(tiled, caplog, problem, said, logged):
     job = Job("j-1", "default", 1, JobEntries(Held(1000)), contextlib.ExitStack(), Ticket(tiled, iter(())))
-    job.ticket.done.add_done_callback(lambda _: job.settle())
+    job.ticket.done.add_done_callback(job.settle)
     with caplog.at_level(logging.ERROR, "anomalyclip.serve"):
         job.ticket.done.set_exception(problem)
     assert (job.describe()["state"], job.describe()["error"]) == ("failed", said)
     assert [record.exc_info[1] for record in caplog.records] == [problem] * logged
+
+
+def test_a_job_that_is_forgotten_leaves_memory_with_its_model_at_once(tiled):
+    job = Job("j-1", "default", 1, JobEntries(Held(1000)), contextlib.ExitStack(), Ticket(tiled, iter(())))
+    job.ticket.done.add_done_callback(job.settle)
+    job.ticket.done.set_result(None)
+    gc.disable()
+    try:
+        left = weakref.ref(job), weakref.ref(job.ticket)
+        job.end()
+        del job
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_two_lanes_score_two_batches_at_once():

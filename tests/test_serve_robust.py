@@ -372,3 +372,34 @@ def test_stopped_by_sigterm_it_finishes_what_it_has_and_takes_nothing_new(tmp_pa
         assert running.process.wait(timeout=60) == 0
         with pytest.raises(ConnectionRefusedError):
             running.connect()
+
+
+IDLE = """
+import gc
+from anomalyclip import DetectorSpec
+from anomalyclip.serve.running import bound, run
+from anomalyclip.serve.settings import ServeSettings
+
+settings = ServeSettings(port=0)
+listening = bound(settings)
+run(DetectorSpec("micro").load(), settings, listening, lambda: print(listening.getsockname()[1], flush=True))
+print("left to look through:", len(gc.get_objects()) < gc.get_freeze_count() / 10)
+"""
+
+
+def test_stopped_while_idle_it_closes_what_is_open_and_does_not_look_through_all_of_pytorch_at_the_end():
+    """Nobody waits for a caller that keeps its connection, has said nothing, or is in the middle of a head."""
+    with subprocess.Popen([sys.executable, "-c", IDLE], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = "127.0.0.1", int(process.stdout.readline())
+        kept, silent, half = (socket.create_connection(address, timeout=60) for _ in range(3))
+        kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert kept.recv(65536).startswith(b"HTTP/1.1 200")
+        half.sendall(b"GET /v2/hea")
+        process.send_signal(signal.SIGTERM)
+        for connection in (kept, silent, half):
+            with connection:
+                while connection.recv(65536):
+                    pass  # the rest of an answer, and then the end
+        assert process.stdout.read() == "left to look through: True\n"
+        assert process.wait(timeout=60) == 0

@@ -21,7 +21,7 @@ from anomalyclip.serve.bodies import ClientGoneError
 from anomalyclip.serve.guard import GONE, Guard
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.models import Models
-from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.refusals import Refusal, without_frames
 from anomalyclip.serve.service import Service, refusal_of, service_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.worker import Worker
@@ -94,6 +94,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     def answer(request: Request, refusal: Refusal) -> Response:
+        without_frames(refusal)
         content = refusal.content(request.scope["request_id"], request.url.path)
         return JSONResponse(content, refusal.status, headers=refusal.headers())
 
@@ -108,6 +109,7 @@ def _add_errors(app: FastAPI) -> None:
         return answer(request, Refusal(422, "; ".join(str(one.get("msg")) for one in error.errors())))
 
     async def gone(request: Request, error: Any) -> Response:
+        without_frames(error)
         return Response(status_code=GONE)
 
     async def unforeseen(request: Request, error: Any) -> Response:
@@ -115,7 +117,7 @@ def _add_errors(app: FastAPI) -> None:
         return answer(request, Refusal(500, f"an error nobody foresaw; the log has it under {id}"))
 
     async def impossible(request: Request, error: Any) -> Response:
-        return answer(request, refusal_of(request, error))
+        return answer(request, refusal_of(request, without_frames(error)))
 
     app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(AnomalyCLIPError, impossible)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from anomalyclip.serve.measures import Measures
-from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.refusals import Refusal, without_frames
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -79,8 +79,9 @@ class Guard:
             await self._app(scope, exchange.receive, exchange.send)
         except Refusal as refusal:
             await exchange.refuse(refusal)
-        except Exception:
+        except Exception as error:
             log.exception("unforeseen error", extra={"fields": {"id": id}})
+            without_frames(error)
             if not exchange.status:
                 await exchange.refuse(Refusal(500, f"an error nobody foresaw; the log has it under {id}"))
         finally:

@@ -5,6 +5,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import staging
 from anomalyclip.serve.bodies import Held, JobLimits, Lease, read_form
-from anomalyclip.serve.refusals import Refusal, without_folders
+from anomalyclip.serve.refusals import Refusal, without_folders, without_frames
 from anomalyclip.serve.schemas import REFUSED, JobOut, takes
 from anomalyclip.serve.scoring import Entries
 from anomalyclip.serve.service import Service, service_of
@@ -115,17 +116,19 @@ class Job:
             "error": error,
         }
 
-    def settle(self) -> None:
+    def settle(self, done: "Future[None]") -> None:
         """Give back what its files take, and log an error that nobody foresaw. Called when its ticket is done."""
         self.kept.close()
-        problem = self.ticket.done.exception() if self.ticket is not None else None
+        problem = done.exception()
         if problem is not None and not isinstance(problem, AnomalyCLIPError):
             log.error("a job failed", exc_info=problem, extra={"fields": {"id": self.id}})
+            without_frames(problem)
 
     def end(self) -> None:
         """Cancel it and give back all that it holds."""
         if self.ticket is not None:
             self.ticket.cancel()
+            self.ticket = None  # it leads back here; its model is free now
         self.kept.close()
         self.entries.release()
 
@@ -224,7 +227,7 @@ async def _started(
         most=service.settings.max_job_images,
         is_job=True,
     )
-    job.ticket.done.add_done_callback(lambda _: job.settle())
+    job.ticket.done.add_done_callback(job.settle)
     service.worker.submit(job.ticket)
     return job
 

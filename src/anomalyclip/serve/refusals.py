@@ -1,9 +1,11 @@
 """What a caller is told when a request cannot be answered: one shape, and the right status."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from anomalyclip.errors import AnomalyCLIPError
+
+E = TypeVar("E", bound=BaseException)
 
 CODES = {
     400: "bad_request",
@@ -87,3 +89,25 @@ def without_folders(error: Exception) -> str:
     'a.pt: no such file (read 1/2)'
     """
     return re.sub(r"(?<![\w:/])/(?:[^\s/'\"(),;:]+/)+", "", str(error))
+
+
+def without_frames(error: E) -> E:
+    """Return an error without the frames that it and the errors before it have passed.
+
+    Frames hold what a caller has sent. Where one of them also leads to the error, that stays in memory until Python
+    looks for cycles, which may be many requests later.
+
+    Examples
+    --------
+    >>> try:
+    ...     1 / 0
+    ... except ZeroDivisionError as error:
+    ...     without_frames(error).__traceback__ is None
+    True
+    """
+    before = error.__cause__, error.__context__
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    for other in before:
+        if other is not None:
+            without_frames(other)
+    return error

@@ -14,7 +14,7 @@ from anomalyclip.errors import InputError, TooLargeError, UnknownKindError, conc
 from anomalyclip.prediction import Prediction
 from anomalyclip.serve.answers import encoded_map, entry, map_bytes, preview_of
 from anomalyclip.serve.measures import Measures
-from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.refusals import Refusal, without_frames
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, Uploaded, images_of
 from anomalyclip.serve.wanted import Wanted
@@ -54,7 +54,7 @@ class Entries:
 
     def fail(self, position: int, name: str, index: int, error: InputError) -> None:
         """Take the error of an image."""
-        self.failures.append(error)
+        self.failures.append(without_frames(error))
         self.add(position, entry(name, index, error=str(error)))
 
     def in_order(self) -> list[dict[str, Any]]:

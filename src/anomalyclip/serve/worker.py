@@ -18,9 +18,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from anomalyclip.detector import Detector, Prepared
-from anomalyclip.errors import InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.prediction import Prediction
 from anomalyclip.serve.measures import Measures
+from anomalyclip.serve.refusals import without_frames
 
 T = TypeVar("T")
 
@@ -66,6 +67,14 @@ class Ticket:
     def cancel(self) -> None:
         """Leave the queue; what is being scored is thrown away."""
         self.cancelled = True
+
+    def next(self) -> Decoded | None:
+        """Decode the next image; at the end there is none, and the ticket has ended."""
+        if not self.cancelled:
+            for decoded in self.steps:
+                return decoded
+        self.ended, self.steps = True, iter(())
+        return None
 
 
 class Worker:
@@ -165,18 +174,19 @@ class Worker:
 
     def _work(self) -> None:
         """Run errands; decode when there are none, and room for an image."""
-        while True:
-            with self._lock:
-                ticket = None
-                while not (self._stopped or self._errands or (ticket := self._next())):
-                    self._hands.wait()
-                if self._stopped:
-                    return
-                errand = self._errands.popleft() if ticket is None else None
-            if errand is not None:
-                errand()
-            elif ticket is not None:
-                self._step(ticket)
+        while (task := self._next_task()) is not None:
+            task()
+            del task  # while this thread waits, it keeps nothing of what it has done
+
+    def _next_task(self) -> Callable[[], None] | None:
+        """Wait for the next errand or step, and return it; None at the end."""
+        with self._lock:
+            ticket = None
+            while not (self._stopped or self._errands or (ticket := self._next())):
+                self._hands.wait()
+            if self._stopped:
+                return None
+            return self._errands.popleft() if ticket is None else partial(self._step, ticket)
 
     def _next(self) -> Ticket | None:
         """Take the ticket whose turn it is, if there is room for an image. Called with the lock."""
@@ -188,17 +198,10 @@ class Worker:
 
     def _step(self, ticket: Ticket) -> None:
         """Decode one image of a ticket."""
-        decoded, error = None, None
         started = time.perf_counter()
-        try:
-            if ticket.cancelled:
-                ticket.ended = True
-            else:
-                decoded = next(ticket.steps)
-        except StopIteration:
+        decoded, error = tried(ticket.next)
+        if error is not None:
             ticket.ended = True
-        except Exception as unforeseen:
-            ticket.ended, error = True, unforeseen
         if not ticket.ended:
             self._measures.took("decode", time.perf_counter() - started)
         with self._lock:
@@ -211,7 +214,7 @@ class Worker:
                 self._runnable[ticket.is_job].append(ticket)
         self._settle(ticket, error)
 
-    def _settle(self, ticket: Ticket, error: Exception | None = None) -> None:
+    def _settle(self, ticket: Ticket, error: BaseException | None = None) -> None:
         """End a ticket if nothing of it is left."""
         with self._lock:
             if not ticket.done.done() and (error or (ticket.ended and not ticket.waiting)):
@@ -222,18 +225,23 @@ class Worker:
                     ticket.done.set_exception(error)
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                while not (self._stopped or self._calls or any(self._ready)):
-                    self._lock.wait()
-                if self._stopped:
-                    return
-                call = self._calls.popleft() if self._calls else None
-                batch = [] if call else self._take()
-            if call is not None:
-                _answer(*call)
-            elif batch:
-                self._score(batch)
+        """Make calls, and score batches."""
+        while (task := self._next_batch()) is not None:
+            task()
+            del task
+
+    def _next_batch(self) -> Callable[[], None] | None:
+        """Wait for the next call or batch, and return it; None at the end."""
+        with self._lock:
+            while not (self._stopped or self._calls or any(self._ready)):
+                self._lock.wait()
+            if self._stopped:
+                return None
+            return (
+                partial(_answer, *self._calls.popleft())
+                if self._calls
+                else partial(self._score, self._take())
+            )
 
     def _take(self) -> list[tuple[Ticket, Decoded]]:
         """Take a batch for one model; called with the lock. Images of cancelled tickets are dropped."""
@@ -255,20 +263,12 @@ class Worker:
 
     def _score(self, batch: list[tuple[Ticket, Decoded]]) -> None:
         """Score a batch, and give each image its prediction or its error."""
+        if not batch:
+            return
         started = time.perf_counter()
         owners = {decoded.prepared.id: (ticket, decoded) for ticket, decoded in batch}
-        detector = batch[0][0].detector
-        outcomes: dict[str | None, Prediction | InputError] = {}
-        try:
-            for prediction in detector.score(
-                [decoded.prepared for _, decoded in batch],
-                batch_size=self.batch_size,
-                on_error=lambda id, error: outcomes.update({str(id): error}),
-            ):
-                outcomes[prediction.image_path] = prediction
-        except (
-            Exception
-        ) as error:  # the model does not work: every request says so, and the next may do better
+        outcomes, error = tried(partial(self._outcomes, batch))
+        if outcomes is None:  # the model does not work: every request says so, and the next may do better
             with self._lock:
                 for ticket, _ in batch:
                     ticket.waiting = 0
@@ -279,28 +279,55 @@ class Worker:
         self._measures.batch(len(batch), took)
         self._hand_over([partial(self._finish, *owners[id], outcome) for id, outcome in outcomes.items()])
 
+    def _outcomes(self, batch: list[tuple[Ticket, Decoded]]) -> dict[str | None, Prediction | InputError]:
+        """Return the prediction or the error of each image, by its id."""
+        outcomes: dict[str | None, Prediction | InputError] = {}
+        for prediction in batch[0][0].detector.score(
+            [decoded.prepared for _, decoded in batch],
+            batch_size=self.batch_size,
+            on_error=lambda id, error: outcomes.update({str(id): without_frames(error)}),
+        ):
+            outcomes[prediction.image_path] = prediction
+        return outcomes
+
     def _finish(self, ticket: Ticket, decoded: Decoded, outcome: Prediction | InputError) -> None:
         """Hand over an outcome; what that raises is the request's own."""
         error, started = None, time.perf_counter()
-        try:
-            if ticket.cancelled:
-                pass
-            elif isinstance(outcome, InputError):
-                decoded.fail(outcome)
-            else:
-                decoded.finish(outcome)
-        except Exception as unforeseen:
-            error = unforeseen
+        if not ticket.cancelled:
+            told = (
+                partial(decoded.fail, outcome)
+                if isinstance(outcome, InputError)
+                else partial(decoded.finish, outcome)
+            )
+            _, error = tried(told)
         self._measures.took("answer", time.perf_counter() - started)
         with self._lock:
             ticket.waiting -= 1
         self._settle(ticket, error)
 
 
+def tried(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """Return what a function returns, or the error that it raises.
+
+    Examples
+    --------
+    >>> tried(lambda: 1 + 1)
+    (2, None)
+    >>> tried(lambda: 1 / 0)
+    (None, ZeroDivisionError('division by zero'))
+    """
+    try:
+        return function(), None
+    except BaseException as error:
+        # The log needs the frames of an error that nobody foresaw.
+        return None, without_frames(error) if isinstance(error, AnomalyCLIPError) else error
+
+
 def _answer(future: "Future[Any]", function: Callable[[], Any]) -> None:
     if not future.set_running_or_notify_cancel():
         return
-    try:
-        future.set_result(function())
-    except BaseException as error:
+    result, error = tried(function)
+    if error is None:
+        future.set_result(result)
+    else:
         future.set_exception(error)
