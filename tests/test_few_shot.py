@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -18,13 +19,16 @@ from anomalyclip.demo import PICTURES
 from anomalyclip.engines.export import export
 from anomalyclip.engines.exported import ExportedScorer
 from anomalyclip.errors import AnomalyCLIPWarning
-from anomalyclip.evaluation.calibration import calibrate
+from anomalyclip.evaluation.calibration import calibrate, calibrate_labelled
+from anomalyclip.evaluation.comparison import compare
 from anomalyclip.evaluation.drawing import draw
+from anomalyclip.evaluation.leaks import references_here
 from anomalyclip.evaluation.run import evaluate
 from anomalyclip.evaluation.settings import ShotSettings
 from anomalyclip.evaluation.shots import evaluate_shots
 from anomalyclip.gathering import Gathering
 from anomalyclip.images import squash
+from anomalyclip.loading import as_detector
 from anomalyclip.memory import scale_of
 from anomalyclip.predicting import predict
 from anomalyclip.prediction import Threshold
@@ -285,6 +289,69 @@ def test_a_reference_with_a_defect_is_named(detector, good, parts, tmp_path):
         AnomalyCLIPWarning, match=r"^spoilt\.png: parts of it look unlike all other references"
     ):
         fit(detector, [*good[:3], *good[4:], tmp_path / "spoilt.png"])
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory, good):
+    """A data set whose normal test images are three others and one reference, saved as another kind of file."""
+    folder = tmp_path_factory.mktemp("tested") / "set"
+    for kind in ("good", "spot"):
+        (folder / "tablet" / "test" / kind).mkdir(parents=True)
+    for path in good[4:6]:
+        shutil.copy(path, folder / "tablet" / "test" / "good" / path.name)
+    Image.open(good[1]).save(folder / "tablet" / "test" / "good" / "again.bmp")
+    spoilt = np.asarray(Image.open(good[2]).convert("RGB")).copy()
+    spoilt[90:110, 80:130] = (250, 20, 20)
+    Image.fromarray(spoilt).save(folder / "tablet" / "test" / "spot" / "000.png")
+    return folder
+
+
+SEEN = r"1 of 4 test images is also a reference \(same pixels; tablet/test/good/again\.bmp\): an image is at distance 0"
+
+
+def test_references_that_are_test_images_are_warned_of(few_shot, memory, tested, tmp_path):
+    def said(found):
+        return [note for note in found.notes if "distance 0" in note]
+
+    (note,) = said(evaluate(few_shot, tested))
+    assert re.match(SEEN, note)
+    memory.save(tmp_path / "tablet.memory")
+    specs = {
+        "none": DetectorSpec("micro"),
+        "few": DetectorSpec("micro", references=(str(tmp_path / "tablet.memory"),)),
+    }
+    (note,) = said(compare(specs, tested, draws=100))
+    assert re.match(f"few: {SEEN}", note)
+
+
+def test_references_cut_into_tiles_are_recognised_among_test_images_too(good, tested):
+    tiled = Detector.from_pretrained("micro", tile=128, image_size=48)
+    few_shot = remember(tiled, fit(tiled, good[1]))
+    assert re.match(SEEN, references_here(few_shot.scorer, load_samples(tested), tiling=few_shot.tiling))
+    assert references_here(few_shot.scorer, load_samples(tested)) is None  # other pixels: images are not cut
+
+
+def test_references_of_a_method_that_names_the_class_are_recognised_too(good, tested):
+    spec = DetectorSpec("micro", method="clip", references=[str(good[1])], image_size=48)
+    detector = as_detector(spec, by_class=True)
+    detector.of_class("tablet")
+    assert re.match(SEEN, references_here(detector.scorer, load_samples(tested)))
+
+
+def test_images_for_a_threshold_that_are_references_are_left_out(few_shot, good, tested):
+    with pytest.warns(
+        AnomalyCLIPWarning, match=r"^references among the images .*: 4 left out, 2 others used$"
+    ):
+        threshold = calibrate(few_shot, good, false_alarm_rate=0.4)
+    assert threshold.info["images"] == 2
+    assert threshold.score == calibrate(few_shot, good[4:], false_alarm_rate=0.4).score
+    with pytest.raises(
+        AnomalyCLIPError,
+        match=r"^there are only references .*\(same pixels: 4\).*: give other normal images, or none",
+    ):
+        calibrate(few_shot, [np.asarray(Image.open(path)) for path in good[:4]], false_alarm_rate=0.4)
+    with pytest.warns(AnomalyCLIPWarning, match=SEEN):
+        calibrate_labelled(few_shot, tested)
 
 
 def test_the_nearest_normal_place_of_a_finding_is_known(few_shot, good, tmp_path):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class Prepared:
     uncut: Image.Image | None = None
     value_range: Range | None = None
     time: float | None = None
+
+
+class _LeftOut:
+    """In place of an image that is not to be scored."""
 
 
 class Detector:
@@ -278,6 +282,7 @@ class Detector:
         on_error: OnError | None = None,
         skip: Callable[[str], bool] | None = None,
         scale: Scale | None = None,
+        leave_out: Callable[[Image.Image], bool] = lambda image: False,
     ) -> Iterator[Prediction]:
         """Score any number of images in order, in bounded memory.
 
@@ -300,21 +305,29 @@ class Detector:
             the image is skipped.
         scale : Scale, optional
             Of a run that these images are a part of (`scale`). None: they are a run.
+        leave_out : callable
+            Called with each decoded image, in any thread; if it returns true, the image is not scored.
 
         Yields
         ------
         Prediction
         """
-        prepared = decode_in_scale(
+
+        def prepare(shown: Shown) -> Prepared | _LeftOut:
+            return _LeftOut() if leave_out(shown.image) else self.prepare(shown)
+
+        decoded = decode_in_scale(
             images,
-            self.prepare,
+            prepare,
             scale or self.scale(),
             depth=2 * max(batch_size, 1) if self.tiling is None else None,
             workers=workers,
             on_error=on_error,
             skip=skip,
         )
-        yield from self.score(prepared, batch_size=batch_size, on_error=on_error)
+        # `filter` holds no image while the next one is decoded
+        prepared = filter(lambda item: isinstance(item, Prepared), decoded)
+        yield from self.score(cast(Iterator[Prepared], prepared), batch_size=batch_size, on_error=on_error)
 
     def scale(self, *, assumed: Range | None = None, strict: bool = False) -> Scale:
         """Return the scale for the images of a run, for several calls of `stream`.

@@ -1,6 +1,5 @@
 """References one by one: their features in bounded memory, and the memory that is made of them."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from anomalyclip.clip_core import ClipCore
 from anomalyclip.depth import Scale, require_range
 from anomalyclip.detector import VALUE_RANGE, Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.likeness import pixels_digest
 from anomalyclip.memory import are_copies, coreset, without
 from anomalyclip.memory_core import held_by
 from anomalyclip.readers import Frame, Source
@@ -118,7 +118,7 @@ class Gathering:
 
     def add(self, shown: Shown) -> None:
         """Take a reference, unless there is one with the same pixels."""
-        digest = hashlib.sha256(b"".join(piece.tobytes() for piece in shown.pieces)).hexdigest()
+        digest = pixels_digest(shown.pieces)
         if digest in self.references:
             self.repeated.append(shown.name)
             return

@@ -1,9 +1,30 @@
-"""Whether images look like the references at all, counted over a run."""
+"""Whether images look like the references at all, counted over a run; and whether they are references themselves."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+REFERENCES = "references_content"
+"""Key of `anomalyclip.scorer.Description.training`: `pixels_digest` of every reference, separated by spaces."""
+
+
+def pixels_digest(pieces: Iterable[NDArray[Any]]) -> str:
+    """Return the SHA-256, in hex, of all pixels that a model is shown of an image.
+
+    Examples
+    --------
+    >>> whole = np.zeros((2, 2, 3), np.uint8)
+    >>> pixels_digest([whole]) == pixels_digest([whole[:1], whole[1:]]) != pixels_digest([whole + 1])
+    True
+    """
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from anomalyclip.engines.torch import TorchScorer
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import file_digest
 from anomalyclip.fitting import fit, sources_of
-from anomalyclip.likeness import Tally
+from anomalyclip.likeness import REFERENCES, Tally
 from anomalyclip.memory_core import MemoryCore
 from anomalyclip.references import Memory
 from anomalyclip.scorer import Description, Scorer
@@ -135,10 +135,13 @@ class _EachClass:
     def __init__(self, scorer: Any, spec: DetectorSpec) -> None:
         self.image_size, self._scorer, self._spec = scorer.image_size, scorer, spec
         self._tallies = TallyByClass()
+        self._hashes: dict[str, str] = {}  # of the references, once a class is known
 
     def of_class(self, name: str) -> Scorer:
         """Return the scorer of a class."""
-        return self._tallies.follow(with_references(self._scorer.of_class(name), self._spec), name)
+        scorer = with_references(self._scorer.of_class(name), self._spec)
+        self._hashes = {REFERENCES: scorer.describe().training[REFERENCES]}
+        return self._tallies.follow(scorer, name)
 
     def remarks(self) -> list[str]:
         """Return what the images since the last call say about their fitness for the references, class by class."""
@@ -160,7 +163,9 @@ class _EachClass:
     def describe(self) -> Description:
         """Return what reports say of it."""
         about: Description = self._scorer.describe()
-        return replace(about, title=f"{about.title}, with references")
+        return replace(
+            about, title=f"{about.title}, with references", training={**about.training, **self._hashes}
+        )
 
 
 def _digest(image: Any) -> str:
@@ -189,7 +194,7 @@ def _with(base: TorchScorer, memory: Memory, *, rule: str | None) -> TorchScorer
                 "references": list(memory.names[:_TOLD]),
                 "references_mb": round(memory.exported_size / 1e6, 2),
             },
-            description.training,
+            {**description.training, REFERENCES: " ".join(memory.hashes)},
         ),
         device=str(base.device),
         precision=base.precision,

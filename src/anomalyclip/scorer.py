@@ -20,7 +20,8 @@ class Description:
         JSON-ready: names of weights and prompts, device, versions, and anything else the method reports.
     training : mapping of str to str
         What is known about the training: ``trained_on``, ``trained_on_content`` (`anomalyclip.data.identity`),
-        ``image_size``, ``layers``, ``dpam_layers``. Empty if nothing was trained.
+        ``image_size``, ``layers``, ``dpam_layers``; of references their pixels (`anomalyclip.likeness.REFERENCES`).
+        Empty if nothing was trained.
     """
 
     title: str

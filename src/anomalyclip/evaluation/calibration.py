@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from anomalyclip.data.listing import load_samples
 from anomalyclip.decoding import OnError
@@ -16,6 +17,7 @@ from anomalyclip.depth import Range
 from anomalyclip.detector import VALUE_RANGE, Detector
 from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPWarning, InputError
 from anomalyclip.evaluation.evaluator import Options, evaluate_set, pooled
+from anomalyclip.evaluation.leaks import reference_test, references_here
 from anomalyclip.evaluation.maps import DetectorSource
 from anomalyclip.evaluation.thresholds import (
     NormalMaps,
@@ -65,7 +67,8 @@ def calibrate(
         The threshold is valid only for this detector: another image size, precision or tiling gives other scores.
     images : path, sequence of paths, or iterable of Source
         Normal images: a file, folder (searched recursively) or pattern, or a list of these; or any iterable that
-        `Detector.stream` accepts. None: the detector's references, each compared with the others alone.
+        `Detector.stream` accepts. References among them are left out, with a warning. None: the detector's references,
+        each compared with the others alone.
     false_alarm_rate : float
         Share of normal images that may be classified as anomalous, above 0 and below 1.
     false_pixel_share : float
@@ -86,7 +89,8 @@ def calibrate(
     Raises
     ------
     AnomalyCLIPError
-        No image can be used, a rate is out of range, no threshold can keep it, or there are masks among the images.
+        No image can be used, all are references, a rate is out of range, no threshold can keep it, or there are masks
+        among the images.
 
     Examples
     --------
@@ -109,11 +113,46 @@ def calibrate(
         )
     sources = normal_images(images)
     count = len(sources) if isinstance(sources, Sequence) else None
+    references = _References(detector)
     with track("Scoring", count) as advance:
-        for prediction in detector.stream(sources, batch_size=batch_size, on_error=on_error):
+        for prediction in detector.stream(
+            sources, batch_size=batch_size, on_error=on_error, leave_out=references
+        ):
             normals.add(prediction.pred_score, prediction.anomaly_map, prediction.value_range)
             advance()
+    references.report(others=len(normals))
     return normals.threshold(detector, false_alarm_rate, false_pixel_share)
+
+
+class _References:
+    """Recognises the detector's references among images, which tell nothing: each is at distance 0 from itself."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._is_one = reference_test(detector.scorer, detector.tiling)
+        self._met: list[None] = []  # several threads append
+
+    def __call__(self, image: Image.Image) -> bool:
+        """Return whether an image is a reference, and count it."""
+        if self._is_one is None or not self._is_one(image):
+            return False
+        self._met.append(None)
+        return True
+
+    def report(self, *, others: int) -> None:
+        """Warn of the references that were left out, and refuse if there is no other image."""
+        if not (count := len(self._met)):
+            return
+        if not others:
+            raise AnomalyCLIPError(
+                f"there are only references among the images (same pixels: {count}), at distance 0 from themselves: "
+                "give other normal images, or none (the references alone also give a threshold)"
+            )
+        warnings.warn(
+            "references among the images (same pixels) are at distance 0 from themselves, and say nothing about new "
+            f"images: {count} left out, {others} others used",
+            AnomalyCLIPWarning,
+            stacklevel=3,
+        )
 
 
 class NormalScores:
@@ -132,6 +171,10 @@ class NormalScores:
         self._scores: list[float] = []
         self._maps = NormalMaps()
         self._value_range: Range | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._scores)
 
     def add(self, score: float, anomaly_map: NDArray[np.float32], value_range: Range | None = None) -> None:
         """Take the score and the map of a normal image, and the range that was assumed for it, if any."""
@@ -239,6 +282,10 @@ def calibrate_labelled(
         source = DetectorSource(detector, samples.root, Path(folder) / "maps", batch_size=batch_size)
         options = Options(cases=False)
         result = evaluate_set(source, samples, folder, options=options, advance=advance).classes[0]
+    if warning := references_here(
+        detector.scorer, samples, tiling=detector.tiling, value_range=detector.value_range
+    ):
+        warnings.warn(warning, AnomalyCLIPWarning, stacklevel=2)
     for name, why in result.failed.items():
         if on_error is None:
             raise InputError(why)

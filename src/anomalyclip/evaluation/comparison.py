@@ -16,7 +16,7 @@ from anomalyclip.evaluation.contenders import Lineup, line_up, named, variants
 from anomalyclip.evaluation.cost import costs
 from anomalyclip.evaluation.differences import differences
 from anomalyclip.evaluation.disagreements import Disagreement
-from anomalyclip.evaluation.leaks import trained_on_this
+from anomalyclip.evaluation.leaks import known_here
 from anomalyclip.evaluation.plots import warn_unavailable
 from anomalyclip.evaluation.results import DatasetResult
 from anomalyclip.evaluation.run import Data, load_sets
@@ -200,8 +200,8 @@ class _Run:
         notes = []
         for samples in self.sets.values():
             for name, scorer in self.lineup.scorers.items():
-                if warning := trained_on_this(scorer.describe().training, samples):
-                    notes.append(f"{name}: {warning}")
+                warnings = known_here(scorer, samples, value_range=self.lineup.value_range)
+                notes += [f"{name}: {warning}" for warning in warnings]
         for name, identity in self.lineup.identities().items():
             if identity.get("method") != DEFAULT_METHOD:  # of that one the tables say it
                 notes += [f"{name}: {note}" for note in setting_notes(identity)]

@@ -13,7 +13,7 @@ from anomalyclip.engines.kept import of_run, prepare, told
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.evaluation.controls import CONTROLS
 from anomalyclip.evaluation.evaluator import Options, evaluate_set
-from anomalyclip.evaluation.leaks import trained_on_this
+from anomalyclip.evaluation.leaks import known_here
 from anomalyclip.evaluation.maps import DetectorSource, FolderSource, Source, side_of_maps
 from anomalyclip.evaluation.plots import warn_unavailable
 from anomalyclip.evaluation.report import write_report
@@ -278,8 +278,13 @@ class _Run:
         """Return notes that are needed to read the figures correctly."""
         notes = []
         if self.detector is not None:
-            training = self.detector.describe().training
-            notes += [warning for data in self.sets.values() if (warning := trained_on_this(training, data))]
+            scorer, tiling, value_range = (
+                self.detector.scorer,
+                self.detector.tiling,
+                self.detector.value_range,
+            )
+            for data in self.sets.values():
+                notes += known_here(scorer, data, tiling=tiling, value_range=value_range)
             notes += setting_notes(self.detector.identity())
             notes += self.detector.observations()
         for result in results:
