@@ -182,7 +182,8 @@ def test_a_person_drops_moves_thresholds_marks_and_downloads(browser, running, d
         page.on("request", lambda request: asked.append(request.url))
         middle = (predictions[ranked[1]].pred_score + predictions[ranked[2]].pred_score) / 2
         box = page.locator(".histogram").bounding_box()
-        at = box["x"] + box["width"] * (6 + 448 * middle) / 460
+        low, high = map(float, page.locator(".histogram .end").all_text_contents())
+        at = box["x"] + box["width"] * (6 + 448 * (middle - low) / (high - low)) / 460
         handle = page.locator(".histogram .handle circle").bounding_box()
         page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
         page.mouse.down()
@@ -190,6 +191,7 @@ def test_a_person_drops_moves_thresholds_marks_and_downloads(browser, running, d
         page.mouse.up()
         limit = float(page.get_attribute(".histogram .handle", "aria-valuenow"))
         above = sum(prediction.pred_score >= limit for prediction in predictions.values())
+        assert limit == pytest.approx(middle, abs=0.01)
         assert page.inner_text("#counts .bad") == str(above)
 
         # one picture: the pixel threshold is moved, and the regions are the library's
@@ -322,8 +324,16 @@ def test_what_is_no_picture_fails_alone_and_says_why(page):
     page.select_option("#verdict", "failed")
     page.wait_for_selector("#shown:text('2 of 3 pictures')")
     assert sorted(names(page)) == ["notes.png", "torn.jpg"]
+    whys = {
+        name: page.inner_text(f"#cards button[aria-label^='{name}'] .why")
+        for name in ("torn.jpg", "notes.png")
+    }
+    assert whys["torn.jpg"].startswith("torn.jpg: damaged image: ")
+    assert whys["notes.png"].startswith("notes.png: not an image of a known format")
     page.click("#cards button[aria-label^='torn']")
-    assert "torn.jpg" in page.inner_text("#viewer-message")
+    page.wait_for_selector("#viewer-message.failed")
+    assert page.inner_text("#viewer-message") == f"This picture has no score: {whys['torn.jpg']}"
+    assert page.is_hidden("#judgement")
 
 
 @pytest.mark.slow
@@ -371,10 +381,7 @@ def test_flawless_pictures_make_a_model_and_then_a_threshold(browser, tmp_path):
         before = page.locator("#cards b").first.inner_text()
         page.click("#find-threshold")
         flawless = [turned(GOOD, degrees) for degrees in (90, 180, 270)]
-        page.set_input_files(
-            "#reference-files",
-            [{"name": f"{n}.png", "mimeType": "image/png", "buffer": one} for n, one in enumerate(flawless)],
-        )
+        add_flawless(page, *((f"{n}.png", one) for n, one in enumerate(flawless)))
         page.click("#remember")
         page.wait_for_selector("#model-message:text('3 flawless pictures')")
         page.wait_for_selector(f"#cards li:first-child b:not(:text-is('{before}')):not(:text-is('…'))")
@@ -393,12 +400,177 @@ def test_flawless_pictures_make_a_model_and_then_a_threshold(browser, tmp_path):
         page.click("#cards li:first-child button")
         page.wait_for_selector("#nearest-reference")
         assert re.search(r"most like one in [012]\.png \(distance 0\.\d+\)", page.inner_text("#nearest-says"))
+        page.click("#close")
+
+        # more are added, one is taken away, and then all are
+        page.click("#model")
+        add_flawless(page, ("3.png", turned(GOOD, 45)), ("notes.png", b"a note"))
+        assert page.inner_text("#remember") == "Compare with these 5"
+        page.click("#remember")
+        page.wait_for_selector("#model-message:text('4 flawless pictures now. 1 file could not be used')")
+        assert page.inner_text("#remember") == "Compared with these 4"
+        page.click("[aria-label='Take 0.png away']")
+        page.click("#remember")
+        page.wait_for_selector("#model-message:text('3 flawless pictures now')")
+        assert "compared with 1.png, 2.png, 3.png" in page.inner_text("#model-about")
+        labels = page.locator("#model-choice option").all_inner_texts()
+        kind = "AnomalyCLIP · micro"
+        assert labels == [
+            f"{kind} · as the service was started", f"{kind} · 3 flawless pictures (1.png, …)",
+            f"{kind} · 4 flawless pictures (0.png, …)",
+            f"{kind} · 3 flawless pictures (0.png, …) · threshold {threshold:.4f}",
+            f"{kind} · 3 flawless pictures (0.png, …)",
+        ]  # fmt: skip
+        page.click("#stop-comparing")
+        page.wait_for_selector("#model-message:text('not compared with flawless ones any more')")
+        page.wait_for_selector("#progress", state="hidden")
+        assert page.locator("#cards b").first.inner_text() == before
+        assert page.input_value("#score-limit") == ""
+        assert page.inner_text("#remember") == "Compare with these 3"
+
+
+def add_flawless(page, *files):
+    sent = [{"name": name, "mimeType": "image/png", "buffer": content} for name, content in files]
+    page.set_input_files("#reference-files", sent)
 
 
 def turned(path, degrees):
     content = io.BytesIO()
     Image.open(path).rotate(degrees).save(content, "PNG")
     return content.getvalue()
+
+
+@pytest.mark.slow
+def test_a_model_that_the_service_forgot_is_made_again_or_the_page_says_that_it_cannot(browser, tmp_path):
+    flawless = [("0.png", turned(GOOD, 90)), ("1.png", turned(GOOD, 180))]
+    with service(tmp_path, "--models", 1) as small, opened(browser, small.url) as page:
+        drop(page, file(CRACK))
+        scored(page, 1)
+        page.click("#model")
+        add_flawless(page, *flawless)
+        page.click("#remember")
+        page.wait_for_selector("#model-message:text('2 flawless pictures now')")
+        page.keyboard.press("Escape")
+        scored(page, 1)
+        words = {"method": "words", "normal": ["flawless object"], "abnormal": ["damaged object"]}
+        other = small.post("/v1/models", words).json["id"]  # makes room for itself
+        waiting = []
+        page.route("**/v1/memories", lambda route: waiting.append(route))
+        drop(page, ("again.jpg", CRACK.read_bytes()))
+        page.wait_for_selector("#trouble:not([hidden])")
+        assert page.inner_text("#trouble") == (
+            "The service had forgotten this model to make room for others. "
+            "It is being made again from 2 flawless pictures …"
+        )
+        waiting.pop().continue_()
+        page.wait_for_selector("#trouble", state="hidden")
+        scored(page, 2)
+        assert len(set(page.locator("#cards b").all_inner_texts())) == 1
+        page.unroute("**/v1/memories")
+
+        # another program's model is not known well enough
+        other = small.post("/v1/models", words).json["id"]
+        page.click("#model")
+        page.select_option("#model-choice", "Own words · micro · “flawless object” or “damaged object”")
+        page.keyboard.press("Escape")
+        scored(page, 2)
+        assert small.ask("DELETE", f"/v1/models/{other}").status == 204
+        drop(page, ("late.jpg", CRACK.read_bytes()))
+        page.wait_for_selector("#trouble-choose:visible")
+        page.click("#cards button[aria-label^='late.jpg']")
+        page.wait_for_selector("#viewer-message.failed")
+        assert "The service has forgotten the model “Own words" in page.inner_text("#viewer-message")
+        assert (
+            page.evaluate("document.getElementById('photograph').width") > 300
+        )  # the picture itself is shown
+        page.click("#close")
+        page.click("#trouble-choose")
+        page.select_option("#model-choice", "AnomalyCLIP · micro · 2 flawless pictures (0.png, …)")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#trouble", state="hidden")
+        scored(page, 3)
+
+
+@pytest.mark.slow
+def test_on_a_phone_only_what_works_is_offered_and_what_is_said_of_it_can_be_seen(browser, running):
+    with opened(browser, running.url, **PHONE) as page:
+
+        def said(kind, text):
+            page.wait_for_selector(f"#model-message.{kind}:text('{text}')")
+            box = page.locator("#model-message").bounding_box()
+            assert box["y"] + box["height"] <= PHONE["viewport"]["height"]
+
+        page.click("#model")
+        page.click("#make summary")
+        assert page.locator("#method option").all_inner_texts() == [
+            "AnomalyCLIP", "CLIP", "CLIP-AC", "Own words", "WinCLIP", "AnomalyDINO",
+        ]  # fmt: skip
+        page.select_option("#method", "winclip")
+        page.click("#make-model")
+        said("bad", "WinCLIP puts what the pictures show into its sentences: write it into the field")
+        assert page.evaluate("document.activeElement.id") == "class-name"
+        page.fill("#class-name", "stone")
+        page.click("#make-model")
+        said("good", "This model scores the pictures now.")
+        assert page.locator("#model-choice option:checked").inner_text() == "WinCLIP · micro · of “stone”"
+        page.fill("#normal", "flawless stone")
+        page.click("#make-model")
+        said("bad", "Give words for abnormal pictures too")
+        page.fill("#abnormal", "stone with crack")
+        page.fill("#class-name", "")
+        page.click("#make-model")  # such words need no class
+        page.wait_for_selector("#model-choice option:checked:text('“stone with crack”')", state="attached")
+        page.select_option("#method", "anomalydino")
+        assert page.is_hidden("#class-field")
+        assert page.is_hidden("#words")
+        page.click("#make-model")
+        said("bad", "AnomalyDINO only compares with flawless pictures: choose some of them")
+        add_flawless(page, ("0.png", turned(GOOD, 90)))
+        page.click("#make-model")
+        said("good", "Pictures are compared with 1 flawless picture now.")
+        drop(page, file(CRACK))
+        page.keyboard.press("Escape")
+
+
+@pytest.mark.slow
+def test_the_histogram_shows_the_scores_and_a_threshold_outside_of_them_and_says_what_is_none(page):
+    page.evaluate(
+        """async () => {
+            const { state } = await import("/page/state.js");
+            const one = { file: new File([], "none.jpg"), kind: { shown: true, single: true }, size: [9, 9] };
+            state.add(Array.from({ length: 41 }, (_, i) => ({
+                ...one, source: Symbol(), name: `${i}.jpg`, status: "done", score: 0.91 + i / 1000,
+            })));
+        }"""
+    )
+    page.wait_for_selector("#histogram .a")
+    ends = page.locator(".histogram .end")
+    handle = page.locator(".histogram .handle")
+    assert ends.all_text_contents() == ["0.9", "0.95"]  # the threshold, 0.9, is near
+    assert page.locator("#histogram .a").count() > 20
+
+    page.fill("#score-limit", "0.5")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".histogram .handle.beyond")
+    assert ends.all_text_contents() == ["0.91", "0.95"]
+    assert handle.locator("text").text_content() == "← threshold 0.5000"
+    assert handle.get_attribute("aria-valuetext") == "0.5000, below all scores, 41 of 41 anomalous"
+    handle.press("ArrowRight")
+    page.wait_for_selector(".handle[aria-valuenow='0.5004']")  # a hundredth of what is shown
+
+    for id, typed in (("#score-limit", "2"), ("#score-limit", "-1"), ("#pixel-limit", "1.01")):
+        before = page.input_value(id)
+        page.fill(id, typed)
+        page.keyboard.press("Enter")
+        assert page.inner_text("#limit-message").startswith(
+            f"“{typed}” is no threshold: expected a number from 0 to 1"
+        )
+        assert page.input_value(id) == before
+    page.fill("#score-limit", "0.93")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#limit-message", state="hidden")
+    page.wait_for_selector(".histogram .handle:not(.beyond)")
+    assert page.inner_text("#counts .bad") == "21"
 
 
 @pytest.mark.slow

@@ -217,6 +217,38 @@ def test_a_model_of_ones_own_words_is_made_used_and_forgotten(running):
     assert running.predict(CRACK, model=id).status == 404
 
 
+def test_every_choice_that_is_offered_makes_a_model_without_any_file(running):
+    offered = running.get("/v1/models").json["offers"]["choices"]
+    assert {one["method"] for one in offered} == {
+        "anomalyclip", "clip", "clip-ac", "words", "winclip", "anomalydino",
+    }  # fmt: skip
+    for one in offered:
+        content = {"backbone": one["backbone"], "method": one["method"]}
+        refused = running.post("/v1/models", content).status == 422
+        assert refused == (one["class_name"] == "needed"), one
+        named = running.post("/v1/models", {**content, "class_name": "object"}).status == 422
+        assert named == (one["class_name"] == "none"), one
+    needing = running.post("/v1/models", {"method": "anomalydino"}).json
+    assert needing["needs_references"]
+    assert not running.get("/v1/models").json["models"][0]["needs_references"]  # the service's own
+
+
+def test_choices_depend_on_the_backbone_and_on_what_the_service_was_started_with():
+    from anomalyclip.serve.choices import choices
+
+    def methods(own, backbones, wanted):
+        return [one["method"] for one in choices(own, backbones) if one["backbone"] == wanted]
+
+    worded = ["clip", "clip-ac", "words", "winclip"]
+    assert methods(None, ["ViT-B-32", "ViT-L-14-336"], "ViT-B-32") == [*worded, "anomalydino"]
+    assert methods(None, ["ViT-L-14-336"], "ViT-L-14-336") == ["anomalyclip", *worded, "anomalydino"]
+    trained = DetectorSpec("clip.pt", method="coop", trained="coop.safetensors", class_name="screw")
+    assert methods(trained, ["micro"], None) == [*worded, "anomalydino", "coop"]
+    assert [one["class_name"] for one in choices(trained, []) if one["method"] == "coop"] == ["optional"]
+    assert methods(DetectorSpec("dinov2.pt", method="anomalydino"), [], None) == ["anomalydino"]
+    assert choices(DetectorSpec(model="model.onnx"), []) == []
+
+
 def test_what_callers_may_choose_is_on_this_machine_already():
     from anomalyclip.serve.models import Models
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from anomalyclip.detector import Detector
 from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.loading import needs_references
 from anomalyclip.prediction import Threshold
+from anomalyclip.serve.choices import choices
 from anomalyclip.serve.refusals import Refusal
 from anomalyclip.spec import DEFAULT_METHOD, MAX_PATCHES, TEMPLATES, DetectorSpec
 
@@ -72,6 +74,7 @@ class Served:
             "image_size": self.detector.scorer.image_size,
             "tile": spec.tile,
             "references": list(self.references),
+            "needs_references": needs_references(self.detector),
             "threshold": threshold_content(self.detector.threshold),
             "loaded": True,
         }
@@ -186,7 +189,7 @@ class Models:
             raise Refusal(422, "class_name: this model has references, which were compared without one")
         return replace(spec, class_name=name)
 
-    def offers(self) -> dict[str, list[str]]:
+    def offers(self) -> dict[str, Any]:
         """Return what callers may choose from."""
         from anomalyclip.clip.registry import BACKBONES, PROMPTS
         from anomalyclip.methods import METHODS
@@ -194,12 +197,14 @@ class Models:
         own = self.own.detector.spec
         embedded = [name for name, entry in BACKBONES.items() if isinstance(entry, PurePath)]
         is_named = own is not None and own.model is None and own.backbone in BACKBONES
-        backbones = [*([own.backbone] if own is not None and is_named else []), *self._offered, *embedded]
+        named = [*([own.backbone] if own is not None and is_named else []), *self._offered, *embedded]
+        backbones = list(dict.fromkeys(named))
         return {
-            "backbones": list(dict.fromkeys(backbones)),
+            "backbones": backbones,
             "methods": list(METHODS),
             "prompts": [name for name, prompts in PROMPTS.items() if prompts.backbone in backbones],
             "templates": list(TEMPLATES),
+            "choices": choices(own, backbones),
         }
 
     def chosen(self, content: Mapping[str, Any]) -> DetectorSpec:

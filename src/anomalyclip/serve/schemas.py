@@ -111,8 +111,18 @@ class ModelOut(_Answer):
     image_size: int
     tile: int | None
     references: list[str]
+    needs_references: bool
     threshold: ThresholdOut | None
     loaded: bool
+
+
+class ChoiceOut(_Answer):
+    """A backbone (null: the service's own, a file) and a method that work together, and what they take."""
+
+    backbone: str | None
+    method: str
+    class_name: Literal["needed", "optional", "none"]
+    words: bool
 
 
 class OffersOut(_Answer):
@@ -122,6 +132,7 @@ class OffersOut(_Answer):
     methods: list[str]
     prompts: list[str]
     templates: list[str]
+    choices: list[ChoiceOut]
 
 
 class ModelsOut(_Answer):

@@ -3,9 +3,9 @@ import { configure } from "./api.js";
 import { $, atNextFrame, many, say } from "./dom.js";
 import { download } from "./downloads.js";
 import { buildGrid, focusItem, focusedItem, moveFocus, redrawThumbnails, showGrid } from "./grid.js";
-import { buildHistogram, showHistogram } from "./histogram.js";
+import { buildHistogram, middle, scoreStep, showHistogram } from "./histogram.js";
 import { filesOfDrop, filesOfInput } from "./intake.js";
-import { addReferences, buildModels, loadModels, resetThresholds } from "./models.js";
+import { addReferences, buildModels, loadModels, openModels, resetThresholds } from "./models.js";
 import { forget, retryFailed, scoreWaiting } from "./scoring.js";
 import { shown, state } from "./state.js";
 import * as viewer from "./viewer.js";
@@ -162,21 +162,22 @@ $("clear-filters").addEventListener("click", () => {
 for (const [id, kind] of [["score-limit", "score"], ["pixel-limit", "pixel"]]) {
   $(id).addEventListener("change", ({ target }) => {
     const value = target.value.trim() === "" ? null : Number(target.value);
-    if (value === null || (value >= 0 && value <= 1)) state.setThreshold(kind, value);
+    const usable = !target.validity.badInput && (value === null || (value >= 0 && value <= 1));
+    if (usable) state.setThreshold(kind, value);
+    else target.value = state.thresholds[kind] === null ? "" : shown(state.thresholds[kind]);
+    $("limit-message").textContent = usable ? "" : `${value === null ? "This" : `“${value}”`} is no threshold: expected a number from 0 to 1, as all scores and maps are. It stays as it was.`;
     showLimits();
   });
   $(id).addEventListener("blur", showLimits);
 }
 $("reset-limits").addEventListener("click", resetThresholds);
+state.addEventListener("change", ({ detail }) => { if (detail === "thresholds") $("limit-message").textContent = ""; });
 
 // ---- dialogs
 
 $("help").addEventListener("click", () => $("keys").showModal());
-for (const id of ["model", "find-threshold"]) {
-  $(id).addEventListener("click", () => {
-    $("models").showModal();
-    loadModels().catch(() => {});
-  });
+for (const id of ["model", "find-threshold", "trouble-choose"]) {
+  $(id).addEventListener("click", openModels);
 }
 $("downloads").addEventListener("click", openDownloads);
 for (const dialog of document.querySelectorAll("dialog.sheet")) {
@@ -238,8 +239,9 @@ addEventListener("keydown", (event) => {
 });
 
 function keyForBoth({ key }) {
-  const { score, pixel } = state.thresholds, moved = (value, step) => Math.round(1e6 * ((value ?? 0.5) + step)) / 1e6;
-  const steps = { "[": ["pixel", moved(pixel, -0.01)], "]": ["pixel", moved(pixel, 0.01)], ",": ["score", moved(score, -0.005)], ".": ["score", moved(score, 0.005)] };
+  const { score, pixel } = state.thresholds, moved = (value, step) => Math.round(1e6 * (value + step)) / 1e6;
+  const [from, step] = [score ?? middle(), scoreStep()];
+  const steps = { "[": ["pixel", moved(pixel ?? 0.5, -0.01)], "]": ["pixel", moved(pixel ?? 0.5, 0.01)], ",": ["score", moved(from, -step)], ".": ["score", moved(from, step)] };
   if (key in steps) {
     state.setThreshold(...steps[key]);
     say(`${steps[key][0]} threshold ${shown(state.thresholds[steps[key][0]])}`);

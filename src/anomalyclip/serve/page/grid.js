@@ -75,7 +75,7 @@ function inOrder(order) {
 }
 
 function create(item) {
-  const canvas = make("canvas"), pic = make("span", { className: "pic" }, canvas);
+  const canvas = make("canvas"), why = make("span", { className: "why" }), pic = make("span", { className: "pic" }, canvas, why);
   const score = make("b"), verdict = make("span"), name = make("bdi");
   const words = make("span", { className: "words" }, make("span", { className: "first" }, score, verdict), name);
   const tag = make("span", { className: "tag", hidden: true });
@@ -83,7 +83,7 @@ function create(item) {
   button.addEventListener("click", () => open(item));
   const li = make("li", {}, button);
   li.dataset.id = item.id;
-  const card = { li, button, canvas, pic, score, verdict, name, tag, version: null };
+  const card = { li, button, canvas, pic, why, score, verdict, name, tag, version: null };
   cards.set(item.id, card);
   list.append(li);
   return card;
@@ -105,10 +105,11 @@ function update(card, item) {
   if (verdict !== null) says.push(verdict ? "anomalous" : "normal");
   if (item.mark) says.push(`marked ${item.mark}`);
   card.button.setAttribute("aria-label", says.join(", "));
-  const version = item.status === "done" ? `${state.thresholds.pixel} ${state.alpha} ${item.modelId}` : item.status === "failed" ? "failed" : null;
+  const version = item.status === "done" ? `${state.thresholds.pixel} ${state.alpha} ${item.modelId}` : item.status === "failed" ? `failed: ${item.error}` : null;
   if (version === null || version === card.version) return;
   card.version = version;
-  if (version === "failed") card.pic.classList.add("nothing");
+  card.why.textContent = item.error ? printable(item.error) : "no picture";
+  if (item.error) card.pic.classList.add("nothing");
   else drawThumbnail(item, card.canvas, () => card.version === version && cards.get(item.id) === card);
 }
 

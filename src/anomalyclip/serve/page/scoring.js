@@ -1,7 +1,7 @@
 // Sends pictures to the service in small batches, a few at a time, and takes what comes back.
-import { ask } from "./api.js";
 import { kindOf } from "./intake.js";
 import { decodeBase64, readNpy, resized } from "./maps.js";
+import { askModel } from "./recipes.js";
 import { fitted } from "./drawing.js";
 import { state } from "./state.js";
 
@@ -73,11 +73,10 @@ async function oneBatch(signal) {
 }
 
 async function send(batch, preview, signal) {
-  const model = state.model?.id;
   try {
-    const answer = await ask("POST", "/v1/predict", { body: formOf(batch, preview, model), signal });
+    const answer = await askModel("/v1/predict", (model) => formOf(batch, preview, model), { signal });
     if (signal.aborted) return;
-    take(batch, answer.predictions, model);
+    take(batch, answer.predictions, answer.model);
   } catch (error) {
     if (signal.aborted) return;
     if (batch.length > 1) {
@@ -156,7 +155,7 @@ export async function pictureOf(item) {
 }
 
 async function again(item, preview) {
-  const answer = await ask("POST", "/v1/predict", { body: formOf([item], preview, state.model?.id) });
+  const answer = await askModel("/v1/predict", (model) => formOf([item], preview, model));
   const found = answer.predictions.find((one) => one.index === item.index && !one.error && (item.numbered || answer.predictions.length === 1 || one.name === item.name));
   if (!found) throw new Error(`${item.name}: the service does not have this picture any more`);
   return found;

@@ -1,12 +1,14 @@
 // One picture, large: the map over it, its regions, and marks.
 import { $, atNextFrame, make, many, printable, say } from "./dom.js";
 import { drawBoxes, drawMap, drawPlace, fitted } from "./drawing.js";
+import { labelOf } from "./labels.js";
 import { regionsOf, resized } from "./maps.js";
 import { referenceOf } from "./models.js";
 import { mapOf, pictureOf } from "./scoring.js";
 import { keyOf, shown, state, titleOf } from "./state.js";
 
 const dialog = $("viewer"), stage = $("stage"), picture = $("picture");
+const JUDGED = ["judgement", "sliders", "regions-title", "regions"]; // what a picture without a score does not have
 const LONGEST = 1600, SHARPEST = 4096;
 let item = null, map = null, full = null, bitmap = null, regions = [], chosen = -1;
 let at = 0, sharp = false, zoom = 1, offset = [0, 0], bare = false, closed = () => {};
@@ -49,9 +51,9 @@ export async function openViewer(which) {
     const decoded = await createImageBitmap(blob, { imageOrientation: "from-image", ...bounded(which) });
     if (item !== which) return decoded.close();
     [bitmap, map] = [decoded, found];
-    message(null);
+    message(failureOf(which));
   } catch (error) {
-    if (item === which) message(which.error ?? `this picture cannot be shown: ${error.message}`);
+    if (item === which) message(failureOf(which) ?? `This picture cannot be shown: ${error.message}`);
   }
   if (item === which) {
     layOut();
@@ -59,6 +61,8 @@ export async function openViewer(which) {
     showNearest(which);
   }
 }
+
+const failureOf = (which) => (which.status === "failed" ? `This picture has no score: ${which.error}` : null);
 
 // A picture is decoded no larger than it can be looked at.
 function bounded(item) {
@@ -77,6 +81,7 @@ function forgetPicture() {
 function message(text) {
   $("viewer-message").hidden = !text;
   $("viewer-message").textContent = text ? printable(text) : "";
+  $("viewer-message").classList.toggle("failed", Boolean(item?.error));
 }
 
 export function showItem() {
@@ -86,11 +91,12 @@ export function showItem() {
   $("viewer-title").textContent = name;
   if (found >= 0) at = found;
   $("viewer-where").textContent = [found >= 0 ? `${at + 1} of ${view.length}` : "", where].filter(Boolean).join(" · ");
-  $("viewer-score").textContent = item.score === null ? "–" : shown(item.score);
+  $("viewer-score").textContent = item.score === null ? "" : shown(item.score);
   $("viewer-verdict").textContent = item.status === "failed" ? "failed" : verdict === null ? "no threshold" : verdict ? "anomalous" : "normal";
-  $("viewer-verdict").className = verdict === null ? "soft" : verdict ? "bad" : "good";
+  $("viewer-verdict").className = verdict || item.status === "failed" ? "bad" : verdict === null ? "soft" : "good";
   $("previous").disabled = !neighbour(-1);
   $("next").disabled = !neighbour(1);
+  for (const id of JUDGED) $(id).hidden = item.status === "failed";
   $("mark-right").setAttribute("aria-pressed", item.mark === "right");
   $("mark-wrong").setAttribute("aria-pressed", item.mark === "wrong");
   $("photograph").setAttribute("aria-label", `${title}${item.score === null ? "" : `, score ${shown(item.score)}`}`);
@@ -100,7 +106,7 @@ export function showItem() {
   $("pixel").value = pixel ?? 0.5;
   $("pixel-says").value = pixel === null ? "none" : shown(pixel);
   $("pixel").setAttribute("aria-valuetext", pixel === null ? "not set" : shown(pixel));
-  const facts = [["Size", item.size ? `${item.size[0]} × ${item.size[1]}` : "–"], ["Score threshold", state.thresholds.score === null ? "none" : shown(state.thresholds.score)], ["Model", state.model?.title ?? "–"]];
+  const facts = [["Size", item.size ? `${item.size[0]} × ${item.size[1]}` : "–"], ["Score threshold", state.thresholds.score === null ? "none" : shown(state.thresholds.score)], ["Model", state.model ? labelOf(state.model) : "–"]];
   if (item.time !== null) facts.splice(1, 0, ["Time", `${item.time.toFixed(2)} s`]);
   $("facts").replaceChildren(...facts.flatMap(([term, text]) => [make("dt", { textContent: term }), make("dd", { textContent: printable(text) })]));
 }
