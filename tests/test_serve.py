@@ -186,9 +186,12 @@ def test_dicom_is_recognised_by_its_content_whatever_its_name(running, detector)
     ("fields", "status", "message"),
     [
         ({"map": "tiff"}, 422, "map: expected one of none, png, npy, rle"),
-        ({"threshold": "1.5"}, 422, "threshold: expected a number from 0 to 1"),
+        *(
+            ({"threshold": value}, 422, "threshold: expected a number from 0 to 1")
+            for value in ("1.5", "-1", "nan", "inf", "half")
+        ),
         ({"map_size": "-1"}, 422, "map_size: expected a whole number from 0 to 65536"),
-        ({"model": "m-1"}, 404, "model 'm-1' is not here (any more); GET /v1/models lists those that are"),
+        ({"model": "m-1"}, 404, "model 'm-1' is not here (any more). Besides the service's own, 2 are kept"),
         ({"colour": "red"}, 422, "colour: unknown field"),
         ({"c" * 1000: "red"}, 422, "c" * 200 + ": unknown field"),
         ({"class_name": "slate"}, 422, "class_name: this model's method does not name what images show"),
@@ -249,6 +252,45 @@ def test_choices_depend_on_the_backbone_and_on_what_the_service_was_started_with
     assert choices(DetectorSpec(model="model.onnx"), []) == []
 
 
+def test_models_that_differ_are_described_apart(running):
+    """By method, words, options, references or threshold, whatever they are made of."""
+    memory = running.send("/v1/memories", [(path.name, path.read_bytes()) for path in (CRACK, GOOD)]).json
+    words = {
+        "method": "words",
+        "normal": ["flawless object"],
+        "abnormal": ["object with a crack"],
+        "sigma": 2.0,
+    }
+    made = running.post("/v1/models", {**words, "threshold": 0.25}).json
+    models = running.get("/v1/models").json["models"]
+    assert [model["id"] for model in models] == ["default", made["id"], memory["id"]]
+    told = [{name: value for name, value in model.items() if name != "id"} for model in models]
+    assert told[1] | {"title": None} == {
+        "title": None,
+        "backbone": "micro",
+        "method": "words",
+        "prompts": None,
+        "normal": ["flawless object"],
+        "abnormal": ["object with a crack"],
+        "class_name": None,
+        "image_size": 180,
+        "tile": None,
+        "options": {"sigma": 2.0},
+        "references": [],
+        "threshold": {"score": 0.25, "pixel": 0.25, "origin": "given", "says": []},
+        "needs_references": False,
+        "loaded": True,
+    }
+    assert told[2] == {
+        **told[0],
+        "title": f"{told[0]['title']}, 2 references",
+        "references": [CRACK.name, GOOD.name],
+        "threshold": None,
+    }
+    for model in models[1:]:
+        assert running.ask("DELETE", f"/v1/models/{model['id']}").status == 204
+
+
 def test_what_callers_may_choose_is_on_this_machine_already():
     from anomalyclip.serve.models import Models
 
@@ -284,6 +326,10 @@ def test_paths_and_addresses_of_callers_are_never_opened(running, content):
         ({"tile": 127}, "tile 127: at least 128 pixels here"),
         ({"tile": 128.0, "overlap": 0.6}, "overlap 0.6: at most 0.5 here"),
         ({"c" * 5000: 1}, "c" * 200 + ": expected some of backbone"),
+        *(
+            ({"threshold": value}, "threshold: expected a number from 0 to 1")
+            for value in (2, -1, "nan", True)
+        ),
         (
             {"method": "words", "normal": ["zebra"], "abnormal": ["damaged object"]},
             "'zebra': the word 'zebra' is not",

@@ -80,7 +80,19 @@ def test_only_so_many_models_are_kept_and_the_least_used_goes_first(running):
     third = running.send("/v1/memories", files(GOOD)).json["id"]
     ids = [model["id"] for model in running.get("/v1/models").json["models"]]
     assert ids == ["default", third, first]
-    assert running.predict(GOOD, model=second).status == 404
+    for forgotten in (
+        running.predict(GOOD, model=second),
+        running.send("/v1/calibrate", files(GOOD), model=second),
+        running.get(f"/v2/models/{second}"),
+        running.ask("DELETE", f"/v1/models/{second}"),
+    ):
+        assert forgotten.status == 404
+        message = json.loads(forgotten.body)["error"]
+        message = message if isinstance(message, str) else message["message"]
+        assert message.startswith(
+            f"model '{second}' is not here (any more). Besides the service's own, 2 are kept"
+        )
+        assert "Make it again, as it was made: POST /v1/models, /v1/memories or /v1/calibrate" in message
     assert running.ask("DELETE", "/v1/models/default").status == 409
 
 

@@ -9,15 +9,16 @@ import secrets
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import numpy as np
 from PIL import Image
 
-from anomalyclip.errors import AnomalyCLIPError, InputError
+from anomalyclip.errors import AnomalyCLIPError, InputError, concerning
 from anomalyclip.nearest import NearestNormal
 from anomalyclip.prediction import Prediction
 from anomalyclip.readers import Source
@@ -99,7 +100,7 @@ class Client:
     Raises
     ------
     AnomalyCLIPError
-        The address is not one of http or https.
+        The address is not one of http or https, the key cannot be one, or a number of seconds is negative.
 
     Examples
     --------
@@ -118,13 +119,13 @@ class Client:
         patience: float = 0.0,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise AnomalyCLIPError(f"{url}: expected an address such as http://127.0.0.1:8000")
+        if not timeout > 0 or not patience >= 0:
+            raise AnomalyCLIPError(f"timeout {timeout}, patience {patience}: expected numbers of seconds")
+        self._parts = _address(url)
         self.url = url.rstrip("/")
-        self._parts, self._timeout, self._patience = parts, timeout, patience
+        self._timeout, self._patience = timeout, patience
         self._context = context
-        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._headers = {} if key is None else {"authorization": f"Bearer {_checked(key)}"}
 
     @overload
     def predict(  # type: ignore[overload-overlap] # a str is a sequence too
@@ -183,7 +184,8 @@ class Client:
         fields = {**_MAP, "model": model, "threshold": threshold, "class_name": class_name}
         files = [_file(source, number) for number, source in enumerate(sources, start=1)]
         content = self._send("/v1/predict", files, fields, accepted=(413, 415, 422))
-        found = [prediction_of(said) for said in content["predictions"]]
+        with _expected(self.url):
+            found = [prediction_of(said) for said in content["predictions"]]
         if many:
             return found
         if len(found) != 1:
@@ -194,7 +196,9 @@ class Client:
 
     def models(self) -> list[RemoteModel]:
         """Return the models that the service has, its own first."""
-        return [RemoteModel(said["id"], said) for said in self._json("GET", "/v1/models")["models"]]
+        content = self._json("GET", "/v1/models")
+        with _expected(self.url):
+            return [RemoteModel(said["id"], said) for said in content["models"]]
 
     def make_model(self, *, threshold: float | None = None, **spec: Any) -> RemoteModel:
         """Make a model, of fields of `DetectorSpec` that name no files.
@@ -205,16 +209,14 @@ class Client:
         **spec
             Such as ``method="words", normal=["flawless {}"], abnormal=["cracked {}"]``.
         """
-        said = self._json("POST", "/v1/models", {**spec, "threshold": threshold})
-        return RemoteModel(said["id"], said)
+        return self._model(self._json("POST", "/v1/models", {**spec, "threshold": threshold}))
 
     def remember(
         self, images: Sequence[Source], *, model: str | None = None, augment: bool = False
     ) -> RemoteModel:
         """Make a model that compares images with flawless ones; see `anomalyclip.fit`."""
         files = [_file(source, number) for number, source in enumerate(images, start=1)]
-        said = self._send("/v1/memories", files, {"model": model, "augment": int(augment)})
-        return RemoteModel(said["id"], said)
+        return self._model(self._send("/v1/memories", files, {"model": model, "augment": int(augment)}))
 
     def calibrate(
         self,
@@ -232,8 +234,9 @@ class Client:
         }
         files = [_file(source, number) for number, source in enumerate(images, start=1)]
         said = self._send("/v1/calibrate", files, fields)
-        limits = said["threshold"]
-        return RemoteThreshold(limits["score"], limits["pixel"], said["model"], said)
+        with _expected(self.url):
+            limits = said["threshold"]
+            return RemoteThreshold(limits["score"], limits["pixel"], said["model"], said)
 
     def forget(self, model: str) -> None:
         """Forget a model that was made here."""
@@ -245,7 +248,13 @@ class Client:
         """Let the service score many images while no request waits."""
         fields = {**_MAP, "model": model, "threshold": threshold}
         files = [_file(source, number) for number, source in enumerate(images, start=1)]
-        return RemoteJob(self, self._send("/v1/jobs", files, fields)["id"])
+        said = self._send("/v1/jobs", files, fields)
+        with _expected(self.url):
+            return RemoteJob(self, said["id"])
+
+    def _model(self, said: Any) -> RemoteModel:
+        with _expected(self.url):
+            return RemoteModel(said["id"], said)
 
     def _send(
         self,
@@ -258,12 +267,15 @@ class Client:
         given = {name: value for name, value in fields.items() if value is not None}
         body = _form(boundary, files, given)
         headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-        return json.loads(self.ask("POST", path, body, headers, accepted)[1])
+        return _parsed(self.url, self.ask("POST", path, body, headers, accepted)[1])
 
     def _json(self, method: str, path: str, content: Any = None) -> Any:
-        body = None if content is None else json.dumps(content).encode()
+        try:
+            body = None if content is None else json.dumps(content, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise AnomalyCLIPError(f"a value cannot be sent as JSON ({error})") from None
         answer = self.ask(method, path, body, {"content-type": "application/json"})[1]
-        return json.loads(answer) if answer else None
+        return _parsed(self.url, answer) if answer else None
 
     def ask(
         self,
@@ -287,7 +299,8 @@ class Client:
             )
             if status < 400 or (status in accepted and b'"predictions"' in content):
                 return answered, content
-            wait = float(answered.get("retry-after", "1"))
+            after = answered.get("retry-after", "")
+            wait = float(after) if after.isdecimal() else 1.0  # a proxy may give a date
             if status != 429 or time.monotonic() + wait > end:
                 raise _refused(status, content)
             time.sleep(wait)
@@ -306,9 +319,13 @@ class Client:
             response = connection.getresponse()
             answered = {name.lower(): value for name, value in response.getheaders()}
             return response.status, answered, response.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (
+            OSError,
+            UnicodeError,
+            http.client.HTTPException,
+        ) as error:  # a name may have no form for the network
             raise ServiceError(
-                f"{self.url} cannot be reached ({error or type(error).__name__}); is `anomalyclip serve` running there?"
+                f"{self.url} cannot be reached ({_line(error)}); is `anomalyclip serve` running there?"
             ) from None
         finally:
             connection.close()
@@ -329,7 +346,7 @@ class RemoteJob:
 
     def status(self) -> Mapping[str, Any]:
         """Return its state (queued, running, done, failed) and progress."""
-        answer: Mapping[str, Any] = json.loads(self.client.ask("GET", f"/v1/jobs/{self.id}")[1])
+        answer: Mapping[str, Any] = _parsed(self.client.url, self.client.ask("GET", f"/v1/jobs/{self.id}")[1])
         return answer
 
     def results(self, *, interval: float = 0.2) -> Iterator[Prediction | InputError]:
@@ -349,16 +366,23 @@ class RemoteJob:
         while True:
             headers, body = self.client.ask("GET", f"/v1/jobs/{self.id}/results?offset={offset}")
             for line in body.splitlines():
-                said = json.loads(line)
-                yield prediction_of(said) if said["error"] is None else InputError(said["error"])
+                with _expected(self.client.url):
+                    said = json.loads(line)
+                    found = prediction_of(said) if said["error"] is None else InputError(said["error"])
+                yield found
             if "x-next-offset" not in headers:
                 break
-            if (after := int(headers["x-next-offset"])) == offset:
+            with _expected(self.client.url):
+                after = int(headers["x-next-offset"])
+            if after == offset:
                 time.sleep(interval)
             offset = after
         status = self.status()
-        if status["state"] == "failed":
-            raise ServiceError(f"job {self.id} has failed: {status['error']}", status=500, code="internal")
+        with _expected(self.client.url):
+            if status["state"] == "failed":
+                raise ServiceError(
+                    f"job {self.id} has failed: {status['error']}", status=500, code="internal"
+                )
 
     def cancel(self) -> None:
         """Cancel it, and forget its results."""
@@ -389,6 +413,66 @@ def prediction_of(said: Mapping[str, Any]) -> Prediction:
     )
 
 
+def _address(url: str) -> SplitResult:
+    """Return the parts of a service's address."""
+    expected = "expected the address of a service, such as http://127.0.0.1:8000"
+    try:
+        parts = urlsplit(url)
+        if parts.username is not None:  # it is not shown: it may be a secret
+            raise AnomalyCLIPError(f"the address has a user in it; {expected}, and the key as key='...'")
+        if (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and url.isprintable()
+            and " " not in url
+        ):
+            return parts
+    except (AttributeError, TypeError, ValueError):  # the port is no number, for example
+        pass
+    raise AnomalyCLIPError(f"{url}: {expected}")
+
+
+def _checked(key: Any) -> str:
+    """Return a key that can be sent; an error does not show it."""
+    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or len(key.split()) != 1:
+        raise AnomalyCLIPError(
+            "the key cannot be one: expected ASCII characters without spaces and line breaks; for a key that is read "
+            "from a file, use .strip()"
+        )
+    return key.strip()
+
+
+@contextmanager
+def _expected(url: str) -> Iterator[None]:
+    """Turn errors of reading an answer into one that says that it is not this service's.
+
+    Raises
+    ------
+    ServiceError
+        In place of what a missing field or a damaged map raises.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, EOFError) as error:
+        raise ServiceError(
+            f"{url} answers as no service of this kind does ({type(error).__name__}: {error}); is `anomalyclip serve` "
+            "running there?",
+            code="other",
+        ) from None
+
+
+def _parsed(url: str, content: bytes) -> Any:
+    """Return the JSON of an answer."""
+    with _expected(url):
+        return json.loads(content)
+
+
+def _line(error: Exception) -> str:
+    """Return an error's message as one line; it may quote what came instead of an answer."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _refused(status: int, content: bytes) -> ServiceError:
     try:
         said = json.loads(content)["error"]
@@ -404,16 +488,26 @@ def _file(source: Source, number: int) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return f"image-{number}", source
     if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
         try:
-            return os.path.basename(os.fspath(source)), Path(source).read_bytes()
-        except OSError as error:
-            raise InputError(f"{os.fspath(source)}: cannot be read ({error.strerror})") from None
-    if isinstance(source, Image.Image | np.ndarray):
-        file = io.BytesIO()
-        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
-        image.save(file, "PNG", compress_level=1)
-        return f"image-{number}.png", file.getvalue()
-    return os.path.basename(str(getattr(source, "name", f"image-{number}"))), source.read()
+            return os.path.basename(name), Path(source).read_bytes()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    name = f"image-{number}"
+    with concerning(name, "cannot be sent"):
+        if isinstance(source, Image.Image | np.ndarray):
+            file = io.BytesIO()
+            image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+            image.save(file, "PNG", compress_level=1)
+            return f"{name}.png", file.getvalue()
+        if not hasattr(source, "read"):
+            raise InputError(
+                f"{name}: expected a path, bytes, a file, a PIL image or an array, not {source!r}"
+            )
+        content = source.read()
+        if not isinstance(content, bytes):
+            raise InputError(f"{name}: the file is open as text; open it with mode 'rb'")
+        return os.path.basename(str(getattr(source, "name", name))), content
 
 
 def _form(boundary: str, files: Sequence[tuple[str, bytes]], fields: Mapping[str, Any]) -> bytes:
@@ -421,9 +515,9 @@ def _form(boundary: str, files: Sequence[tuple[str, bytes]], fields: Mapping[str
     parts: list[bytes] = []
     for name, value in fields.items():
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
-        parts += [head.encode(), str(value).encode(), b"\r\n"]
+        parts += [head.encode(), str(value).encode(errors="replace"), b"\r\n"]
     for name, content in files:
         quoted = name.replace("\\", "\\\\").replace('"', '\\"').replace("\r", " ").replace("\n", " ")
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{quoted}"\r\n\r\n'
-        parts += [head.encode(), content, b"\r\n"]
+        parts += [head.encode(errors="replace"), content, b"\r\n"]  # names of files need not be text
     return b"".join([*parts, f"--{boundary}--\r\n".encode()])

@@ -36,6 +36,9 @@ _PLAIN = (
 CHOOSABLE = (*_NAMED, *_WORDS, *_PLAIN)
 """Fields of `DetectorSpec` that callers may choose; none of them may be a path."""
 
+_OPTIONS = tuple(name for name in ("templates", *_PLAIN) if name not in ("class_name", "image_size", "tile"))
+"""Those of them that a model's description has under ``options``."""
+
 _LARGEST_SIDE = 1024
 _SMALLEST_TILE, _MOST_OVERLAP = 128, 0.5
 _MOST_WORDS, _LONGEST_WORD = 50, 200
@@ -73,6 +76,7 @@ class Served:
             "class_name": spec.class_name,
             "image_size": self.detector.scorer.image_size,
             "tile": spec.tile,
+            "options": {} if exported else _options(spec),
             "references": list(self.references),
             "needs_references": needs_references(self.detector),
             "threshold": threshold_content(self.detector.threshold),
@@ -127,7 +131,7 @@ class Models:
         if id is None or id == OWN:
             return self.own
         if id not in self._others:
-            raise Refusal(404, f"model {id!r} is not here (any more); GET /v1/models lists those that are")
+            raise self._missing(id)
         self._others.move_to_end(id)
         return self._others[id]
 
@@ -158,7 +162,15 @@ class Models:
         if id == OWN:
             raise Refusal(409, "the service's own model stays")
         if self._others.pop(id, None) is None:
-            raise Refusal(404, f"model {id!r} is not here (any more)")
+            raise self._missing(id)
+
+    def _missing(self, id: str) -> Refusal:
+        return Refusal(
+            404,
+            f"model {id[:100]!r} is not here (any more). Besides the service's own, {self._most} are kept until it "
+            "stops, and the one that was not used for the longest time makes room. Make it again, as it was made: POST "
+            "/v1/models, /v1/memories or /v1/calibrate; GET /v1/models lists those that are here",
+        )
 
     def found(self, spec: DetectorSpec, threshold: Threshold | None = None) -> Served | None:
         """Return the model of a spec and a threshold, if it is here; the service's own is also found without its own.
@@ -260,6 +272,15 @@ def with_threshold(detector: Detector, threshold: Threshold | None) -> Detector:
         spec=detector.spec,
         value_range=detector.value_range,
     )
+
+
+def _options(spec: DetectorSpec) -> dict[str, Any]:
+    """Return what callers may choose besides what a model is described with, where it differs from the default."""
+    given = spec.to_dict()
+    chosen = {name: given[name] for name in spec.changed() if name in _OPTIONS}
+    if "templates" in chosen:
+        chosen["templates"] = PurePath(chosen["templates"]).name
+    return chosen
 
 
 def _names_of(spec: DetectorSpec | None) -> tuple[str, ...]:

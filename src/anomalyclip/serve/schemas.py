@@ -110,6 +110,8 @@ class ModelOut(_Answer):
     class_name: str | None
     image_size: int
     tile: int | None
+    options: dict[str, Any]
+    """What else differs from the default of its method."""
     references: list[str]
     needs_references: bool
     threshold: ThresholdOut | None
