@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, ViTConfig, periods, tensor_shapes
+from anomalyclip.backbones.forms import timm
 from anomalyclip.backbones.forms.common import IMAGENET, Settings
 from anomalyclip.backbones.load import load_tower
 from anomalyclip.backbones.rotary import form_of
@@ -243,8 +245,46 @@ def test_without_a_configuration_published_names_say_how_pixels_are_normalised(t
         assert read(tmp_path / f"{name}.safetensors").config.mean == mean
     assert not recwarn.list
     save_file(forms.timm_state("plain"), tmp_path / "mine.safetensors")
-    with pytest.warns(AnomalyCLIPNote, match=r"mine\.safetensors: no configuration.*ImageNet"):
+    with pytest.warns(
+        AnomalyCLIPNote, match=r"mine\.safetensors: its name .*no config\.json with mean.*ImageNet"
+    ):
         assert read(tmp_path / "mine.safetensors").config.mean == IMAGENET_MEAN
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "said"), [("vit", HALF, "deviation 0.5"), ("dinov2", IMAGENET_MEAN, "ImageNet's mean")]
+)
+def test_a_transformers_folder_without_a_normalisation_has_its_kinds_own(kind, mean, said, tmp_path):
+    folder = forms.transformers_folder(kind, tmp_path / "mine")
+    missing = r"no preprocessor_config\.json with image_mean and image_std is beside it"
+    with pytest.warns(AnomalyCLIPNote, match=f"{missing}: .*{said}") as noted:
+        tower = load_tower(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tower.fingerprint()  # reads it again, and says nothing
+    assert len(noted) == 1
+    assert tower.config.mean == mean
+    (folder / "preprocessor_config.json").write_text('{"size": 56, "image_mean": null}')
+    with pytest.warns(AnomalyCLIPNote, match=missing):
+        assert read(folder).config.mean == mean
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.2, 0.2]}'
+    )
+    assert read(folder).config.mean == (0.1,) * 3
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.1, 0.1]}')
+    with pytest.raises(AnomalyCLIPError, match=r"preprocessor_config\.json has no image_std; expected"):
+        read(folder)
+
+
+def test_a_note_about_a_clip_is_said_once(tmp_path):
+    open_clip_folder(tmp_path, quick=True, file="mine.pt")
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.warns(AnomalyCLIPNote, match=r"mine\.pt: no open_clip_config\.json") as noted:
+        fingerprint = load_backbone(tmp_path / "mine.pt").fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fingerprint()
+    assert len(noted) == 1
 
 
 # --- open_clip ----------------------------------------------------------------------------------------------
@@ -366,6 +406,50 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path):
     open_clip_folder(tmp_path, quick=True, embed_dim=512)
     with pytest.raises(AnomalyCLIPError, match="says embed_dim = 512, its tensors say 32"):
         read_any(tmp_path / "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "resnet50"}, r"architecture 'resnet50', which is no vision transformer"),
+        ({"architecture": "vit_large_patch14_dinov2"}, "vision_width = 1024, its tensors say 64"),
+        ({"architecture": "vit_tiny_patch16_224"}, "patch_size = 16, its tensors say 14"),
+        ({"num_features": 384}, "vision_width = 384, its tensors say 64"),
+        ({"model_args": {"depth": 12}}, "vision_layers = 12, its tensors say 2"),
+    ],
+)
+def test_an_architecture_of_timm_that_contradicts_the_tensors_is_refused(changes, message, tmp_path):
+    config = forms.timm_folder("plain", tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(AnomalyCLIPError, match=message):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit_small_patch14_reg4_dinov2", (384, 12)),
+        ("deit3_large_patch16_224", (1024, 24)),
+        ("eva_large_patch14_196", (1024, 24)),
+        ("vit_base_patch16_plus_240", None),  # 896 wide
+        ("vit_small_patch16_36x1_224", None),  # 36 deep
+        ("vit_medium_patch16_gap_240", None),
+    ],
+)
+def test_names_of_timms_architectures_say_width_and_depth_where_they_are_plain(name, size):
+    stated = timm.stated_by({"architecture": name})
+    assert (None if not stated else (stated["vision_width"], stated["vision_layers"])) == size
+
+
+def test_arguments_in_timms_configuration_come_before_the_name(tmp_path):
+    config = forms.timm_folder("plain", tmp_path) / "config.json"
+    own = {
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": {"embed_dim": 64, "depth": 2, "patch_size": 14},
+    }
+    own["model_args"]["num_heads"] = 2
+    config.write_text(json.dumps(json.loads(config.read_text()) | own))
+    assert read(tmp_path).config.vision_heads == 2
 
 
 def test_a_file_that_is_no_backbone_is_refused(tmp_path):

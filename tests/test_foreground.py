@@ -1,5 +1,7 @@
 """Which patches show the object: the first principal component, the published threshold, side, dilation and closing."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -74,3 +76,24 @@ def test_it_is_for_dinov2_alone(tmp_path):
         DetectorSpec("micro", method="anomalydino", foreground=True).load()
     with pytest.raises(AnomalyCLIPError, match="foreground"):
         DetectorSpec("micro", method="words", foreground=True).load()
+
+
+def load_with_foreground(path):
+    DetectorSpec(str(path), method="anomalydino", foreground=True).load()
+
+
+def test_other_transformers_with_layer_scale_are_no_dinov2(tmp_path):
+    """DeiT III, for example."""
+    refused = pytest.raises(AnomalyCLIPError, match="DINOv2, and .*(timm|deit3).* is not known to be one")
+    config = vit_forms.timm_folder("dinov2", tmp_path / "timm") / "config.json"
+    load_with_foreground(tmp_path / "timm")
+    config.write_text(config.read_text().replace("vit_test_patch14_dinov2", "deit3_test_patch14"))
+    with refused:
+        load_with_foreground(tmp_path / "timm")
+    for name in ("deit3_large", "vit_small_patch14_dinov2"):  # without a configuration
+        shutil.copy(tmp_path / "timm" / "model.safetensors", tmp_path / f"{name}.safetensors")
+    with refused:
+        load_with_foreground(tmp_path / "deit3_large.safetensors")
+    load_with_foreground(tmp_path / "vit_small_patch14_dinov2.safetensors")
+    load_with_foreground(vit_forms.original_dinov2(tmp_path))
+    load_with_foreground(vit_forms.transformers_folder("dinov2", tmp_path / "dinov2_transformers"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from math import prod
 from pathlib import Path
 
@@ -96,6 +97,14 @@ def test_a_file_in_the_hubs_cache_is_found_by_name(monkeypatch, tmp_path):
     assert resolve_backbone("dinov2-small") == snapshot / "model.safetensors"
     assert cached_file(KNOWN["dinov2-small"]) == snapshot / "model.safetensors"
     assert cached_file(KNOWN["dinov2-base"]) is None
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    assert resolve_backbone("dinov2-small") == snapshot / "pytorch_model.bin"
+    clip = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
+    shutil.copytree(snapshot.parents[1], clip)
+    (clip / "snapshots" / "abc" / "pytorch_model.bin").rename(
+        clip / "snapshots" / "abc" / "open_clip_pytorch_model.bin"
+    )
+    assert resolve_backbone("ViT-B-32-laion2b") == clip / "snapshots" / "abc" / "open_clip_pytorch_model.bin"
 
 
 def test_models_lists_the_table_and_what_is_on_this_machine(cli):

@@ -80,7 +80,48 @@ def timm_folder(form: str, folder: Path, *, mean: list[float] | None = None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(timm_state(form), folder / "model.safetensors")
     about = {"mean": mean or [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 56, 56]}
-    (folder / "config.json").write_text(json.dumps({"architecture": "vit_test", "pretrained_cfg": about}))
+    architecture = f"vit_test_patch14_{form.replace(' ', '_')}"
+    (folder / "config.json").write_text(json.dumps({"architecture": architecture, "pretrained_cfg": about}))
+    return folder
+
+
+_TO_TRANSFORMERS = {
+    r"^cls_token": "embeddings.cls_token",
+    r"^pos_embed": "embeddings.position_embeddings",
+    r"^patch_embed\.proj": "embeddings.patch_embeddings.projection",
+    r"^norm\.": "layernorm.",
+    r"^blocks\.": "encoder.layer.",
+    r"\.attn\.proj\.": ".attention.output.dense.",
+    r"\.ls([12])\.gamma": r".layer_scale\1.lambda1",
+}
+_TO_VIT = {
+    r"\.norm1\.": ".layernorm_before.",
+    r"\.norm2\.": ".layernorm_after.",
+    r"\.mlp\.fc1\.": ".intermediate.dense.",
+    r"\.mlp\.fc2\.": ".output.dense.",
+}
+
+
+def transformers_state(kind: str) -> dict[str, Tensor]:
+    """Return the state dict of transformers' ViT or DINOv2."""
+    state = {}
+    for name, tensor in timm_state("dinov2" if kind == "dinov2" else "plain").items():
+        for timms, theirs in {**_TO_TRANSFORMERS, **(_TO_VIT if kind == "vit" else {})}.items():
+            name = re.sub(timms, theirs, name)
+        if ".attn.qkv." in name:
+            for part, own in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                state[name.replace("attn.qkv", f"attention.attention.{part}")] = own.clone()
+        else:
+            state[name] = tensor
+    return state
+
+
+def transformers_folder(kind: str, folder: Path) -> Path:
+    """Write the folder of transformers' ViT or DINOv2, without preprocessor_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(transformers_state(kind), folder / "model.safetensors")
+    content = {"model_type": kind, "num_attention_heads": 1, "hidden_size": 64, "num_hidden_layers": 2}
+    (folder / "config.json").write_text(json.dumps({**content, "patch_size": 14, "image_size": 56}))
     return folder
 
 
@@ -162,6 +203,6 @@ def timm_dinov3(form: str, folder: Path) -> Path:
     save_file(state, folder / "model.safetensors")
     about = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 256, 256]}
     (folder / "config.json").write_text(
-        json.dumps({"architecture": "vit_small_patch16_dinov3_qkvb", "pretrained_cfg": about})
+        json.dumps({"architecture": "vit_test_patch16_dinov3_qkvb", "pretrained_cfg": about})
     )
     return folder

@@ -27,11 +27,14 @@ class ImageTower:
         Of the model.
     fingerprint : callable
         Returns `anomalyclip.clip.weights.fingerprint` of its weights, without keeping them in memory.
+    dinov2 : bool
+        Whether it is known to be a DINOv2.
     """
 
     visual: VisionTransformer
     config: CLIPConfig | ViTConfig
     fingerprint: Callable[[], str]
+    dinov2: bool = False
 
 
 def load_tower(backbone: str | os.PathLike[str]) -> ImageTower:
@@ -62,5 +65,5 @@ def _read(source: Path) -> Backbone | ImageTower:
     weights = read_any(source)
     if isinstance(weights, ViTWeights):
         vit = form_of(weights.config).frozen(weights.config, weights.state_dict)
-        return ImageTower(vit, weights.config, fingerprint)
+        return ImageTower(vit, weights.config, fingerprint, weights.dinov2)
     return frozen_backbone(weights, fingerprint)

@@ -37,11 +37,14 @@ class ViTWeights:
         Under the names of `anomalyclip.backbones.config.tensor_shapes`, in the file's floating-point type.
     source : Path
         The file or folder they were read from.
+    dinov2 : bool
+        Whether they are known to be DINOv2's: from the form, its configuration or its name.
     """
 
     config: ViTConfig
     state_dict: dict[str, Tensor]
     source: Path
+    dinov2: bool = False
 
 
 def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
@@ -70,7 +73,7 @@ def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise Unusable(f"its configuration is invalid ({type(error).__name__}: {error})") from error
         check_shapes(renamed, tensor_shapes(config), EXPECTED)
-        return ViTWeights(config, renamed, Path(path))
+        return ViTWeights(config, renamed, Path(path), settings.dinov2)
 
 
 def _in_our_names(file: Path, tensors: dict[str, Tensor]) -> tuple[Settings, dict[str, Tensor]]:

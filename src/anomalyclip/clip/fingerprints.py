@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from anomalyclip.clip.download import cache_folder
+from anomalyclip.clip.forms.settings import read_again
 from anomalyclip.clip.weights import Architecture, fingerprint, read_weights, weight_files
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import parse_json, replacing
@@ -65,7 +66,8 @@ def of_file(source: Path, read: Callable[[Path], Contents] | None = None) -> Cal
         lasting = _is_lasting(
             seen
         )  # checked before reading, since reading takes long enough to pass the check
-        weights: Contents = (read or read_weights)(source)
+        with read_again():
+            weights: Contents = (read or read_weights)(source)
         found = fingerprint(weights.config, weights.state_dict)
         _refuse_other(source, seen)  # changed while it was hashed
         if lasting:

@@ -19,6 +19,8 @@ from anomalyclip.files import file_digest
 from anomalyclip.spec import DEFAULT_BACKBONE
 
 _HUB_FILE = "open_clip_model.safetensors"
+_PICKLED = {_HUB_FILE: ("open_clip_pytorch_model.bin",), "model.safetensors": ("pytorch_model.bin",)}
+"""What the same weights are called as a pickle, which is read with ``weights_only=True``."""
 _ANOMALYCLIP = "https://raw.githubusercontent.com/zqhang/AnomalyCLIP/45ed4dd35c05797d854294b5e8d585c545920089/checkpoints"
 
 
@@ -142,10 +144,13 @@ def cached_file(one: KnownBackbone) -> Path | None:
 
 
 def _in_hub_cache(repository: str, file: str) -> Path | None:
+    """Return a file of weights in the hub's own cache, or the same as a pickle; None: neither is there."""
     from huggingface_hub import try_to_load_from_cache
 
-    hit = try_to_load_from_cache(repository, file)
-    return Path(hit) if isinstance(hit, str) else None
+    for name in (file, *_PICKLED.get(file, ())):
+        if isinstance(hit := try_to_load_from_cache(repository, name), str):
+            return Path(hit)
+    return None
 
 
 def _by_file(one: KnownBackbone) -> Path:

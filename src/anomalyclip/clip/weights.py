@@ -18,7 +18,7 @@ from torch import Tensor
 from anomalyclip.clip.config import CLIPConfig
 from anomalyclip.clip.config import tensor_shapes as tensor_shapes
 from anomalyclip.clip.forms import open_clip, strangers, transformers
-from anomalyclip.clip.forms.settings import Settings
+from anomalyclip.clip.forms.settings import PREPROCESSING, Settings
 from anomalyclip.clip.tensors import (
     EXPECTED,
     Unusable,
@@ -203,7 +203,7 @@ def weight_files(path: str | os.PathLike[str]) -> list[Path]:
     """Return all files that `read_weights` would read for a file or folder: weights, shards, configurations."""
     path = Path(path)
     file = file_of(path) if path.is_dir() else path
-    beside = [file.with_name(name) for name in ("open_clip_config.json", "config.json")]
+    beside = [file.with_name(name) for name in ("open_clip_config.json", "config.json", PREPROCESSING)]
     shards = sorted(file.parent.glob("*.safetensors")) if file.name.endswith(".index.json") else []
     return [file, *(other for other in (*beside, *shards) if other.is_file())]
 

@@ -43,6 +43,11 @@ def build(spec: DetectorSpec) -> TorchScorer:
     """
     check_runnable(spec.device, spec.precision)
     tower = load_tower(spec.backbone)
+    if spec.foreground and not tower.dinov2:
+        raise AnomalyCLIPError(
+            f"foreground: its threshold is for DINOv2, and {spec.backbone} is not known to be one, by its form, its "
+            "configuration or its name: leave --foreground out"
+        )
     core = AnomalyDINOCore(
         tower.visual,
         tower.config,
@@ -78,7 +83,7 @@ class AnomalyDINOCore(ClipCore):
     sigma : float
         Gaussian smoothing of the maps in pixels.
     only_foreground : bool
-        Whether only patches that show the object are compared (`anomalyclip.foreground`).
+        Whether only patches that show the object are compared (`anomalyclip.foreground`), with DINOv2.
 
     Raises
     ------
@@ -98,9 +103,6 @@ class AnomalyDINOCore(ClipCore):
         sigma: float = SIGMA,
         only_foreground: bool = False,
     ) -> None:
-        is_dinov2 = isinstance(config, ViTConfig) and config.layer_scale and not config.rotary
-        if only_foreground and not is_dinov2:
-            raise AnomalyCLIPError("foreground: its threshold is for DINOv2, and the backbone is another one")
         blocks = tuple(layers or (config.vision_layers,))
         check_blocks(config, blocks, 0)
         size = default_image_size(config) if image_size is None else image_size

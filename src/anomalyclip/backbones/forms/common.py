@@ -1,7 +1,6 @@
 """What the forms share: the settings that tensors do not show, and the normalisation that a file was trained with."""
 
 import re
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, IMAGENET_STD
-from anomalyclip.errors import AnomalyCLIPNote
+from anomalyclip.clip.forms.settings import note
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+HALVES: Normalisation = (HALF, HALF)
 SATELLITE: Normalisation = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 """Of the DINOv3 that was trained on images from satellites (SAT-493M)."""
 
@@ -36,6 +36,8 @@ class Settings:
         Fields of a configuration, to compare with the tensors.
     rotary : tuple of float
         Periods of rotary positions; empty: there is a table of positions.
+    dinov2 : bool
+        Whether it is known to be a DINOv2.
     """
 
     positions: str
@@ -44,24 +46,44 @@ class Settings:
     heads: int | None = None
     stated: dict[str, Any] = field(default_factory=dict)
     rotary: tuple[float, ...] = ()
+    dinov2: bool = False
 
 
-def normalisation_by_name(file: Path) -> Normalisation:
-    """Return the normalisation that published files of this name were trained with; a note says if none is known."""
-    for part in file.parts[:-5:-1]:  # the file, its folder, and in the hub's cache the repository
+def names_of(file: Path) -> tuple[str, ...]:
+    """Return the names that say which model a file is: its own, its folder's, in the hub's cache the repository's."""
+    return file.parts[:-5:-1]
+
+
+def normalisation_by_name(file: Path, missing: str = "", usual: Normalisation = IMAGENET) -> Normalisation:
+    """Return the normalisation that published files of this name were trained with.
+
+    Parameters
+    ----------
+    file : Path
+        The weights.
+    missing : str
+        The file that would say it if it were beside it; empty: the form has none.
+    usual : tuple
+        What it is for another name; a note says so.
+    """
+    for part in names_of(file):
         if re.search("augreg|vit-(tiny|small|base|large)-patch", part.lower()):
-            return HALF, HALF
+            return HALVES
         if "sat493m" in part.lower():
             return SATELLITE
         if re.search("dino|deit", part.lower()):
             return IMAGENET
-    warnings.warn(
-        f"{file}: no configuration beside it, and its name is not one of a published model: taken to be trained with "
-        "ImageNet's mean and standard deviation. If it was not, put its config.json beside it",
-        AnomalyCLIPNote,
-        stacklevel=2,
+    what = (
+        "ImageNet's mean and standard deviation" if usual == IMAGENET else "mean and standard deviation 0.5"
     )
-    return IMAGENET
+    also, advice = (
+        (f", and no {missing} is beside it", "put that file beside it") if missing else ("", "rename it")
+    )
+    note(
+        f"{file}: its name is not one of a published model{also}: pixels are normalised with {what}. If it was trained "
+        f"with others, {advice}"
+    )
+    return usual
 
 
 def split_gates(tensors: dict[str, Tensor]) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from anomalyclip.backbones.config import periods
-from anomalyclip.backbones.forms.common import Settings, normalisation_by_name
-from anomalyclip.clip.tensors import Unusable, read_json
+from anomalyclip.backbones.forms import timm
+from anomalyclip.backbones.forms.common import Normalisation, Settings, normalisation_by_name
+from anomalyclip.clip.tensors import Unusable
 
 KIND = "dinov3_vit"
 """Its model_type in transformers' configuration."""
@@ -67,7 +68,7 @@ def from_meta(file: Path, tensors: Mapping[str, Tensor]) -> tuple[Settings, dict
             q, _, v = bias.tensor_split(3)
             found[name] = torch.cat([q, torch.zeros_like(q), v])
     own = tensors[_PERIODS].flatten().tolist() if _PERIODS in tensors else periods(_BASE, _HEAD_WIDTH)
-    return _settings(file, tensors["cls_token"].shape[-1], tuple(own)), found
+    return _settings(normalisation_by_name(file), tensors["cls_token"].shape[-1], tuple(own)), found
 
 
 def from_timm(file: Path, tensors: Mapping[str, Tensor]) -> tuple[Settings, dict[str, Tensor]]:
@@ -78,8 +79,7 @@ def from_timm(file: Path, tensors: Mapping[str, Tensor]) -> tuple[Settings, dict
     Unusable
         No ``config.json`` beside it says that it is a DINOv3.
     """
-    config = file.with_name("config.json")
-    content = read_json(config) if config.is_file() else {}
+    content = timm.config_beside(file)
     if "dinov3" not in str(content.get("architecture")):
         raise Unusable(
             "looks like timm's DINOv3; expected a config.json beside it whose architecture says so"
@@ -89,7 +89,9 @@ def from_timm(file: Path, tensors: Mapping[str, Tensor]) -> tuple[Settings, dict
         block, width = name.removesuffix("qkv.weight"), found[name].shape[-1]
         q, v = (found.pop(f"{block}{letter}_proj.bias", torch.zeros(width)) for letter in "qv")
         found[f"{block}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    return _settings(file, tensors["cls_token"].shape[-1], periods(_BASE, _HEAD_WIDTH)), found
+    normalisation = timm.normalisation_of(file, content)
+    settings = _settings(normalisation, tensors["cls_token"].shape[-1], periods(_BASE, _HEAD_WIDTH))
+    return replace(settings, stated=timm.stated_by(content) | {"image_size": 0}), found
 
 
 def from_transformers(
@@ -121,9 +123,9 @@ def from_transformers(
     return replace(usual, heads=heads, stated=stated, rotary=own), found
 
 
-def _settings(file: Path, width: int, own: tuple[float, ...]) -> Settings:
+def _settings(normalisation: Normalisation, width: int, own: tuple[float, ...]) -> Settings:
     heads = width // max(4 * len(own), 1)
-    return Settings("", normalisation_by_name(file), eps=_EPS, heads=heads, rotary=own)
+    return Settings("", normalisation, eps=_EPS, heads=heads, rotary=own)
 
 
 def _renamed(tensors: Mapping[str, Tensor], names: Collection[tuple[str, str]]) -> dict[str, Tensor]:

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from anomalyclip.backbones.forms import dinov3
-from anomalyclip.backbones.forms.common import IMAGENET, Normalisation, Settings, normalisation_by_name
-from anomalyclip.clip.forms.settings import three
+from anomalyclip.backbones.forms.common import (
+    HALVES,
+    IMAGENET,
+    Normalisation,
+    Settings,
+    normalisation_by_name,
+)
+from anomalyclip.clip.forms.settings import PREPROCESSING, normalisation_beside
 from anomalyclip.clip.tensors import Unusable, read_json
 
 _MARK = "embeddings.patch_embeddings.projection.weight"
@@ -95,6 +101,7 @@ def settings_of(file: Path, content: dict[str, Any]) -> Settings:
         eps=float(content.get("layer_norm_eps", eps)),
         heads=content.get("num_attention_heads", 12),
         stated={ours: content[name] for name, ours in _STATED.items() if isinstance(content.get(name), int)},
+        dinov2=kind.startswith("dinov2"),
     )
 
 
@@ -108,8 +115,7 @@ _STATED = {
 
 
 def _normalisation(file: Path, kind: Any) -> Normalisation:
-    images = file.with_name("preprocessor_config.json")
-    content = read_json(images) if images.is_file() else {}
-    if "image_mean" in content and "image_std" in content:
-        return three(content["image_mean"], "image_mean"), three(content["image_std"], "image_std")
-    return normalisation_by_name(file) if kind in ("vit", dinov3.KIND) else IMAGENET
+    if (found := normalisation_beside(file)) is not None:
+        return found
+    missing = f"{PREPROCESSING} with image_mean and image_std"
+    return normalisation_by_name(file, missing, HALVES if kind == "vit" else IMAGENET)

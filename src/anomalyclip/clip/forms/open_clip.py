@@ -1,13 +1,11 @@
 """open_clip's weights: what ``open_clip_config.json`` says, and without it what the published file names say."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
-from anomalyclip.clip.forms.settings import Settings, three
+from anomalyclip.clip.forms.settings import Settings, note, three
 from anomalyclip.clip.tensors import FOLDER_FILES, Unusable, read_json
-from anomalyclip.errors import AnomalyCLIPNote
 
 CONFIG = "open_clip_config.json"
 
@@ -48,11 +46,9 @@ def settings_by_name(file: Path) -> Settings:
         for pattern, settings in _BY_NAME:
             if re.search(pattern, part.lower()):
                 return settings
-    warnings.warn(
+    note(
         f"{file}: no {CONFIG} beside it, and its name is not one of a published model: taken to be trained with "
-        "QuickGELU and OpenAI's normalisation. If it was not, put its configuration beside it",
-        AnomalyCLIPNote,
-        stacklevel=2,
+        "QuickGELU and OpenAI's normalisation. If it was not, put its configuration beside it"
     )
     return Settings()
 

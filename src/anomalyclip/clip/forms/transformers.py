@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalyclip.clip.forms.settings import Settings, three
+from anomalyclip.clip.forms.settings import Settings, normalisation_beside
 from anomalyclip.clip.tensors import Unusable, read_json
 
 
@@ -67,15 +67,8 @@ def settings_beside(file: Path) -> Settings:
             "has transformers' names, but no config.json in the same folder; download the whole folder"
         )
     settings = _of_config(read_json(config))
-    images = file.with_name("preprocessor_config.json")
-    content = read_json(images) if images.is_file() else {}
-    if "image_mean" not in content or "image_std" not in content:
-        return settings
-    return replace(
-        settings,
-        mean=three(content["image_mean"], "image_mean"),
-        std=three(content["image_std"], "image_std"),
-    )
+    found = normalisation_beside(file)
+    return settings if found is None else replace(settings, mean=found[0], std=found[1])
 
 
 def _of_config(content: dict[str, Any]) -> Settings:
