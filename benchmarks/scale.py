@@ -5,12 +5,15 @@
     python -m benchmarks.scale processes --images 400 --most 2
     python -m benchmarks.scale ray --images 10000
     python -m benchmarks.scale ray-memory --counts 1000 100000
+    python -m benchmarks.scale ray-weights --most 4
     python -m benchmarks.scale kills --images 10000
 
 `names` lists names that no file has, cuts them into shards and looks them up among those that are done. `memory` runs
 `predict`, `merge` and `summarize` on links to one small image, with a scorer that does nothing. `processes` and `ray`
 score small generated images with micro, and give images per second and their ratio to one process. `ray-memory` gives
-the peak memory of the process that lists and writes, and of the actor that scores (on Linux). `kills` is the test
+the peak memory of the process that lists and writes, and of the actor that scores (on Linux). `ray-weights` gives what
+the actors of one node read from the disk to load a ViT-B/32 with random weights, and how much of it they share, for a
+file of float32 and one of float16 (on Linux); before, the system drops the file from memory. `kills` is the test
 of tests/test_distributed.py with more images: a node and twice the driver are killed, and the rows are compared with
 those of `predict`. Each line of the output is a measurement as JSON.
 """
@@ -258,7 +261,7 @@ def memory_on_ray(count: int) -> None:
 
     @contextmanager
     def watched(title: str, total: int | None) -> Iterator[Callable[[], None]]:
-        yield lambda: peaks.update(actor=max(peaks["actor"], *map(peak_mb_of, actors())))
+        yield lambda: peaks.update(actor=max(peaks["actor"], *map(peak_mb_of, actor_processes())))
 
     with tempfile.TemporaryDirectory() as folder:
         images = make_links(Path(folder, "images"), count)
@@ -275,7 +278,7 @@ def memory_on_ray(count: int) -> None:
         )
 
 
-def actors() -> Iterator[Path]:
+def actor_processes() -> Iterator[Path]:
     """Yield the processes of actors, as Linux lists them."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -289,6 +292,76 @@ def peak_mb_of(process: Path) -> float:
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) / 1024
     return 0.0
+
+
+def weights_on_ray(actors: int, precision: str) -> None:
+    import ray
+    from safetensors.torch import save_file
+
+    from anomalyclip import DetectorSpec
+    from anomalyclip.benchmark import ARCHITECTURES, random_model
+    from anomalyclip.distributed import Cluster, predict
+
+    fullest: list[dict[str, float]] = []
+
+    @contextmanager
+    def watched(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+        drop(weights)  # as on a node that has not read it yet
+        yield look
+
+    def look() -> None:
+        """Keep what is found while most actors have the model: they drop it when nothing is left to score."""
+        nonlocal fullest
+        with suppress(OSError):  # one has just ended
+            now = [memory_of(process, weights) for process in actor_processes()]
+            fullest = max(fullest, now, key=lambda found: sum(each["resident_mb"] for each in found))
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights, prompts = Path(folder, "weights.safetensors"), Path(folder, "prompts.safetensors")
+        clip, learned = random_model(ARCHITECTURES["ViT-B-32"])
+        save_file((clip if precision == "float32" else clip.half()).state_dict(), weights)
+        learned.save(prompts)
+        spec = DetectorSpec(backbone=os.fspath(weights), prompts=os.fspath(prompts), image_size=224)
+        images = make_images(Path(folder, "images"), 40 * actors)
+        ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False)
+        predict(images, spec, Path(folder, "out"), cluster=Cluster("auto"), track=watched)
+        file_mb, read = weights.stat().st_size / 1e6, sum(each["from_disk_mb"] for each in fullest)
+        say(what="ray, all actors", precision=precision, file_mb=file_mb, from_disk_mb=read)
+        for each in fullest:
+            say(what="ray, an actor", **each)
+
+
+def drop(file: Path) -> None:
+    """Have the system forget what it keeps of a file in memory."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_mb(process: str) -> float:
+    """Return what a process has read from the disk, and not from the memory."""
+    lines = Path("/proc", process, "io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes")) / 1e6
+
+
+def memory_of(process: Path, file: Path) -> dict[str, float]:
+    """Return what a process has in memory, all and of a file; its share: what n processes have in common counts 1/n."""
+    sums = {"Rss": 0, "Pss": 0, "file Rss": 0, "file Pss": 0}
+    is_file = False
+    for line in (process / "smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("Rss", "Pss"):
+            for kind in (name, f"file {name}") if is_file else (name,):
+                sums[kind] += int(value.split()[0]) * 1024
+        elif "-" in name.split(" ", 1)[0]:  # a new mapping
+            is_file = line.endswith(os.fspath(file))
+    return {
+        "from_disk_mb": read_mb(process.name),
+        "resident_mb": sums["Rss"] / 1e6,
+        "share_mb": sums["Pss"] / 1e6,
+        "resident_of_the_file_mb": sums["file Rss"] / 1e6,
+        "share_of_the_file_mb": sums["file Pss"] / 1e6,
+    }
 
 
 def kills(images: int) -> None:
@@ -346,7 +419,7 @@ def written(out: Path) -> int:
     return sum(pyarrow.parquet.read_metadata(path).num_rows for path in out.glob("part-*.parquet"))
 
 
-TASKS = ("names", "memory", "processes", "ray", "ray-memory", "kills")
+TASKS = ("names", "memory", "processes", "ray", "ray-memory", "ray-weights", "kills")
 ALONE = {"_names": names, "_memory": memory, "_ray-memory": memory_on_ray}
 """Those that have a process of their own for each count."""
 
@@ -355,7 +428,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=[*TASKS, *ALONE])
+    parser.add_argument("what", choices=[*TASKS, *ALONE, "_float32", "_float16"])
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--images", type=int, default=400)
@@ -367,6 +440,11 @@ def main() -> None:
     elif given.what in ("memory", "ray-memory"):
         for count in given.counts:
             alone(given.what, "--count", count)
+    elif given.what == "ray-weights":
+        for precision in ("float32", "float16"):
+            alone(precision, "--most", given.most)
+    elif given.what in ("_float32", "_float16"):
+        weights_on_ray(given.most, given.what[1:])
     elif given.what in ALONE:
         ALONE[given.what](given.count)
     elif given.what == "processes":

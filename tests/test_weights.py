@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anomalyclip.clip.backbone import load_clip
 from anomalyclip.clip.weights import Weights, fingerprint, read_weights, save_weights
 from anomalyclip.errors import AnomalyCLIPError
 from tests import clip_forms as forms
@@ -256,6 +258,20 @@ def test_a_shard_that_is_not_there_is_named(state: State, tmp_path: Path) -> Non
 
 
 # --- writing and identity -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what a process has mapped")
+def test_weights_in_float32_are_used_where_the_file_is_mapped_so_that_processes_share_them(
+    state: State, tmp_path: Path
+) -> None:
+    path = forms.own_file({name: tensor.float() for name, tensor in state.items()}, tmp_path)
+    weights = list(load_clip(path).parameters())
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split()[0].split("-") for line in lines if line.endswith(str(path))]
+    places = [range(int(start, 16), int(end, 16)) for start, end in mapped]
+
+    assert len(weights) > 50
+    assert all(any(weight.data_ptr() in place for place in places) for weight in weights)
 
 
 def test_saving_over_the_file_that_is_mapped_keeps_both_whole(state: State, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@
 ``--root``, a data set with masks is also measured at every checkpoint.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from recipes.micro.album import load_album
 from recipes.micro.captions import write_tokenizer
 from recipes.micro.data import ALBUM, draw_pair, resized_mask
 from recipes.micro.evaluate import Product, from_folder
-from recipes.micro.train import USED_SIZE, Scenes, Texts, Training, train
+from recipes.micro.train import USED_SIZE, Scenes, Texts, Training, run_parser, train
 from recipes.micro.views import CATEGORY_OF
 from torch import Tensor
 
@@ -129,15 +128,10 @@ def _product(pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> Pr
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train on, or resume from the last checkpoint."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("run", type=Path)
+    parser = run_parser(__doc__)
     parser.add_argument(
         "--root", type=Path, help="a data set with masks that is measured at every checkpoint"
     )
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     config = read_config()

@@ -428,17 +428,23 @@ def train(
             began, sums, counted = time.perf_counter(), {}, 0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, or resume from the last checkpoint."""
+def run_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every training needs: scenes, the folder of the run, and threads."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cache", type=Path)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, or resume from the last checkpoint."""
+    parser = run_parser(__doc__)
     parser.add_argument(
         "--steps", type=int, help="number of steps of a pilot run, instead of the configuration's"
     )
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     config = read_config()
