@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from anomalyclip import AnomalyCLIPError, Detector, DetectorSpec
-from anomalyclip.serve.wanted import FIELDS
 from tests.browsing import chromium, drop, opened, scored
 from tests.serving import BOUNDARY, CRACK, FORM, GOOD, form, part
 from tests.videos import write_video
@@ -448,28 +447,3 @@ def test_the_files_of_a_form_leave_memory_with_it_and_do_not_wait_for_the_garbag
         assert left() is None
     finally:
         gc.enable()
-
-
-def test_answers_are_what_openapi_says(running):
-    from anomalyclip.serve import schemas
-
-    described = running.get("/openapi.json").json
-    ok = described["paths"]["/v1/predict"]["post"]["responses"]["200"]
-    assert ok["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/PredictionsOut"}
-    form_body = described["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert set(form_body["schema"]["properties"]) == {"files", *FIELDS}
-    sent = [("a.jpg", CRACK.read_bytes()), ("b.jpg", b"x")]
-    for kind in ("none", "png", "npy", "rle"):
-        answer = running.send("/v1/predict", sent, map=kind, preview="1")
-        schemas.PredictionsOut.model_validate(answer.json)
-    schemas.ModelsOut.model_validate(running.get("/v1/models").json)
-    schemas.ErrorOut.model_validate(running.get("/nothing").json)
-    memory = running.send("/v1/memories", sent).json
-    schemas.MemoryOut.model_validate(memory)
-    compared = running.predict(CRACK, model=memory["id"]).json
-    schemas.PredictionsOut.model_validate(compared)
-    assert compared["predictions"][0]["nearest"]["reference"] == "a.jpg"
-    schemas.CalibrationOut.model_validate(running.send("/v1/calibrate", sent).json)
-    job = running.send("/v1/jobs", sent).json
-    schemas.JobOut.model_validate(job)
-    assert running.ask("DELETE", f"/v1/jobs/{job['id']}").status == 204

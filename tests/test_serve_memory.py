@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from anomalyclip import DetectorSpec
+from tests.asgi import answered, living
 from tests.serving import CRACK, FORM, form
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
@@ -90,48 +91,24 @@ def without_the_collector(monkeypatch):
     gc.enable()
 
 
-async def answered(app, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None):
-    """Status and body of an answer; the caller stays until it is there."""
-    raw = [
-        (name.encode(), value.encode()) for name, value in {"host": "localhost", **(headers or {})}.items()
-    ]
-    scope = {"type": "http", "method": method, "path": path, "headers": raw, "query_string": b""}
-    sent, stays = [{"type": "http.request", "body": body}], asyncio.Event()
-    said: list[dict] = []
-
-    async def receive():
-        return sent.pop() if sent else await stays.wait()
-
-    async def send(message):
-        said.append(message)
-
-    await app(scope, receive, send)
-    return said[0]["status"], b"".join(message.get("body", b"") for message in said[1:])
-
-
 async def served(app, requests) -> list[int]:
     """Statuses of answers; jobs are waited for, and the service is stopped at the end."""
-    steps: asyncio.Queue = asyncio.Queue()
-    said: asyncio.Queue = asyncio.Queue()
-    life = asyncio.create_task(app({"type": "lifespan"}, steps.get, said.put))
-    await steps.put({"type": "lifespan.startup"})
-    assert (await said.get())["type"] == "lifespan.startup.complete"
     statuses = []
-    for path, (body, headers), _ in requests:
-        status, content = await answered(app, "POST", path, body, headers)
-        statuses.append(status)
-        if status == 202:
-            await job_over(app, f"/v1/jobs/{json.loads(content)['id']}")
-    await steps.put({"type": "lifespan.shutdown"})
-    await life
+    async with living(app):
+        for path, (body, headers), _ in requests:
+            answer = await answered(app, "POST", path, body, headers)
+            statuses.append(answer.status)
+            if answer.status == 202:
+                await job_over(app, f"/v1/jobs/{answer.json['id']}")
+            del answer
     return statuses
 
 
 async def job_over(app, path: str) -> None:
     """Wait until a job is over, and forget it."""
-    while json.loads((await answered(app, "GET", path))[1])["state"] != "done":
+    while (await answered(app, "GET", path)).json["state"] != "done":
         await asyncio.sleep(0)
-    assert (await answered(app, "DELETE", path))[0] == 204
+    assert (await answered(app, "DELETE", path)).status == 204
 
 
 def test_no_file_and_no_picture_stays_whether_a_request_is_answered_or_refused(detector):

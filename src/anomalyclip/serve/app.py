@@ -21,6 +21,7 @@ from anomalyclip.serve.bodies import ClientGoneError
 from anomalyclip.serve.guard import GONE, Guard
 from anomalyclip.serve.measures import Measures
 from anomalyclip.serve.models import Models
+from anomalyclip.serve.openapi import describing
 from anomalyclip.serve.refusals import Refusal, without_frames
 from anomalyclip.serve.service import Service, refusal_of, service_of
 from anomalyclip.serve.settings import ServeSettings
@@ -72,8 +73,10 @@ def build(detector: Detector, settings: ServeSettings) -> Guard:
         app.include_router(routes.router)
     _add_page(app)
     _add_errors(app)
+    key = settings.key()
+    app.openapi = describing(app, has_key=key is not None)  # type: ignore[method-assign]
     hosts: Sequence[str] = settings.allowed_host or ()
-    return Guard(app, key=settings.key(), hosts=[*hosts, settings.host], measures=measures)
+    return Guard(app, key=key, hosts=[*hosts, settings.host], measures=measures)
 
 
 def _add_page(app: FastAPI) -> None:

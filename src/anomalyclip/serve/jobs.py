@@ -16,8 +16,9 @@ from starlette.responses import Response
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.files import staging
 from anomalyclip.serve.bodies import Held, JobLimits, Lease, read_form
+from anomalyclip.serve.openapi import ANYWHERE, SCORING, refused
 from anomalyclip.serve.refusals import Refusal, without_folders, without_frames
-from anomalyclip.serve.schemas import REFUSED, JobOut, takes
+from anomalyclip.serve.schemas import JobOut, takes
 from anomalyclip.serve.scoring import Entries
 from anomalyclip.serve.service import Service, service_of
 from anomalyclip.serve.uploads import Sent, Upload
@@ -25,12 +26,21 @@ from anomalyclip.serve.v1 import detector_for
 from anomalyclip.serve.wanted import FIELDS, Wanted
 from anomalyclip.serve.worker import Ticket
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=REFUSED)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=refused(*ANYWHERE))
 
 log = logging.getLogger("anomalyclip.serve")
 
 _LINES = 1000
 """Results in an answer at most."""
+
+
+_RESULTS: dict[str, Any] = {
+    "description": "A line of JSON for each image, as in the predictions of `/v1/predict`.",
+    "headers": {
+        "x-next-offset": {"schema": {"type": "integer"}, "description": "More may follow from here on."}
+    },
+    "content": {"application/x-ndjson": {"schema": {"$ref": "#/components/schemas/EntryOut"}}},
+}
 
 
 class JobEntries(Entries):
@@ -189,7 +199,9 @@ def _jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-@router.post("", status_code=202, response_model=JobOut, openapi_extra=takes(*FIELDS))
+@router.post(
+    "", status_code=202, response_model=JobOut, responses=refused(*SCORING), openapi_extra=takes(*FIELDS)
+)
 async def start(request: Request) -> Response:
     """Start a job: a form with many `files`, and the fields of `/v1/predict`."""
     service, jobs = service_of(request), _jobs_of(request)
@@ -232,13 +244,13 @@ async def _started(
     return job
 
 
-@router.get("/{id}", response_model=JobOut)
+@router.get("/{id}", response_model=JobOut, responses=refused(404))
 async def status(id: str, request: Request) -> dict[str, Any]:
     """Return the state of a job: queued, running, done or failed, and how far it is."""
     return _jobs_of(request)[id].describe()
 
 
-@router.get("/{id}/results")
+@router.get("/{id}/results", response_class=Response, responses={200: _RESULTS, **refused(404, 422)})
 async def results(id: str, request: Request, offset: int = 0, limit: int = _LINES) -> Response:
     """Return results as JSON lines, in the order of the images, from `offset` on.
 
@@ -257,7 +269,7 @@ async def results(id: str, request: Request, offset: int = 0, limit: int = _LINE
     return Response(b"".join(found), media_type="application/x-ndjson", headers=headers)
 
 
-@router.delete("/{id}", status_code=204)
+@router.delete("/{id}", status_code=204, responses=refused(404))
 async def cancel(id: str, request: Request) -> Response:
     """Cancel a job, and forget its files and results."""
     _jobs_of(request).forget(id)

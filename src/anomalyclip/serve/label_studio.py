@@ -23,13 +23,17 @@ from starlette.responses import Response
 from anomalyclip.prediction import Prediction, Region
 from anomalyclip.serve.bodies import from_base64, read_json
 from anomalyclip.serve.brush import brush
+from anomalyclip.serve.openapi import ANYWHERE, UPLOADING, refused
 from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.schemas import takes_json
 from anomalyclip.serve.service import service_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, Upload, shown_name
 from anomalyclip.serve.wanted import Wanted
 
-router = APIRouter(tags=["Label Studio"])
+router = APIRouter(tags=["Label Studio"], responses=refused(*ANYWHERE))
+
+_TAKES: dict[str, Any] = {"responses": refused(*UPLOADING), "openapi_extra": takes_json()}
 
 _CONTROLS = ("BrushLabels", "RectangleLabels")
 _ANOMALOUS = re.compile(r"anomal|defect|abnormal|damage|fault", re.IGNORECASE)
@@ -101,7 +105,7 @@ async def health(request: Request) -> dict[str, Any]:
     return {"status": "UP" if service_of(request).ready else "LOADING", "model_class": "AnomalyCLIP"}
 
 
-@router.post("/setup")
+@router.post("/setup", **_TAKES)
 async def setup(request: Request) -> dict[str, Any]:
     """Check the labelling interface of a project (`schema`)."""
     service = service_of(request)
@@ -112,7 +116,7 @@ async def setup(request: Request) -> dict[str, Any]:
     return {"model_version": service.models.own.describe()["title"]}
 
 
-@router.post("/webhook")
+@router.post("/webhook", **_TAKES)
 async def webhook(request: Request) -> dict[str, Any]:
     """Take notice of an event; nothing is learned from it."""
     service = service_of(request)
@@ -121,7 +125,7 @@ async def webhook(request: Request) -> dict[str, Any]:
     return {"status": "ok", "message": "nothing is learned from annotations"}
 
 
-@router.post("/predict")
+@router.post("/predict", responses=refused(*UPLOADING, 503), openapi_extra=takes_json())
 async def predict(request: Request) -> Response:
     """Prelabel tasks: a brush mask and boxes for each, and the score. Regions need a threshold."""
     service = service_of(request)

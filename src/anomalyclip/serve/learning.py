@@ -17,8 +17,9 @@ from anomalyclip.errors import AnomalyCLIPError, InputError
 from anomalyclip.prediction import Prediction, Threshold
 from anomalyclip.serve.bodies import Form, read_form
 from anomalyclip.serve.models import Served, with_threshold
+from anomalyclip.serve.openapi import SCORING, refused
 from anomalyclip.serve.refusals import Refusal
-from anomalyclip.serve.schemas import REFUSED, CalibrationOut, MemoryOut, takes
+from anomalyclip.serve.schemas import CalibrationOut, FailedMemoryOut, MemoryOut, takes
 from anomalyclip.serve.scoring import check_tiles
 from anomalyclip.serve.service import Service, refusal_of, service_of
 from anomalyclip.serve.settings import ServeSettings
@@ -26,10 +27,16 @@ from anomalyclip.serve.uploads import Sent, images_of
 from anomalyclip.serve.wanted import Wanted, share, truth
 from anomalyclip.serve.worker import Worker
 
-router = APIRouter(prefix="/v1", tags=["learning"], responses=REFUSED)
+router = APIRouter(prefix="/v1", tags=["learning"], responses=refused(*SCORING))
 
 
-@router.post("/memories", status_code=201, response_model=MemoryOut, openapi_extra=takes("model", "augment"))
+@router.post(
+    "/memories",
+    status_code=201,
+    response_model=MemoryOut,
+    responses=refused(422, form=FailedMemoryOut),
+    openapi_extra=takes("model", "augment"),
+)
 async def remember(request: Request) -> Response:
     """Make a model that compares images with flawless ones (few-shot).
 

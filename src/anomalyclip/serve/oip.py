@@ -26,13 +26,33 @@ import anomalyclip
 from anomalyclip.prediction import Prediction
 from anomalyclip.serve.bodies import as_object, beside, from_base64, whole
 from anomalyclip.serve.models import Served
+from anomalyclip.serve.openapi import ANYWHERE, SCORING, refused
 from anomalyclip.serve.refusals import Refusal
+from anomalyclip.serve.schemas import ProtocolErrorOut, takes_json
 from anomalyclip.serve.service import service_of
 from anomalyclip.serve.settings import ServeSettings
 from anomalyclip.serve.uploads import Sent, Upload
 from anomalyclip.serve.wanted import Wanted
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(
+    prefix="/v2", tags=["Open Inference Protocol"], responses=refused(*ANYWHERE, form=ProtocolErrorOut)
+)
+
+_MISSING = refused(404, form=ProtocolErrorOut)
+_INFERS: dict[str, Any] = {
+    "responses": {
+        200: {
+            "description": "The outputs.",
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        **refused(*SCORING, form=ProtocolErrorOut),
+    },
+    "response_class": Response,
+    "openapi_extra": takes_json(),
+}
 
 _VERSION = "1"
 _HEADER = "inference-header-content-length"
@@ -51,15 +71,15 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", responses={503: {"description": "It is not warm yet."}})
 async def ready(request: Request) -> Response:
     """Say whether the service's own model is warm: 200, or 503."""
     is_ready = service_of(request).ready
     return Response(json.dumps({"ready": is_ready}), 200 if is_ready else 503, media_type="application/json")
 
 
-@router.get("/models/{model}")
-@router.get("/models/{model}/versions/{version}")
+@router.get("/models/{model}", responses=_MISSING)
+@router.get("/models/{model}/versions/{version}", responses=_MISSING)
 async def describe(model: str, request: Request, version: str = _VERSION) -> dict[str, Any]:
     """Describe a model: its inputs and outputs."""
     served = _model(request, model, version)
@@ -76,15 +96,15 @@ async def describe(model: str, request: Request, version: str = _VERSION) -> dic
     }
 
 
-@router.get("/models/{model}/ready")
-@router.get("/models/{model}/versions/{version}/ready")
+@router.get("/models/{model}/ready", responses=_MISSING)
+@router.get("/models/{model}/versions/{version}/ready", responses=_MISSING)
 async def model_ready(model: str, request: Request, version: str = _VERSION) -> dict[str, Any]:
     """Say that a model is ready."""
     return {"name": _model(request, model, version).id, "ready": True}
 
 
-@router.post("/models/{model}/infer")
-@router.post("/models/{model}/versions/{version}/infer")
+@router.post("/models/{model}/infer", **_INFERS)
+@router.post("/models/{model}/versions/{version}/infer", **_INFERS)
 async def infer(model: str, request: Request, version: str = _VERSION) -> Response:
     """Score a batch of images."""
     service, served = service_of(request), _model(request, model, version)

@@ -82,10 +82,23 @@ class ErrorAbout(_Answer):
     request_id: str
 
 
-class ErrorOut(BaseModel):
-    """An error; with the predictions if every image of a request failed."""
+class ErrorOut(_Answer):
+    """An error."""
 
     error: ErrorAbout
+
+
+class FailedPredictionsOut(ErrorOut):
+    """An error; with the model and the predictions if every image of the request failed."""
+
+    model: str | None = None
+    predictions: list[EntryOut] = []
+
+
+class ProtocolErrorOut(_Answer):
+    """An error in the form of the Open Inference Protocol."""
+
+    error: str
 
 
 class ThresholdOut(_Answer):
@@ -151,6 +164,12 @@ class FailedOut(_Answer):
     error: str
 
 
+class FailedMemoryOut(ErrorOut):
+    """An error; with the files that could not be used."""
+
+    failed: list[FailedOut] = []
+
+
 class MemoryOut(ModelOut):
     """The new model, and the files that could not be used."""
 
@@ -182,9 +201,6 @@ class JobOut(_Answer):
     error: str | None
 
 
-REFUSED: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorOut}, "5XX": {"model": ErrorOut}}
-"""Answers of every route that is no success."""
-
 _KINDS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "Id of a model. Default: the service's own."},
     "threshold": {"type": "number", "minimum": 0, "maximum": 1},
@@ -211,11 +227,14 @@ def takes(*fields: str) -> dict[str, Any]:
     """
     given = {name: _KINDS[name] for name in fields}
     binary = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    image = {
+    data = {"type": "string", "format": "byte"}
+    named = {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "data": {"type": "string", "format": "byte"}},
+        "properties": {"name": {"type": "string"}, "data": data},
         "required": ["data"],
+        "additionalProperties": False,
     }
+    image = {"anyOf": [named, data]}
     bodies = {
         "multipart/form-data": {"files": binary},
         "application/json": {"images": {"type": "array", "items": image}},
@@ -224,4 +243,10 @@ def takes(*fields: str) -> dict[str, Any]:
         kind: {"schema": {"type": "object", "properties": {**files, **given}}}
         for kind, files in bodies.items()
     }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def takes_json(schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the part of OpenAPI that describes the body of a route that takes a JSON object."""
+    content = {"application/json": {"schema": {"type": "object", **(schema or {})}}}
     return {"requestBody": {"required": True, "content": content}}

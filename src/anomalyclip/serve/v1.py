@@ -1,41 +1,54 @@
 """REST, version 1: ``/v1/predict`` and ``/v1/models``."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import APIRouter, Request
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from anomalyclip.detector import Detector
 from anomalyclip.prediction import Threshold
 from anomalyclip.serve.bodies import read_form, read_json
 from anomalyclip.serve.models import CHOOSABLE, Served, with_threshold
+from anomalyclip.serve.openapi import ANYWHERE, SCORING, UPLOADING, refused
 from anomalyclip.serve.refusals import Refusal, error_content
-from anomalyclip.serve.schemas import REFUSED, ModelOut, ModelsOut, PredictionsOut, takes
+from anomalyclip.serve.schemas import (
+    FailedPredictionsOut,
+    ModelOut,
+    ModelsOut,
+    PredictionsOut,
+    takes,
+    takes_json,
+)
 from anomalyclip.serve.service import service_of
 from anomalyclip.serve.wanted import FIELDS, Wanted
+from anomalyclip.spec import DetectorSpec
 
-router = APIRouter(prefix="/v1", tags=["models"], responses=REFUSED)
+router = APIRouter(prefix="/v1", tags=["models"], responses=refused(*ANYWHERE))
 
 _FEW = 8
 """Entries without maps that are written at once."""
 
-_CHOICE: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {name: {} for name in (*CHOOSABLE, "threshold")},
-                    "additionalProperties": False,
-                }
-            }
-        },
-    }
+_HINTS = get_type_hints(DetectorSpec)
+
+_CHOICE = {
+    "properties": {
+        **{name: TypeAdapter(_HINTS[name]).json_schema() for name in CHOOSABLE},
+        "threshold": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+    },
+    "additionalProperties": False,
 }
 
+_UNSCORED = dict.fromkeys((413, 415, 422), FailedPredictionsOut)
+"""What these statuses of ``/v1/predict`` have besides the error."""
 
-@router.post("/predict", response_model=PredictionsOut, openapi_extra=takes(*FIELDS))
+
+@router.post(
+    "/predict",
+    response_model=PredictionsOut,
+    responses=refused(*SCORING, more=_UNSCORED),
+    openapi_extra=takes(*FIELDS),
+)
 async def predict(request: Request) -> Response:
     """Score images: a form with `files`, or JSON with `images` as base64.
 
@@ -85,7 +98,13 @@ async def models(request: Request) -> dict[str, Any]:
     return {"models": [served.describe() for served in kept.all()], "offers": kept.offers()}
 
 
-@router.post("/models", status_code=201, response_model=ModelOut, openapi_extra=_CHOICE)
+@router.post(
+    "/models",
+    status_code=201,
+    response_model=ModelOut,
+    responses={200: {"model": ModelOut, "description": "It was here already."}, **refused(*UPLOADING, 503)},
+    openapi_extra=takes_json(_CHOICE),
+)
 async def choose(request: Request) -> Response:
     """Make a model: a JSON object with some of backbone, method, prompts, normal, abnormal, ... and threshold."""
     service = service_of(request)
@@ -104,7 +123,7 @@ async def choose(request: Request) -> Response:
     return await service.json(service.models.add(detector).describe(), 201)
 
 
-@router.delete("/models/{id}", status_code=204)
+@router.delete("/models/{id}", status_code=204, responses=refused(404, 409))
 async def forget(id: str, request: Request) -> Response:
     """Forget a model that was made here."""
     service_of(request).models.forget(id)
