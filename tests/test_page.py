@@ -298,6 +298,15 @@ def test_many_pictures_are_gone_through_by_keys(page):
     page.keyboard.type("linen")
     page.wait_for_selector("#shown:text('1 of 4 pictures')")
     page.keyboard.press("Escape")
+    rows = {}
+    for only in (False, True):
+        page.click("#downloads")
+        page.set_checked("#only-shown", only)
+        table = downloaded(page, "csv").decode()
+        rows[only] = [row["image_path"] for row in csv.DictReader(io.StringIO(table))]
+        page.keyboard.press("Escape")
+    assert len(rows[False]) == 4
+    assert rows[True] == [CUT.name]
 
 
 # ---- what is not as usual

@@ -298,6 +298,7 @@ def test_what_callers_may_choose_is_on_this_machine_already():
     exported = Detector(own.scorer, spec=DetectorSpec(model="micro.onnx"))
     models = Models(exported, most=1, offered=("ViT-B-32",))
     assert models.offers()["backbones"] == ["ViT-B-32", "micro"]
+    assert [one.own.describe()["exported"] for one in (models, Models(own, most=1))] == [True, False]
     assert Models(exported, most=1).chosen({"method": "words"}).backbone == "micro"
     with pytest.raises(AnomalyCLIPError, match="backbone 'ViT-L-14-336' is not offered here"):
         models.chosen({"backbone": "ViT-L-14-336"})

@@ -6,7 +6,7 @@ import pytest
 
 from anomalyclip import Detector, DetectorSpec, calibrate, fit, remember
 from anomalyclip.demo import PICTURES
-from tests.serving import CRACK, GOOD
+from tests.serving import CRACK, GOOD, service
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +47,16 @@ def test_a_memory_scores_as_fit_does_and_calibrates_by_leaving_each_reference_ou
     assert found.json["false_alarm_rate"] == expected.info["false_alarm_rate"]
     judged = running.predict(CRACK, model=found.json["model"]).json["predictions"][0]
     assert judged["threshold"] == found.json["threshold"]["score"]
+
+
+@pytest.mark.slow
+def test_a_service_that_runs_from_a_kept_file_makes_memories_too(tmp_path, few_shot):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    with service(tmp_path, "--engine", "onnx") as kept:
+        made = kept.send("/v1/memories", files(*GOODS))
+        assert made.status == 201
+        entry = kept.predict(CRACK, model=made.json["id"]).json["predictions"][0]
+    assert entry["pred_score"] == pytest.approx(few_shot.predict(CRACK).pred_score, abs=1e-4)
 
 
 def test_a_threshold_of_normal_images_is_the_one_that_calibrate_finds(running, detector):

@@ -61,12 +61,13 @@ async def _made(
 ) -> dict[str, Any]:
     """Return what is said of the new model."""
     from anomalyclip.fitting import fit
+    from anomalyclip.loading import in_pytorch
     from anomalyclip.remembering import remember
 
     flawless = Flawless(service.settings, served.detector)
 
     def fitted() -> Any:
-        detector = with_threshold(served.detector, None)  # it was made for other scores
+        detector = in_pytorch(with_threshold(served.detector, None))  # it was made for other scores
         images = service.worker.between(flawless.of(files))
         return remember(detector, fit(detector, images, augment=augment))
 

@@ -78,6 +78,7 @@ class Served:
             "tile": spec.tile,
             "options": {} if exported else _options(spec),
             "references": list(self.references),
+            "exported": exported,
             "needs_references": needs_references(self.detector),
             "threshold": threshold_content(self.detector.threshold),
             "loaded": True,

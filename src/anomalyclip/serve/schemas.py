@@ -126,6 +126,7 @@ class ModelOut(_Answer):
     options: dict[str, Any]
     """What else differs from the default of its method."""
     references: list[str]
+    exported: bool
     needs_references: bool
     threshold: ThresholdOut | None
     loaded: bool

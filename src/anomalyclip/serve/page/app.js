@@ -189,6 +189,9 @@ function openDownloads() {
   if (!done) return;
   const rest = waiting ? ` ${many(waiting, "picture")} still waiting.` : "";
   $("download-about").textContent = `${many(done, "picture")}, ${marked} marked, with the thresholds as they are now.${rest} Findings marked wrong are left out of COCO and Label Studio.`;
+  const some = state.view.filter((item) => item.status === "done").length;
+  $("only").hidden = some === 0 || some === done;
+  $("only").lastElementChild.textContent = `Only those that the filters show: ${some.toLocaleString("en")} of ${done.toLocaleString("en")}`;
   $("download-message").textContent = "";
   $("download-message").className = "message-line";
   if (!$("download").open) $("download").showModal();
@@ -200,7 +203,8 @@ for (const button of document.querySelectorAll("[data-kind]")) {
     for (const one of buttons) one.disabled = true;
     line.className = "message-line busy";
     try {
-      const name = await download(button.dataset.kind, (text) => { line.textContent = text; });
+      const filtered = $("only-shown").checked && !$("only").hidden;
+      const name = await download(button.dataset.kind, (text) => { line.textContent = text; }, { filtered });
       [line.textContent, line.className] = [`${name} is in your downloads.`, "message-line good"];
     } catch (error) {
       [line.textContent, line.className] = [error.message, "message-line bad"];

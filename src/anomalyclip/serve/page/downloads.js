@@ -8,7 +8,8 @@ import { Zip } from "./zip.js";
 
 const HEATMAP_SIDE = 2048;
 
-const done = () => state.items.filter((item) => item.status === "done").sort((a, b) => a.id - b.id);
+let onlyShown = false;
+const done = () => (onlyShown ? state.view : state.items).filter((item) => item.status === "done").sort((a, b) => a.id - b.id);
 
 // One picture as a line of predictions.jsonl, with the thresholds of the page, and marks.
 export async function recordOf(item, map = null) {
@@ -168,9 +169,10 @@ const MADE = {
   zip: ["anomalyclip.zip", "application/zip", zipOf],
 };
 
-// Make a file and have the browser save it; `tell` is called with how far it is.
-export async function download(kind, tell) {
+// Make a file and have the browser save it; `tell` is called with how far it is. `filtered`: only of what the filters show.
+export async function download(kind, tell, { filtered = false } = {}) {
   const [name, type, content] = MADE[kind];
+  onlyShown = filtered;
   const made = await content(tell);
   const url = URL.createObjectURL(made instanceof Blob ? made : new Blob([made], { type }));
   const link = Object.assign(document.createElement("a"), { href: url, download: name });

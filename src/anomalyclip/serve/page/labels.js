@@ -20,8 +20,7 @@ const few = (texts) => `“${texts[0]}”${texts.length > 1 ? ` and ${texts.leng
 
 // Method, backbone, words, class and references of a model in one line; without its threshold.
 export function labelOf(model) {
-  const named = model.backbone && (model.id !== "default" || model.title.includes(model.backbone));
-  const parts = named ? [methodOf(model.method), model.backbone] : [model.title];
+  const parts = model.exported ? [model.title] : [methodOf(model.method), model.backbone];
   if (model.prompts) parts.push(`prompts ${model.prompts}`);
   if (model.normal?.length) parts.push(`${few(model.normal)} or ${few(model.abnormal ?? [])}`);
   if (model.class_name) parts.push(`of “${model.class_name}”`);

@@ -6,8 +6,9 @@ import { askModel, formOf, made, OWN, troubleOf } from "./recipes.js";
 import { scoreAgain } from "./scoring.js";
 import { shown, state } from "./state.js";
 
-const THUMBNAILS = 24;
+const FEW = 24;
 let own = null, models = [], offers = null, references = [], busy = false;
+let few = FEW, drawn = null; // how many flawless pictures are shown, and of which list
 
 export function buildModels() {
   $("model-choice").addEventListener("change", ({ target }) => use(models[target.selectedIndex]));
@@ -190,14 +191,23 @@ function thumbnail(file) {
   return make("li", {}, image, away);
 }
 
-let drawn = [];
+function moreButton(count) {
+  const button = make("button", { type: "button", className: "quiet", textContent: `Show ${count} more` }), before = few;
+  button.addEventListener("click", () => {
+    few += 4 * FEW;
+    drawn = null;
+    showReferences();
+    $("reference-list").querySelectorAll("button")[before].focus();
+  });
+  return button;
+}
 
 function showReferences() {
   const { model } = state, count = references.length, inUse = model?.references?.length ?? 0;
-  if (drawn.length !== count || references.some((file, i) => file !== drawn[i])) {
-    $("reference-list").replaceChildren(...references.slice(0, THUMBNAILS).map(thumbnail));
-    if (count > THUMBNAILS) $("reference-list").append(make("li", { className: "more", textContent: `and ${count - THUMBNAILS} more` }));
-    drawn = [...references];
+  if (drawn !== references) {
+    $("reference-list").replaceChildren(...references.slice(0, few).map(thumbnail));
+    if (count > few) $("reference-list").append(make("li", {}, moreButton(count - few)));
+    drawn = references;
   }
   const used = model?.recipe?.references ?? [], same = used.length === count && references.every((file) => used.includes(file));
   $("clear-references").hidden = count < 2;
@@ -226,6 +236,7 @@ function toldOf(model) {
 const without = (failed) => (failed?.length ? ` ${many(failed.length, "file")} could not be used: ${failed.map((one) => one.error).slice(0, 3).join("; ")}.` : "");
 
 async function compare(recipe) {
+  if (!recipe.choices && own.exported) throw new Error(`The service was started with the exported file ${own.title}, which cannot be given flawless pictures. Make another model first.`);
   const { failed, ...model } = await made(recipe);
   const used = ({ name }) => model.references.includes(name) || !failed.some((one) => one.name === name);
   references = references.filter(used);
@@ -241,6 +252,7 @@ async function stopComparing() {
   if (plain.needs_references || (plain.id === OWN && own.needs_references)) plain = own;
   if (plain === state.model || plain.needs_references) throw new Error(`${methodOf(state.model.method)} only compares with flawless pictures: make another model to score without them.`);
   adopt({ ...plain, recipe });
+  if (plain === own && own.references.length) return `Pictures are compared with the ${many(own.references.length, "flawless picture")} that the service was started with.`;
   return "Pictures are not compared with flawless ones any more. Those that you chose stay in the list.";
 }
 
