@@ -276,6 +276,7 @@ def test_models_that_differ_are_described_apart(running):
         "tile": None,
         "options": {"sigma": 2.0},
         "references": [],
+        "exported": False,
         "threshold": {"score": 0.25, "pixel": 0.25, "origin": "given", "says": []},
         "needs_references": False,
         "loaded": True,

@@ -24,6 +24,7 @@ export function labelOf(model) {
   if (model.prompts) parts.push(`prompts ${model.prompts}`);
   if (model.normal?.length) parts.push(`${few(model.normal)} or ${few(model.abnormal ?? [])}`);
   if (model.class_name) parts.push(`of “${model.class_name}”`);
+  for (const [name, value] of Object.entries(model.options ?? {})) parts.push(`${name.replaceAll("_", " ")} ${value}`);
   if (model.tile) parts.push(`tiles of ${model.tile}`);
   const [first, ...others] = model.references ?? [];
   if (first !== undefined) parts.push(`${many(1 + others.length, "flawless picture")} (${first}${others.length ? ", …" : ""})`);

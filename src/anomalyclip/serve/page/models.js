@@ -37,7 +37,7 @@ export async function loadModels() {
   offers = answer.offers;
   own = Object.assign(own ?? {}, answer.models[0]);
   const known = new Map(models.map((one) => [one.id, one]));
-  const listed = [own, ...answer.models.slice(1).map((one) => known.get(one.id) ?? one)];
+  const listed = [own, ...answer.models.slice(1).map((one) => known.get(one.id) ?? { ...one, recipe: recipeOf(one) })];
   // Others are not there any more: what this page has made, it can make again.
   models = [...listed, ...models.filter((one) => !listed.includes(one) && (one.recipe || one === state.model))];
   if (state.model) state.model.lost = !listed.includes(state.model) && !state.model.recipe;
@@ -226,12 +226,17 @@ function choicesWithout(model) {
 }
 
 function toldOf(model) {
-  const content = { method: model.method };
+  const content = { method: model.method, ...model.options };
   for (const name of ["normal", "abnormal", "class_name", "tile"]) if (model[name] !== null) content[name] = model[name];
   if (offers.backbones.includes(model.backbone)) content.backbone = model.backbone;
   if (offers.prompts.includes(model.prompts)) content.prompts = model.prompts;
+  const isAlike = model.method === own.method && model.backbone === own.backbone && model.image_size === own.image_size;
+  if (!isAlike) content.image_size = model.image_size;
   return content;
 }
+
+// Of a model that was not made here: what it was made of is known, unless that includes pictures.
+const recipeOf = (model) => (model.references.length ? undefined : { choices: toldOf(model), references: [] });
 
 const without = (failed) => (failed?.length ? ` ${many(failed.length, "file")} could not be used: ${failed.map((one) => one.error).slice(0, 3).join("; ")}.` : "");
 

@@ -68,11 +68,11 @@ async function revived(model) {
   }
 }
 
-const lost = (model) => new ServiceError(`The service has forgotten the model “${labelOf(model)}”, and this page did not make it: choose another model.`, 404);
+const lost = (model) => new ServiceError(`The service has forgotten the model “${labelOf(model)}”, which compares with flawless pictures that this page does not have: choose another model.`, 404);
 
 // What is said above the pictures about the model in use; nothing if all is well.
 export function troubleOf(model) {
-  if (model?.lost) return "The service has forgotten this model to make room for others, and this page did not make it. Choose another one: all pictures are then scored again.";
+  if (model?.lost) return "The service has forgotten this model to make room for others. It compares with flawless pictures that this page does not have. Choose another one: all pictures are then scored again.";
   if (!model?.renewing) return "";
   const count = model.recipe.references.length, from = count ? ` from ${many(count, "flawless picture")}` : "";
   return `The service had forgotten this model to make room for others. It is being made again${from} …`;
