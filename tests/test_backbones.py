@@ -209,13 +209,16 @@ def test_a_convnext_of_dinov3_is_refused_by_name(name, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"blocks.0.mlp.w1.weight": None}, r"has no .*mlp\.c_gate\.weight"),
-        ({"blocks.1.mlp.w2.weight": torch.zeros(2, 128)}, r"c_fc\.weight has the shape \(2, 128\)"),
-        ({"blocks.1.attn.qkv.bias": None}, r"has no transformer\.resblocks\.1\.attn\.in_proj_bias"),
-        ({"pos_embed": torch.zeros(1, 17, 128)}, r"unexpected tensors: positional_embedding"),
+        ({"blocks.0.mlp.w1.weight": None}, r"has no blocks\.0\.mlp\.w1\.weight; expected all"),
+        (
+            {"blocks.1.mlp.w2.weight": torch.zeros(2, 128)},
+            r"blocks\.1\.mlp\.w2\.weight has the shape \(2, 128\)",
+        ),
+        ({"blocks.1.attn.qkv.bias": None}, r"has no blocks\.1\.attn\.qkv\.bias"),
+        ({"pos_embed": torch.zeros(1, 17, 128)}, r"unexpected tensors: pos_embed"),
         ({"rope_embed.periods": torch.zeros(16)}, r"16 periods; expected 16 positive numbers"),
         ({"rope_embed.periods": torch.ones(15)}, r"15 periods; expected 16 positive numbers"),
-        ({"rope_embed.periods": torch.ones(0)}, r"has no tensor positional_embedding"),
+        ({"rope_embed.periods": torch.ones(0)}, r"has no tensor pos_embed"),
     ],
 )
 def test_of_a_dinov3_too_the_tensor_that_is_wrong_is_named(changes, message, tmp_path):
@@ -381,13 +384,16 @@ def changed_state(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm__bias": None}, r"has no ln_post\.bias; expected .*DINOv2"),
-        ({"blocks__1__ls2__gamma": None}, r"has no transformer\.resblocks\.1\.ls_2"),
-        ({"blocks__1__extra": torch.zeros(2)}, r"unexpected tensors: transformer\.resblocks\.1\.extra"),
-        ({"blocks__0__mlp__w12__weight": torch.zeros(2)}, r"c_fc\.weight has the shape \(2,\)"),
+        ({"norm__bias": None}, r"has no norm\.bias; expected all tensors of the model"),
+        ({"blocks__1__ls2__gamma": None}, r"has no blocks\.1\.ls2\.gamma"),
+        ({"blocks__1__extra": torch.zeros(2)}, r"unexpected tensors: blocks\.1\.extra"),
+        (
+            {"blocks__0__mlp__fc1__weight": torch.zeros(2)},
+            r"blocks\.0\.mlp\.fc1\.weight has the shape \(2,\)",
+        ),
         ({"dist_token": torch.zeros(1, 1, 64)}, r"distilled DeiT.*use the plain one"),
-        ({"pos_embed": torch.zeros(1, 19, 64)}, r"positional_embedding has 19 rows; expected a square"),
-        ({"norm__bias": torch.zeros(5)}, r"ln_post\.bias has the shape \(5,\); expected \(64,\)"),
+        ({"pos_embed": torch.zeros(1, 19, 64)}, r"pos_embed has 19 rows; expected a square"),
+        ({"norm__bias": torch.zeros(5)}, r"norm\.bias has the shape \(5,\); expected \(64,\)"),
         ({"norm__bias": torch.zeros(64, dtype=torch.int64)}, r"is torch\.int64; expected floating-point"),
     ],
 )
@@ -395,6 +401,48 @@ def test_the_tensor_that_is_wrong_is_named(changes, message, tmp_path):
     torch.save(changed_state(**changes), tmp_path / "dinov2.pth")
     with pytest.raises(AnomalyCLIPError, match=rf"dinov2\.pth: .*{message}"):
         read_any(tmp_path / "dinov2.pth")
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "missing", "said"),
+    [
+        ("vit", "vit.", "encoder.layer.1.attention.attention.key.weight", None),
+        ("vit", "", "encoder.layer.0.layernorm_before.bias", None),
+        ("vit", "", "encoder.layer.1.output.dense.weight", None),
+        ("dinov2", "", "encoder.layer.1.norm2.bias", None),
+        ("dinov2", "", "encoder.layer.0.layer_scale2.lambda1", None),
+        ("dinov2", "dinov2.", "embeddings.position_embeddings", "has no tensor dinov2.embeddings"),
+        ("dinov2", "", "layernorm.weight", None),
+    ],
+)
+def test_a_missing_tensor_of_transformers_is_named_as_it_is_there(kind, prefix, missing, said, tmp_path):
+    folder = forms.transformers_folder(kind, tmp_path / "dino")
+    state = {prefix + name: one for name, one in forms.transformers_state(kind).items() if name != missing}
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(AnomalyCLIPError, match=re.escape(said or f"has no {prefix}{missing}; expected all")):
+        read(folder)
+
+
+def test_projections_that_do_not_belong_together_are_named(tmp_path):
+    folder, name = (
+        forms.transformers_folder("dinov2", tmp_path / "dino"),
+        "encoder.layer.0.attention.attention.",
+    )
+    state = forms.transformers_state("dinov2") | {f"{name}key.bias": torch.zeros(3)}
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(
+        AnomalyCLIPError, match=rf"has no {name}query\.bias or {name}key\.bias or .* right shape"
+    ):
+        read(folder)
+
+
+def test_a_part_of_a_gated_mlp_is_named_as_it_is_in_the_file():
+    names = ["blocks.0.mlp.w12.weight", "blocks.0.mlp.w3.weight"]
+    called = timm.called_in(names)
+    assert called("transformer.resblocks.1.mlp.c_gate.weight") == "blocks.1.mlp.w12.weight"
+    assert called("transformer.resblocks.1.mlp.c_fc.weight") == "blocks.1.mlp.w12.weight"
+    assert called("transformer.resblocks.1.mlp.c_proj.bias") == "blocks.1.mlp.w3.bias"
+    assert timm.called_in(["blocks.0.mlp.fc2.bias"])("ln_post.bias") == "norm.bias"
 
 
 def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path):
@@ -452,10 +500,25 @@ def test_arguments_in_timms_configuration_come_before_the_name(tmp_path):
     assert read(tmp_path).config.vision_heads == 2
 
 
+EXPECTED = r"expected the weights of DINOv3, DINOv2, DINO or a plain vision transformer .*, or of a CLIP"
+NO_BACKBONES = {
+    "empty.pth": Path.touch,
+    "photo.jpg": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0 no weights"),
+    "list.pth": lambda path: torch.save([1], path),
+    "folder": None,
+}
+
+
 def test_a_file_that_is_no_backbone_is_refused(tmp_path):
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(AnomalyCLIPError, match=r"other\.safetensors: has no tensor visual\.conv1\.weight"):
-        read_any(tmp_path / "other.safetensors")
+    with pytest.raises(
+        AnomalyCLIPError, match=r"other\.safetensors: has no tensor visual\.conv1\.weight; " + EXPECTED
+    ):
+        load_tower(tmp_path / "other.safetensors")
+    for name, write in NO_BACKBONES.items():
+        (tmp_path / name).mkdir() if write is None else write(tmp_path / name)
+        with pytest.raises(AnomalyCLIPError, match=f"{name}: .*; {EXPECTED}"):
+            load_tower(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["logit_bias", "vision_model.head.probe", "visual.trunk.attn_pool.q.weight"])

@@ -88,7 +88,7 @@ def test_tokens_of_every_block_equal_those_of_transformers(name, more, size, tmp
         ({"num_hidden_layers": 4}, "vision_layers = 4, its tensors say 3"),
         ({"num_register_tokens": 4}, "registers = 4, its tensors say 2"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'; expected gelu"),
-        ({"key_bias": True}, "has no transformer.resblocks.0.attn.in_proj_bias"),
+        ({"key_bias": True}, "has no layer.0.attention.k_proj.bias"),
         ({"num_attention_heads": 0}, "its configuration is invalid"),
         ({"rope_theta": 0.0}, "4 periods; expected 4 positive numbers"),
     ],

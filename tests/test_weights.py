@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomalyclip.clip.backbone import load_clip
@@ -210,6 +211,27 @@ def test_the_tensor_that_is_wrong_is_named(
     changed = {name: tensor for name, tensor in {**state, **change}.items() if tensor is not None}
     with pytest.raises(AnomalyCLIPError, match=message):
         read_weights(forms.state_dict(changed, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "vision_model.encoder.layers.1.mlp.fc2.bias",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.pre_layrnorm.bias",
+        "text_model.encoder.layers.0.self_attn.v_proj.weight",
+        "text_model.final_layer_norm.weight",
+        "text_projection.weight",
+    ],
+)
+def test_a_missing_tensor_of_transformers_is_named_as_it_is_there(
+    missing: str, state: State, tmp_path: Path
+) -> None:
+    tensors = forms.in_transformers_names(state)
+    del tensors[missing]
+    save_file(tensors, forms.transformers_config(tmp_path) / "model.safetensors")
+    with pytest.raises(AnomalyCLIPError, match=rf"has no (tensor )?{missing};"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from anomalyclip.backbones.config import ViTConfig
 from anomalyclip.backbones.rotary import form_of
-from anomalyclip.backbones.weights import ViTWeights, read_any
+from anomalyclip.backbones.weights import EXPECTED, ViTWeights, read_any
 from anomalyclip.clip.backbone import Backbone, frozen_backbone, read_once
 from anomalyclip.clip.config import CLIPConfig
 from anomalyclip.clip.fingerprints import of_file
 from anomalyclip.clip.model import VisionTransformer
 from anomalyclip.clip.registry import resolve_backbone
+from anomalyclip.clip.tensors import file_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def load_tower(backbone: str | os.PathLike[str]) -> ImageTower:
 
 
 def _read(source: Path) -> Backbone | ImageTower:
+    if source.is_dir():
+        file_of(source, EXPECTED)  # a folder without weights is refused
     # taken before reading: if the file changes meanwhile, that is an error
     fingerprint = of_file(source, read_any)
     weights = read_any(source)

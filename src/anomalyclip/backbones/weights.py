@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,12 +12,14 @@ from anomalyclip.backbones.config import ViTConfig, tensor_shapes
 from anomalyclip.backbones.forms import dinov3, timm, transformers
 from anomalyclip.backbones.forms.common import Settings, split_gates
 from anomalyclip.clip.forms import strangers
-from anomalyclip.clip.tensors import Unusable, check_shapes, check_stated, depth_of, opened, shape_of
+from anomalyclip.clip.forms.naming import apart
+from anomalyclip.clip.tensors import Called, Unusable, check_shapes, check_stated, depth_of, opened, shape_of
 from anomalyclip.clip.weights import Weights, weights_of
 
 EXPECTED = (
-    "expected the weights of DINOv3, DINOv2, DINO or a plain vision transformer: an original file (.pth), timm's "
-    "(.safetensors, .bin) or transformers' folder"
+    "expected the weights of DINOv3, DINOv2, DINO or a plain vision transformer (an original file .pth, timm's "
+    ".safetensors or .bin, or transformers' folder), or of a CLIP with a vision transformer (OpenAI's archive .pt, a "
+    "state dict, open_clip's file, or a folder of transformers or anomalyclip)"
 )
 
 _HEAD_WIDTH = 64
@@ -63,46 +66,53 @@ def read_any(path: str | os.PathLike[str]) -> Weights | ViTWeights:
     AnomalyCLIPError
         It is none of these, incomplete or damaged, or its configuration contradicts its tensors.
     """
-    with opened(path) as (file, tensors, metadata):
+    with opened(path, EXPECTED) as (file, tensors, metadata):
         strangers.refuse(tensors.keys())
         if not strangers.is_vision_only(tensors.keys()):
             return weights_of(file, tensors, metadata, source=Path(path))
         try:
-            settings, renamed = _in_our_names(file, tensors)
-            config = _config_of(renamed, settings)
+            settings, renamed, called = _in_our_names(file, tensors)
+            config = _config_of(renamed, settings, called)
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise Unusable(f"its configuration is invalid ({type(error).__name__}: {error})") from error
-        check_shapes(renamed, tensor_shapes(config), EXPECTED)
+        check_shapes(renamed, tensor_shapes(config), called)
         return ViTWeights(config, renamed, Path(path), settings.dinov2)
 
 
-def _in_our_names(file: Path, tensors: dict[str, Tensor]) -> tuple[Settings, dict[str, Tensor]]:
-    if timm.is_timm(tensors.keys()):
-        if dinov3.is_metas(tensors.keys()):
-            settings, tensors = dinov3.from_meta(file, tensors)
-        elif dinov3.is_timms(tensors.keys()):
-            settings, tensors = dinov3.from_timm(file, tensors)
+def _in_our_names(file: Path, tensors: dict[str, Tensor]) -> tuple[Settings, dict[str, Tensor], Called]:
+    names = tensors.keys()
+    if timm.is_timm(names):
+        called = timm.called_in(names)
+        if dinov3.is_metas(names) or dinov3.is_timms(names):
+            called = dinov3.called_in(names, timm.called_in)
+            read = dinov3.from_meta if dinov3.is_metas(names) else dinov3.from_timm
+            settings, tensors = read(file, tensors)
         else:
-            settings = timm.settings_beside(file, tensors.keys())
+            settings = timm.settings_beside(file, names)
         renamed = timm.renamed_tensors(tensors)
     else:
+        called = transformers.called_in(names)
         content = transformers.config_beside(file)
         settings = transformers.settings_of(file, content)
         if content["model_type"] == dinov3.KIND:
+            called = dinov3.called_in(names, transformers.called_in)
             settings, tensors = dinov3.from_transformers(settings, tensors, content)
+        called = partial(apart, called=called, names=names)
         renamed = transformers.renamed_tensors(tensors)
     split_gates(renamed)
-    return settings, renamed
+    return settings, renamed, called
 
 
-def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
-    width, _, patch_size, _ = shape_of(tensors, "conv1.weight", 4, EXPECTED)
-    rows = 0 if settings.rotary else shape_of(tensors, "positional_embedding", 2, EXPECTED)[0]
+def _config_of(tensors: dict[str, Tensor], settings: Settings, called: Called = str) -> ViTConfig:
+    width, _, patch_size, _ = shape_of(tensors, "conv1.weight", 4, called)
+    rows = 0 if settings.rotary else shape_of(tensors, "positional_embedding", 2, called)[0]
     side = math.isqrt(rows)
     if rows - side**2 not in (0, 1) or not (rows or settings.rotary):
-        raise Unusable(f"positional_embedding has {rows} rows; expected a square, or one more for CLS")
+        raise Unusable(
+            f"{called('positional_embedding')} has {rows} rows; expected a square, or one more for CLS"
+        )
     registers = (
-        shape_of(tensors, "register_embedding", 2, EXPECTED)[0] if "register_embedding" in tensors else 0
+        shape_of(tensors, "register_embedding", 2, called)[0] if "register_embedding" in tensors else 0
     )
     heads = _HEADS.get(width, width // _HEAD_WIDTH) if settings.heads is None else settings.heads
     if not isinstance(heads, int) or heads < 1 or width % heads or (settings.heads is None and width % 64):
@@ -133,7 +143,7 @@ def _config_of(tensors: dict[str, Tensor], settings: Settings) -> ViTConfig:
         eps=settings.eps,
         mean=mean,
         std=std,
-        gated=next((shape_of(tensors, name, 2, EXPECTED)[0] for name in tensors if name.endswith(_GATE)), 0),
+        gated=next((shape_of(tensors, name, 2, called)[0] for name in tensors if name.endswith(_GATE)), 0),
         rotary=periods,
     )
     check_stated(config, settings.stated)

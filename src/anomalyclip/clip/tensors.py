@@ -4,7 +4,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,18 @@ class Unusable(Exception):
     """Says why a file is refused, without its name."""
 
 
+class NoWeights(Unusable):
+    """The same of a file that is not the weights of any model that is read here; what was expected is added."""
+
+
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, str]]]:
+def opened(
+    path: str | os.PathLike[str], expected: str = EXPECTED
+) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, str]]]:
     """Give the file of a path (itself, or that of a folder), its tensors, and the metadata of a safetensors header.
 
-    What is raised in the block as `Unusable` becomes an error that names the file.
+    What is raised in the block as `Unusable` becomes an error that names the file, and for `NoWeights` what was
+    `expected`.
 
     Raises
     ------
@@ -54,24 +61,25 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Tenso
     path = Path(path)
     if not path.exists():
         raise AnomalyCLIPError(f"{path}: no such file or folder")
-    file = file_of(path) if path.is_dir() else path
+    file = file_of(path, expected) if path.is_dir() else path
     try:
         tensors, metadata = read_tensors(file)
         check_plain(tensors, file)
         yield file, tensors, metadata
     except Unusable as error:
-        raise AnomalyCLIPError(f"{file}: {error}") from error.__cause__
+        also = f"; {expected}" if isinstance(error, NoWeights) else ""
+        raise AnomalyCLIPError(f"{file}: {error}{also}") from error.__cause__
     except (OSError, EOFError) as error:
         raise AnomalyCLIPError(f"{file}: cannot be read ({error})") from error
 
 
-def file_of(folder: Path) -> Path:
+def file_of(folder: Path, expected: str = EXPECTED) -> Path:
     """Return the file of weights in a folder."""
     for name in FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
     raise AnomalyCLIPError(
-        f"{folder}: the folder has no {', '.join(FOLDER_FILES[:-1])} or {FOLDER_FILES[-1]}; {EXPECTED}"
+        f"{folder}: the folder has no {', '.join(FOLDER_FILES[:-1])} or {FOLDER_FILES[-1]}; {expected}"
     )
 
 
@@ -81,7 +89,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with file.open("rb") as stream:
         head = stream.read(9)
     if not head:
-        raise Unusable(f"is empty; {EXPECTED}")
+        raise NoWeights("is empty")
     if file.name.endswith(".index.json"):
         return _read_shards(file), {}
     if zipfile.is_zipfile(file):
@@ -92,7 +100,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _read_safetensors(file)
     if head[:1] == b"\x80":  # a pickle
         return _read_pickle(file, memory_map=False), {}
-    raise Unusable(f"is in an unknown format; {EXPECTED}")
+    raise NoWeights("is in an unknown format")
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -129,7 +137,7 @@ def _read_zip(file: Path) -> dict[str, Tensor]:
         names = archive.namelist()
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if not pickles:
-            raise Unusable(f"is a zip archive, but not PyTorch's; {EXPECTED}")
+            raise NoWeights("is a zip archive, but not PyTorch's")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}constants.pkl" in names:  # has code: TorchScript
             return _read_archive(archive, root)
@@ -159,7 +167,7 @@ def _read_pickle(file: Path, *, memory_map: bool) -> dict[str, Tensor]:
         raise Unusable(f"is damaged ({type(error).__name__}); copy or download it again") from error
     content = _unwrapped(content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise Unusable(f"contains no state dict; {EXPECTED}")
+        raise NoWeights("contains no state dict")
     return {
         str(name).removeprefix("module."): value
         for name, value in content.items()
@@ -197,29 +205,39 @@ def check_plain(tensors: dict[str, Tensor], file: Path) -> None:
         )
 
 
+Called = Callable[[str], str]
+"""From our name of a tensor to that in the file, for messages."""
+
+
 def check_shapes(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], expected: str = EXPECTED
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], called: Called = str
 ) -> None:
     """Refuse missing and surplus tensors, and those of another shape or kind."""
     if missing := shapes.keys() - tensors.keys():
-        raise Unusable(f"has no {some(missing)}; {expected}")
+        raise Unusable(
+            f"has no {some({called(name) for name in missing})}; expected all tensors of the model: download or save "
+            "it again"
+        )
     if unknown := tensors.keys() - shapes.keys():
-        raise Unusable(f"has unexpected tensors: {some(unknown)}; {expected}")
+        raise Unusable(
+            f"has unexpected tensors: {some({called(name) for name in unknown})}; expected those of the model "
+            "alone: this may be another one, which is not supported"
+        )
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
-            raise Unusable(f"{name} has the shape {tuple(tensors[name].shape)}; expected {shape}")
+            raise Unusable(f"{called(name)} has the shape {tuple(tensors[name].shape)}; expected {shape}")
         if not tensors[name].is_floating_point():
-            raise Unusable(f"{name} is {tensors[name].dtype}; expected floating-point numbers")
+            raise Unusable(f"{called(name)} is {tensors[name].dtype}; expected floating-point numbers")
 
 
 def shape_of(
-    tensors: Mapping[str, Tensor], name: str, dimensions: int, expected: str = EXPECTED
+    tensors: Mapping[str, Tensor], name: str, dimensions: int, called: Called = str
 ) -> tuple[int, ...]:
     """Return the shape of a tensor that must be there with so many dimensions."""
     if name not in tensors:
-        raise Unusable(f"has no tensor {name}; {expected}")
+        raise NoWeights(f"has no tensor {called(name)}")
     if tensors[name].ndim != dimensions:
-        raise Unusable(f"{name} has {tensors[name].ndim} dimensions; expected {dimensions}")
+        raise Unusable(f"{called(name)} has {tensors[name].ndim} dimensions; expected {dimensions}")
     return tuple(tensors[name].shape)
 
 

@@ -20,7 +20,8 @@ from anomalyclip.clip.config import tensor_shapes as tensor_shapes
 from anomalyclip.clip.forms import open_clip, strangers, transformers
 from anomalyclip.clip.forms.settings import PREPROCESSING, Settings
 from anomalyclip.clip.tensors import (
-    EXPECTED,
+    Called,
+    NoWeights,
     Unusable,
     check_shapes,
     check_stated,
@@ -114,13 +115,15 @@ def weights_of(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str],
     """
     strangers.refuse(tensors.keys())
     if _FIRST not in tensors and not transformers.is_transformers(tensors):
-        raise Unusable(f"has no tensor {_FIRST}; {EXPECTED}")
+        raise NoWeights(f"has no tensor {_FIRST}")
     settings = _read_settings(file, tensors, metadata)
+    called: Called = str
     if transformers.is_transformers(tensors):
+        called = transformers.called_in(tensors.keys())
         tensors = transformers.renamed_tensors(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not _IGNORED.fullmatch(name)}
-    config = _config_of(tensors, settings)
-    check_shapes(tensors, tensor_shapes(config))
+    config = _config_of(tensors, settings, called)
+    check_shapes(tensors, tensor_shapes(config), called)
     return Weights(config=config, state_dict=tensors, source=source)
 
 
@@ -247,16 +250,17 @@ def _stated(content: dict[str, Any]) -> Settings:
 # --- architecture -------------------------------------------------------------------------------------------
 
 
-def _config_of(tensors: dict[str, Tensor], settings: Settings) -> CLIPConfig:
-    vision_width, _, patch_size, _ = shape_of(tensors, "visual.conv1.weight", 4)
-    positions, _ = shape_of(tensors, "visual.positional_embedding", 2)
-    context_length, _ = shape_of(tensors, "positional_embedding", 2)
-    vocab_size, _ = shape_of(tensors, "token_embedding.weight", 2)
-    text_width, embed_dim = shape_of(tensors, "text_projection", 2)
+def _config_of(tensors: dict[str, Tensor], settings: Settings, called: Called) -> CLIPConfig:
+    vision_width, _, patch_size, _ = shape_of(tensors, "visual.conv1.weight", 4, called)
+    positions, _ = shape_of(tensors, "visual.positional_embedding", 2, called)
+    context_length, _ = shape_of(tensors, "positional_embedding", 2, called)
+    vocab_size, _ = shape_of(tensors, "token_embedding.weight", 2, called)
+    text_width, embed_dim = shape_of(tensors, "text_projection", 2, called)
     grid = math.isqrt(max(positions - 1, 0))
     if grid**2 + 1 != positions:
         raise Unusable(
-            f"visual.positional_embedding has {positions} rows; expected a square number of patches plus one for CLS"
+            f"{called('visual.positional_embedding')} has {positions} rows; expected a square number of patches plus "
+            "one for CLS"
         )
     config = CLIPConfig(
         embed_dim=embed_dim,

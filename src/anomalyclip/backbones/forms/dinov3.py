@@ -1,7 +1,7 @@
 """DINOv3: Meta's file, timm's and transformers', brought to the names that older models have there."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor
 from anomalyclip.backbones.config import periods
 from anomalyclip.backbones.forms import timm
 from anomalyclip.backbones.forms.common import Normalisation, Settings, normalisation_by_name
-from anomalyclip.clip.tensors import Unusable
+from anomalyclip.clip.forms.naming import Pairs, name_in_file, renamed
+from anomalyclip.clip.tensors import Called, Unusable
 
 KIND = "dinov3_vit"
 """Its model_type in transformers' configuration."""
@@ -23,27 +24,29 @@ _REGISTERS = "embeddings.register_tokens"
 _LETTERS = {"q": "query_bias", "k": "key_bias", "v": "value_bias"}
 
 # The norm of small crops is of use in training only.
+_UNUSED = re.compile(r"rope_embed\.periods|local_cls_norm\..*|.*\.bias_mask")
 _META = [
-    (r"^(rope_embed\.periods|local_cls_norm\..*|.*\.bias_mask)$", ""),
-    (r"^storage_tokens$", "register_tokens"),
-    (r"\.mlp\.w1\.", ".mlp.c_gate."),
-    (r"\.mlp\.w2\.", ".mlp.fc1."),
-    (r"\.mlp\.w3\.", ".mlp.fc2."),
+    ("storage_tokens", "register_tokens"),
+    (".mlp.w1.", ".mlp.c_gate."),
+    (".mlp.w2.", ".mlp.fc1."),
+    (".mlp.w3.", ".mlp.fc2."),
 ]
 _TIMM = [
-    (r"\.gamma_([12])$", r".ls\1.gamma"),
-    (r"\.mlp\.fc1_g\.", ".mlp.c_gate."),
-    (r"\.mlp\.fc1_x\.", ".mlp.fc1."),
-    (r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias"),
+    (".gamma_1", ".ls1.gamma"),
+    (".gamma_2", ".ls2.gamma"),
+    (".mlp.fc1_g.", ".mlp.c_gate."),
+    (".mlp.fc1_x.", ".mlp.fc1."),
+    (".attn.q_bias", ".attn.q_proj.bias"),
+    (".attn.v_bias", ".attn.v_proj.bias"),
 ]
 _TRANSFORMERS = [
-    (r"^model\.layer\.", "layers."),
-    (r"^layer\.", "layers."),
-    (r"^norm\.", "layernorm."),
-    (r"^embeddings\.patch_embeddings\.", "embeddings.patch_embeddings.projection."),
-    (r"\.mlp\.gate_proj\.", ".mlp.c_gate."),
-    (r"\.mlp\.up_proj\.", ".mlp.fc1."),
-    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    ("model.layer.", "layers."),
+    ("layer.", "layers."),
+    ("norm.", "layernorm."),
+    ("embeddings.patch_embeddings.", "embeddings.patch_embeddings.projection."),
+    (".mlp.gate_proj.", ".mlp.c_gate."),
+    (".mlp.up_proj.", ".mlp.fc1."),
+    (".mlp.down_proj.", ".mlp.fc2."),
 ]
 
 
@@ -57,12 +60,27 @@ def is_timms(names: Collection[str]) -> bool:
     return "blocks.0.gamma_1" in names and "reg_token" in names and "pos_embed" not in names
 
 
+def called_in(names: Collection[str], older: Callable[[Collection[str]], Called]) -> Called:
+    """Return what gives the names in a file, whose names these are.
+
+    Parameters
+    ----------
+    names : collection of str
+    older : callable
+        `called_in` of the form of older models, to whose names those of DINOv3 are brought.
+    """
+    pairs = _META if is_metas(names) else _TIMM if is_timms(names) else _TRANSFORMERS
+    outer = older([renamed(name, pairs) for name in names])
+    return lambda name: name_in_file(outer(name), pairs, names)
+
+
 def from_meta(file: Path, tensors: Mapping[str, Tensor]) -> tuple[Settings, dict[str, Tensor]]:
     """Return settings, and tensors in the names of the original DINOv2.
 
     The periods are those of the file, which are rounded. The bias of the keys is masked, that is 0.
     """
-    found = _renamed(tensors, _META)
+    kept = {name: tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(name)}
+    found = _renamed(kept, _META)
     for name, bias in found.items():
         if name.endswith(".attn.qkv.bias"):
             q, _, v = bias.tensor_split(3)
@@ -128,11 +146,5 @@ def _settings(normalisation: Normalisation, width: int, own: tuple[float, ...]) 
     return Settings("", normalisation, eps=_EPS, heads=heads, rotary=own)
 
 
-def _renamed(tensors: Mapping[str, Tensor], names: Collection[tuple[str, str]]) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        if name:
-            found[name] = tensor
-    return found
+def _renamed(tensors: Mapping[str, Tensor], names: Pairs) -> dict[str, Tensor]:
+    return {renamed(name, names): tensor for name, tensor in tensors.items()}

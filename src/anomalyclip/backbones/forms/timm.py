@@ -15,8 +15,9 @@ from anomalyclip.backbones.forms.common import (
     names_of,
     normalisation_by_name,
 )
+from anomalyclip.clip.forms.naming import name_in_file, renamed
 from anomalyclip.clip.forms.settings import three
-from anomalyclip.clip.tensors import Unusable, read_json
+from anomalyclip.clip.tensors import Called, Unusable, read_json
 
 _MARK = "patch_embed.proj.weight"
 _TRAINING = "backbone."  # DINO's whole checkpoints, with a head beside the backbone
@@ -29,20 +30,32 @@ _SIZES = {"tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (10
 _ARGUMENTS = {"embed_dim": "vision_width", "depth": "vision_layers", "patch_size": "patch_size"}
 _UNUSED = re.compile(r"(head|head_dist|pre_logits|dino_head|ibot_head)\..*|mask_token")
 
-_NAMES = [
-    (r"^cls_token$", "class_embedding"),
-    (r"^pos_embed$", "positional_embedding"),
-    (r"^(reg_token|register_tokens)$", "register_embedding"),
-    (r"^patch_embed\.proj\.", "conv1."),
-    (r"^norm\.", "ln_post."),
-    (r"^blocks\.", "transformer.resblocks."),
-    (r"\.norm([12])\.", r".ln_\1."),
-    (r"\.attn\.qkv\.", ".attn.in_proj_"),
-    (r"\.attn\.proj\.", ".attn.out_proj."),
-    (r"\.ls([12])\.gamma$", r".ls_\1"),
-    (r"\.mlp\.(fc1|w12)\.", ".mlp.c_fc."),
-    (r"\.mlp\.(fc2|w3)\.", ".mlp.c_proj."),
+NAMES = [
+    ("cls_token", "class_embedding"),
+    ("pos_embed", "positional_embedding"),
+    ("reg_token", "register_embedding"),
+    ("register_tokens", "register_embedding"),
+    ("patch_embed.proj.", "conv1."),
+    ("norm.", "ln_post."),
+    ("blocks.", "transformer.resblocks."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".attn.qkv.", ".attn.in_proj_"),
+    (".attn.proj.", ".attn.out_proj."),
+    (".ls1.gamma", ".ls_1"),
+    (".ls2.gamma", ".ls_2"),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.w12.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+    (".mlp.w3.", ".mlp.c_proj."),
+    (".mlp.w12.", ".mlp.c_gate."),  # of which a part becomes the gate (`split_gates`)
 ]
+
+
+def called_in(names: Collection[str]) -> Called:
+    """Return what gives the names in a file, whose names these are."""
+    prefix = _TRAINING if _TRAINING + _MARK in names else ""
+    return lambda name: prefix + name_in_file(name, NAMES, names)
 
 
 def is_timm(names: Collection[str]) -> bool:
@@ -65,8 +78,7 @@ def renamed_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if _UNUSED.fullmatch(name):
             continue
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(name, NAMES)
         if name in ("class_embedding", "positional_embedding", "register_embedding") and tensor.ndim == 3:
             tensor = tensor[0, 0] if name == "class_embedding" else tensor[0]
         found[name] = tensor

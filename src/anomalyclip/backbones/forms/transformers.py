@@ -5,7 +5,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from anomalyclip.backbones.forms import dinov3
@@ -16,8 +15,9 @@ from anomalyclip.backbones.forms.common import (
     Settings,
     normalisation_by_name,
 )
+from anomalyclip.clip.forms.naming import name_in_file, renamed, stack
 from anomalyclip.clip.forms.settings import PREPROCESSING, normalisation_beside
-from anomalyclip.clip.tensors import Unusable, read_json
+from anomalyclip.clip.tensors import Called, Unusable, read_json
 
 _MARK = "embeddings.patch_embeddings.projection.weight"
 _PREFIX = re.compile(r"^(dinov2_with_registers|dinov2|vit)\.")
@@ -32,22 +32,41 @@ _MODELS = {
 }
 
 _NAMES = [
-    (r"^embeddings\.cls_token$", "class_embedding"),
-    (r"^embeddings\.position_embeddings$", "positional_embedding"),
-    (r"^embeddings\.register_tokens$", "register_embedding"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "conv1."),
-    (r"^layernorm\.", "ln_post."),
-    (r"^(encoder\.layer|layers)\.", "transformer.resblocks."),
-    (r"\.(norm1|layernorm_before)\.", ".ln_1."),
-    (r"\.(norm2|layernorm_after)\.", ".ln_2."),
-    (r"\.attention\.(attention\.query|q_proj)\.", ".attn.q_proj."),
-    (r"\.attention\.(attention\.key|k_proj)\.", ".attn.k_proj."),
-    (r"\.attention\.(attention\.value|v_proj)\.", ".attn.v_proj."),
-    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.out_proj."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls_\1"),
-    (r"\.(mlp\.fc1|mlp\.weights_in|intermediate\.dense)\.", ".mlp.c_fc."),
-    (r"\.(mlp\.fc2|mlp\.weights_out|output\.dense)\.", ".mlp.c_proj."),
+    ("embeddings.cls_token", "class_embedding"),
+    ("embeddings.position_embeddings", "positional_embedding"),
+    ("embeddings.register_tokens", "register_embedding"),
+    ("embeddings.patch_embeddings.projection.", "conv1."),
+    ("layernorm.", "ln_post."),
+    ("encoder.layer.", "transformer.resblocks."),
+    ("layers.", "transformer.resblocks."),
+    (".norm1.", ".ln_1."),
+    (".layernorm_before.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".layernorm_after.", ".ln_2."),
+    (".attention.attention.query.", ".attn.q_proj."),
+    (".attention.attention.key.", ".attn.k_proj."),
+    (".attention.attention.value.", ".attn.v_proj."),
+    (".attention.q_proj.", ".attn.q_proj."),
+    (".attention.k_proj.", ".attn.k_proj."),
+    (".attention.v_proj.", ".attn.v_proj."),
+    (".attention.output.dense.", ".attn.out_proj."),
+    (".attention.o_proj.", ".attn.out_proj."),
+    (".layer_scale1.lambda1", ".ls_1"),
+    (".layer_scale2.lambda1", ".ls_2"),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.weights_in.", ".mlp.c_fc."),
+    (".intermediate.dense.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+    (".mlp.weights_out.", ".mlp.c_proj."),
+    (".output.dense.", ".mlp.c_proj."),
+    (".mlp.weights_in.", ".mlp.c_gate."),  # of which a part becomes the gate (`split_gates`)
 ]
+
+
+def called_in(names: Collection[str]) -> Called:
+    """Return what gives the names in a file, whose names these are."""
+    prefix = next((found[0] for name in names if (found := _PREFIX.match(name))), "")
+    return lambda name: prefix + name_in_file(name, _NAMES, names)
 
 
 def is_transformers(names: Collection[str]) -> bool:
@@ -62,15 +81,11 @@ def renamed_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name = _PREFIX.sub("", name)
         if _UNUSED.fullmatch(name):
             continue
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(name, _NAMES)
         if name in ("class_embedding", "positional_embedding", "register_embedding") and tensor.ndim == 3:
             tensor = tensor[0, 0] if name == "class_embedding" else tensor[0]
         found[name] = tensor
-    for name in [name for name in found if ".attn.q_proj." in name]:
-        parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
-        if all(part in found and found[part].shape == found[name].shape for part in parts):
-            found[name.replace("q_proj.", "in_proj_")] = torch.cat([found.pop(part) for part in parts])
+    stack(found)
     return found
 
 

@@ -1,16 +1,15 @@
 """transformers' `CLIPModel`: its names, and its ``config.json`` (required)."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from anomalyclip.clip.forms.naming import apart, name_in_file, renamed, stack
 from anomalyclip.clip.forms.settings import Settings, normalisation_beside
-from anomalyclip.clip.tensors import Unusable, read_json
+from anomalyclip.clip.tensors import Called, Unusable, read_json
 
 
 def is_transformers(tensors: Iterable[str]) -> bool:
@@ -18,45 +17,40 @@ def is_transformers(tensors: Iterable[str]) -> bool:
     return any(name.startswith(("vision_model.", "text_model.")) for name in tensors)
 
 
-_TRANSFORMERS_NAMES = [
-    (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
-    (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
-    (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # spelled like this in transformers
-    (r"vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"visual_projection\.weight", "visual.proj"),
-    (r"text_model\.embeddings\.token_embedding\.", "token_embedding."),
-    (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
-    (r"text_model\.final_layer_norm\.", "ln_final."),
-    (r"text_projection\.weight", "text_projection"),
-    (r"vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"\.self_attn\.", ".attn."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+_NAMES = [
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # spelled like this in transformers
+    ("vision_model.post_layernorm.", "visual.ln_post."),
+    ("visual_projection.weight", "visual.proj"),
+    ("text_model.embeddings.token_embedding.", "token_embedding."),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.final_layer_norm.", "ln_final."),
+    ("text_projection.weight", "text_projection"),
+    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("text_model.encoder.layers.", "transformer.resblocks."),
+    (".self_attn.", ".attn."),
+    (".layer_norm1.", ".ln_1."),
+    (".layer_norm2.", ".ln_2."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
 ]
+
+
+def called_in(names: Collection[str]) -> Called:
+    """Return what gives the names in a file, whose names these are."""
+    return lambda name: apart(name, lambda part: name_in_file(part, _NAMES, names), names)
 
 
 def renamed_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename; stack q, k and v; transpose the two projections, which are linear layers there."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in _TRANSFORMERS_NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    for name in [name for name in renamed if ".attn.q_proj." in name]:
-        parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
-        if (
-            all(part in renamed and renamed[part].shape == renamed[name].shape for part in parts)
-            and renamed[name].ndim
-        ):
-            stacked = torch.cat([renamed.pop(part) for part in parts])
-            renamed[name.replace("q_proj.", "in_proj_")] = stacked
+    found = {renamed(name, _NAMES): tensor for name, tensor in tensors.items()}
+    stack(found)
     for name in ("visual.proj", "text_projection"):
-        if name in renamed and renamed[name].ndim == 2:
-            renamed[name] = renamed[name].T.contiguous()
-    return renamed
+        if name in found and found[name].ndim == 2:
+            found[name] = found[name].T.contiguous()
+    return found
 
 
 def settings_beside(file: Path) -> Settings:
