@@ -1,6 +1,7 @@
 """Runs on a Ray cluster: the rows are those of `predict`, each once, whatever is lost on the way."""
 
 import io
+import json
 import os
 import re
 import select
@@ -427,6 +428,19 @@ def test_the_folder_of_a_run_with_other_settings_is_one_message_and_stays_as_it_
             distributed.predict(images, output=tmp_path / "out", resume=True, **other)
     assert (tmp_path / "out" / "settings.json").read_bytes() == before
     assert (tmp_path / "out" / "part-000000.parquet").read_bytes() == b"rows"
+
+
+def test_all_nodes_score_with_the_same_engine_whatever_exported_files_they_have(
+    images, tmp_path, monkeypatch
+):
+    sent = []
+    ray = SimpleNamespace(data=SimpleNamespace(Dataset=dict))
+    monkeypatch.setattr(run, "connected", lambda address: nullcontext(ray))
+    monkeypatch.setattr(_Work, "score_listed", lambda work, paths, track: sent.append(work.kept["spec"]))
+    for engine in ("auto", "torch"):
+        distributed.predict(images, replace(SPEC, engine=engine), tmp_path / engine)
+        assert DetectorSpec.from_json(sent.pop()).engine == "torch"
+        assert json.loads((tmp_path / engine / "settings.json").read_text())["about"]["engine"] == "torch"
 
 
 @pytest.mark.parametrize(

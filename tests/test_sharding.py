@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from anomalyclip import AnomalyCLIPError, DetectorSpec, predict
+from anomalyclip.errors import AnomalyCLIPNote
 from anomalyclip.merging import merge
 from anomalyclip.sharding import Shard
 from tests.crash.commands import files_of
@@ -224,6 +225,15 @@ def test_shards_of_other_runs_are_refused(detector, images, tmp_path):
         merge([images], tmp_path / "merged")
     with pytest.raises(AnomalyCLIPError, match="is one of the shards"):
         merge([tmp_path / "shards"], first, overwrite=True)
+
+
+def test_shards_that_were_scored_with_different_engines_are_told_of(detector, images, tmp_path):
+    run_shards(detector, images, tmp_path / "shards", 3)
+    for index, engine in ((1, "torch"), (2, "openvino"), (3, "torch")):
+        settings = tmp_path / "shards" / f"shard-{index}-of-3" / "settings.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "about": {"engine": engine}}))
+    with pytest.warns(AnomalyCLIPNote, match="scored with openvino and others with torch: .* same --engine"):
+        merge([tmp_path / "shards"], tmp_path / "whole")
 
 
 def test_images_whose_range_would_be_assumed_are_errors_in_a_shard(detector, tmp_path):

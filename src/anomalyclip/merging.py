@@ -3,6 +3,7 @@
 import heapq
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from anomalyclip.addresses import Address, as_place, folder_on_disk
-from anomalyclip.errors import AnomalyCLIPError
+from anomalyclip.engines.kept import ENGINE
+from anomalyclip.errors import AnomalyCLIPError, AnomalyCLIPNote
 from anomalyclip.files import linked, parse_json, replacing, writing
 from anomalyclip.identity import differences
 from anomalyclip.overview import check_page
@@ -186,6 +188,13 @@ def _parts(runs: Sequence[Path]) -> list[_Part]:
                 f"{' with other names' * (first.listing.total == part.listing.total)}. Run both again with --resume on "
                 "the same images"
             )
+    if len(engines := sorted({part.about[ENGINE] for part in parts if part.about.get(ENGINE)})) > 1:
+        warnings.warn(
+            f"some shards were scored with {engines[0]} and others with {', '.join(engines[1:])}: their scores differ "
+            "in the last digits; give all shards the same --engine if that matters",
+            AnomalyCLIPNote,
+            stacklevel=4,
+        )
     return parts
 
 

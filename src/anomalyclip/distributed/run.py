@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ def predict(
     folder = (
         output if isinstance(output, RunFolder) else run_folder(output, resume=resume, overwrite=overwrite)
     )
-    spec, limits = measured(spec).located(), as_threshold(threshold)
+    spec, limits = _of_all_nodes(measured(spec).located()), as_threshold(threshold)
     detector = load(spec, threshold=limits)
     require_references(detector)
     given = detector.threshold
@@ -158,6 +158,11 @@ def predict(
             work.score_listed(_listed(images), track)
     work.run.trim()
     return work.run
+
+
+def _of_all_nodes(spec: DetectorSpec) -> DetectorSpec:
+    """Return a spec that is the same on all nodes: only some may have an exported file in their cache."""
+    return replace(spec, engine="torch") if spec.engine == "auto" and spec.model is None else spec
 
 
 def run_folder(
