@@ -49,6 +49,17 @@ def test_a_memory_scores_as_fit_does_and_calibrates_by_leaving_each_reference_ou
     assert judged["threshold"] == found.json["threshold"]["score"]
 
 
+def test_references_among_the_images_for_a_threshold_are_left_out(running, few_shot):
+    memory = running.send("/v1/memories", files(*GOODS[:2])).json["id"]
+    found = running.send("/v1/calibrate", files(*GOODS), model=memory, false_alarm_rate="0.4").json
+    assert found["images"] == len(GOODS) - 2
+    assert [one["name"] for one in found["failed"]] == [path.name for path in GOODS[:2]]
+    assert "is a reference of this model" in found["failed"][0]["error"]
+    refused = running.send("/v1/calibrate", files(*GOODS[:2]), model=memory)
+    assert refused.status == 422
+    assert "is a reference of this model" in refused.error["message"]
+
+
 @pytest.mark.slow
 def test_a_service_that_runs_from_a_kept_file_makes_memories_too(tmp_path, few_shot):
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")

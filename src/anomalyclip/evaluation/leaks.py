@@ -94,6 +94,13 @@ def references_here(
     )
 
 
+OWN_REFERENCE = (
+    "is a reference of this model (same pixels): at distance 0 from itself, it says nothing about new images, and is "
+    "left out"
+)
+"""Why an image is not used to calibrate."""
+
+
 def reference_test(scorer: Scorer, tiling: Tiling | None) -> Callable[[Image.Image], bool] | None:
     """Return what tells whether an image, in the scale of the run, has the pixels of a reference; None: there are none.
 

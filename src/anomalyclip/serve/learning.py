@@ -168,8 +168,9 @@ class Flawless:
 async def calibrate(request: Request) -> Response:
     """Find a threshold, at a false-alarm rate of your choice, and make a model that uses it.
 
-    A form with `files`: normal images that are no references of the model; without any, the references of a memory are
-    each compared with the others. Optional fields: `model`, `false_alarm_rate` (0.01), `false_pixel_share` (0.001).
+    A form with `files`: normal images; references of the model among them are left out, and listed in `failed`. Without
+    files, the references of a memory are each compared with the others. Optional fields: `model`, `false_alarm_rate`
+    (0.01), `false_pixel_share` (0.001).
     """
     service = service_of(request)
     with service.held.lease() as lease:
@@ -200,6 +201,7 @@ async def _threshold(
 ) -> Threshold:
     from anomalyclip.evaluation.calibration import NormalScores
     from anomalyclip.evaluation.calibration import calibrate as of_references
+    from anomalyclip.evaluation.leaks import OWN_REFERENCE, reference_test
 
     if not files:
         if not served.references:
@@ -225,12 +227,19 @@ async def _threshold(
         with lock:
             normals.add(prediction.pred_score, prediction.anomaly_map, prediction.value_range)
 
-    entries = await service.scored(request, served.detector, files, Wanted(), keep=keep)
+    is_reference = reference_test(served.detector.scorer, served.detector.tiling)
+
+    def leave_out(image: Image.Image) -> str | None:
+        return OWN_REFERENCE if is_reference is not None and is_reference(image) else None
+
+    entries = await service.scored(request, served.detector, files, Wanted(), keep=keep, leave_out=leave_out)
     failed += [
         {"name": said["name"], "error": said["error"]}
         for said in entries.in_order()
         if said["error"] is not None
     ]
+    if failed and not len(normals):
+        raise Refusal(422, f"no normal image could be scored: {failed[0]['error']}")
     return await service.aside(lambda: normals.threshold(served.detector, *rates))
 
 

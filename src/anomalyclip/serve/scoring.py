@@ -98,6 +98,7 @@ class Scoring:
         most: int | None = None,
         is_job: bool = False,
         keep: Callable[[int, Prediction], None] | None = None,
+        leave_out: Callable[[Image.Image], str | None] = lambda image: None,
     ) -> Ticket:
         """Return the ticket that fills `entries`.
 
@@ -115,8 +116,10 @@ class Scoring:
             Whether it waits while requests do.
         keep : callable, optional
             Called with the position of each image among all, and its prediction.
+        leave_out : callable
+            Returns why an image is not scored; None: it is.
         """
-        steps = _Steps(self, detector, wanted, entries, most or self.settings.max_images, keep)
+        steps = _Steps(self, detector, wanted, entries, most or self.settings.max_images, keep, leave_out)
         return Ticket(detector, steps.of(uploads), is_job=is_job)
 
 
@@ -130,6 +133,7 @@ class _Steps:
     entries: Entries
     most: int
     keep: Callable[[int, Prediction], None] | None
+    leave_out: Callable[[Image.Image], str | None]
     position: int = 0
 
     def of(self, uploads: Iterable[Sent]) -> Iterator[Decoded | None]:
@@ -145,7 +149,10 @@ class _Steps:
                         )
                     with concerning(name, "cannot be made ready for the model"):
                         image, value_range = scale(found.image, name=name)
-                        decoded = self._decoded(found, image, value_range)
+                        why_not = self.leave_out(image)
+                        decoded = None if why_not else self._decoded(found, image, value_range)
+                    if why_not:
+                        self.entries.fail(self.position, name, index, InputError(f"{name}: {why_not}"))
                     self.position += 1
                     index += 1  # if the next one fails, it is that one
                     yield decoded

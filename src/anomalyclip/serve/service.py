@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -94,8 +95,9 @@ class Service:
         wanted: Wanted,
         *,
         keep: Callable[[int, Prediction], None] | None = None,
+        leave_out: Callable[[Image.Image], str | None] = lambda image: None,
     ) -> Entries:
-        """Return the entries of an answer, once all images are scored.
+        """Return the entries of an answer, once all images are scored; see `Scoring.ticket`.
 
         Raises
         ------
@@ -105,7 +107,7 @@ class Service:
             The caller does not wait.
         """
         entries = Entries(self.settings.request_bytes)
-        ticket = self.scoring.ticket(detector, files, wanted, entries, keep=keep)
+        ticket = self.scoring.ticket(detector, files, wanted, entries, keep=keep, leave_out=leave_out)
         await self.finished(request, ticket)
         return entries
 
