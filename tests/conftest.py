@@ -36,6 +36,12 @@ GOLDEN = Path(__file__).parent / "golden"
 TINY = CLIPConfig(32, 56, 14, 64, 24, 1, 64, 12, 1, 77, 49408)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Begin with one thread, whatever an earlier test of this process left: the last bits of sums depend on it."""
+    torch.set_num_threads(1)
+
+
 def torch_scorer(clip: CLIP, texts: Texts, **options: Any) -> TorchScorer:
     """Return the scorer of AnomalyCLIP with these options of a spec."""
     return assemble(clip, texts, DetectorSpec(**options))
