@@ -126,9 +126,7 @@ def test_a_colour_means_the_same_value_as_in_saved_heat_maps(page, threshold):
         }""",
         [values[0].tolist(), threshold],
     )
-    expected = np.dstack(
-        [np.asarray(levels), np.asarray(colors.colored(levels)), np.asarray(colors.opacity(levels))]
-    )[0]
+    expected = np.dstack([np.asarray(levels), np.asarray(colors.layer(levels))])[0]
     differ = np.abs(np.array(found) - expected)
     assert differ[:, 1:].max() <= 8  # of 255, where a value lies between two levels
     assert (differ[:, 0] <= 1).all()

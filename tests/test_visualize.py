@@ -9,7 +9,7 @@ from PIL import Image
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.prediction import Prediction
-from anomalyclip.visualize import COLORMAPS, captioned, contact_sheet, heat_map, overlay, png
+from anomalyclip.visualize import COLORMAPS, captioned, contact_sheet, heat_map, overlay, overlays, png
 from anomalyclip.visualize.fonts import lettering
 from anomalyclip.visualize.sheet import Cell, sheet_of
 
@@ -90,6 +90,16 @@ def test_a_scale_of_ones_own_goes_before_the_threshold():
 def test_the_overlay_of_a_flawless_image_is_the_photograph(size):
     image = photograph(size)
     assert overlay(image, predicted(BLOB * 0.09, size).with_threshold(0.5)).tobytes() == image.tobytes()
+
+
+def test_an_overlay_has_the_same_pixels_in_one_block_and_in_several_on_any_number_of_cores(monkeypatch):
+    prediction = predicted(BLOB, (70, 90))
+    found = set()
+    for columns, cores in ((256, None), (1, 1), (7, 2), (30, 16)):
+        monkeypatch.setattr(overlays, "_COLUMNS", columns)
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        found.add(overlay(photograph((70, 90), "CMYK"), prediction).tobytes())
+    assert len(found) == 1
 
 
 def test_alpha_says_how_much_of_the_photograph_the_strongest_colour_covers():

@@ -299,8 +299,7 @@ class Prediction:
         size = size or self.image_size
         if size == self.anomaly_map.shape[::-1]:
             return self.anomaly_map
-        image = Image.fromarray(self.anomaly_map).resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(image).clip(0, 1)
+        return np.asarray(resized(self.anomaly_map, size)).clip(0, 1)
 
     def mask_at(self, size: tuple[int, int] | None = None) -> NDArray[np.bool_] | None:
         """Return the mask at another size: where `map_at` reaches the pixel threshold; None without a threshold.
@@ -388,3 +387,8 @@ def _find_regions(
         peak_y = (2 * (rows.start + int(row)) + 1) * height // (2 * mask_height)
         regions.append(Region(box, max(1, area), float(values[row, column]), (peak_x, peak_y)))
     return tuple(sorted(regions, key=lambda region: (-region.peak_score, -region.area, region.box)))
+
+
+def resized(anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
+    """Return a map (H, W) at another size, as a picture of floats; rounding may take values just beyond [0, 1]."""
+    return Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from anomalyclip.images import as_image
 from anomalyclip.prediction import Prediction
 from anomalyclip.visualize.colors import Color, Colors, Scale
-from anomalyclip.visualize.overlays import overlay
+from anomalyclip.visualize.overlays import draw_over
 
 _STRIP: Color = (32, 33, 36)
 _INK: Color = (255, 255, 255)
@@ -59,25 +59,24 @@ def captioned(
     (400, True, [(120000, (210, 180, 140))])
     """
     photograph = as_image(image)
-    narrowest = _Caption.of(prediction, Colors.of(prediction, colormap, alpha, scale), _SMALLEST).narrowest
+    colors = Colors.of(prediction, colormap, alpha, scale)
+    narrowest = _Caption.of(prediction, colors, _SMALLEST).narrowest
     factor = min(math.ceil(narrowest / photograph.width), max(1, _ENLARGED // max(photograph.size)))
     if factor > 1:
         photograph = photograph.resize(
             (factor * photograph.width, factor * photograph.height), Image.Resampling.NEAREST
         )
-    picture = overlay(
-        photograph, prediction, colormap=colormap, alpha=alpha, scale=scale, contour=contour, boxes=boxes
-    )
-    size = max(_SMALLEST, round(_TEXT * math.sqrt(picture.width * picture.height)))
-    width = max(picture.width, narrowest)
-    caption = _Caption.of(prediction, Colors.of(prediction, colormap, alpha, scale), size)
+    size = max(_SMALLEST, round(_TEXT * math.sqrt(photograph.width * photograph.height)))
+    width = max(photograph.width, narrowest)
+    caption = _Caption.of(prediction, colors, size)
     while caption.narrowest > width:
         size -= 1
-        caption = _Caption.of(prediction, Colors.of(prediction, colormap, alpha, scale), size)
+        caption = _Caption.of(prediction, colors, size)
     strip = caption.draw(width)
-    whole = Image.new("RGB", (width, picture.height + strip.height), _STRIP)
-    whole.paste(picture, ((width - picture.width) // 2, 0))
-    whole.paste(strip, (0, picture.height))
+    whole = Image.new("RGB", (width, photograph.height + strip.height), _STRIP)
+    left = (width - photograph.width) // 2
+    draw_over(whole, photograph, prediction, colors, contour=contour, boxes=boxes, left=left)
+    whole.paste(strip, (0, photograph.height))
     return whole
 
 

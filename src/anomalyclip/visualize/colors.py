@@ -1,6 +1,7 @@
 """Map values to colours."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,8 @@ _OPACITY_FROM, _OPACITY_TO = 0.1, 0.7
 # If the scale starts at the pixel threshold, only anomalous pixels are coloured, and even the faintest must be visible:
 # its opacity, and its position in the colour map, which starts with black.
 _FAINTEST, _FAINTEST_COLOR = 0.45, 0.3
-STRIP = 256
-"""Rows that are coloured at once: a map may have a hundred million pixels."""
+_STRIP = 256
+"""Rows that become levels at once: a map may have a hundred million pixels."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,35 @@ class Colors:
                 f"the colour scale is {low} to {high}; its second value must be greater than its first."
             )
         levels = np.empty(anomaly_map.shape, np.uint8)
-        for top in range(0, len(levels), STRIP):
-            values = anomaly_map[top : top + STRIP]
-            strip = np.rint(255 * np.clip((values - low) / max(high - low, 1e-9), 0, 1))
-            levels[top : top + STRIP] = (
+        for top in range(0, len(levels), _STRIP):
+            values = anomaly_map[top : top + _STRIP]
+            strip = values - low
+            strip /= max(high - low, 1e-9)
+            np.rint(np.multiply(255, strip.clip(0, 1, out=strip), out=strip), out=strip)
+            levels[top : top + _STRIP] = (
                 np.where(values >= low, np.maximum(strip, 1), 0) if self.marked else strip
             )
         return Image.fromarray(levels)
 
     def colored(self, levels: Image.Image) -> Image.Image:
         """Return the colours of a picture of levels."""
+        return self._by_palette(levels, "RGB")
+
+    def layer(self, levels: Image.Image) -> Image.Image:
+        """Return the colours of a picture of levels, and as its alpha how opaque each pixel is."""
+        return self._by_palette(levels, "RGBA")
+
+    def _by_palette(self, levels: Image.Image, mode: str) -> Image.Image:
+        picture = levels.copy()
+        picture.putpalette(self._palette.tobytes(), "RGBA")
+        return picture.convert(mode)
+
+    @cached_property
+    def _palette(self) -> NDArray[np.uint8]:
+        """Colour and opacity of each level, (256, 4)."""
+        return np.column_stack([self._colors(), self._opacity()]).astype(np.uint8)
+
+    def _colors(self) -> NDArray[np.float64]:
         if self.colormap not in _COLORMAPS:
             raise AnomalyCLIPError(
                 f"unknown colour map {self.colormap!r}; choose one of {', '.join(COLORMAPS)}."
@@ -91,20 +111,17 @@ class Colors:
         points = np.array(_COLORMAPS[self.colormap])
         first = _FAINTEST_COLOR if self.marked else 0
         positions = np.linspace(first * (len(points) - 1), len(points) - 1, 256)
-        channels = [
-            np.interp(positions, range(len(points)), channel).round().astype(int) for channel in points.T
-        ]
-        return Image.merge("RGB", [levels.point(channel.tolist()) for channel in channels])
+        channels = [np.interp(positions, range(len(points)), channel) for channel in points.T]
+        return np.stack(channels, axis=-1).round()
 
-    def opacity(self, levels: Image.Image) -> Image.Image:
-        """Return the opacity of each pixel of a picture of levels, 0 to 255."""
+    def _opacity(self) -> NDArray[np.float64]:
         share = np.linspace(0, 1, 256)
         if self.marked:
             covered = np.clip(_FAINTEST + (1 - _FAINTEST) * share / _OPACITY_TO, 0, 1)
             covered[0] = 0
         else:
             covered = np.clip((share - _OPACITY_FROM) / (_OPACITY_TO - _OPACITY_FROM), 0, 1)
-        return levels.point([round(255 * self.alpha * part) for part in covered])
+        return (255 * self.alpha * covered).round()
 
 
 def heat_map(

@@ -1,14 +1,16 @@
 """The photograph with the anomaly map over it."""
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from anomalyclip.errors import AnomalyCLIPError
 from anomalyclip.images import as_image
-from anomalyclip.prediction import Prediction
-from anomalyclip.visualize.colors import STRIP, Colors, Scale
+from anomalyclip.prediction import Prediction, resized
+from anomalyclip.visualize.colors import Colors, Scale
 
 # Line widths as shares of the geometric mean of width and height (2 pixels at 600 x 430), so that lines look the same
 # at every size and shape.
@@ -16,6 +18,8 @@ _LINE, _CASING = 0.004, 0.0075  # the white line, and the dark one under it
 # Contours are computed on a canvas whose longer side has this length, then scaled: smooth on small pictures, fast on
 # large ones.
 _CONTOUR_SIDE = 1024
+_COLUMNS = 256
+"""Columns that are coloured at once: a picture may have a hundred million pixels."""
 
 
 def overlay(
@@ -67,24 +71,69 @@ def overlay(
     >>> overlay(photograph, prediction).tobytes() == photograph.tobytes()
     True
     """
-    if not 0 <= alpha <= 1:
-        raise AnomalyCLIPError(
-            f"alpha is {alpha}; expected a number from 0 (photograph only) to 1 (colour only)."
-        )
     photograph = as_image(image)
-    colors = Colors.of(prediction, colormap, alpha, scale)
-    levels = colors.levels(prediction.map_at(photograph.size))
     picture = Image.new("RGB", photograph.size)
-    for top in range(0, photograph.height, STRIP):
-        strip = (0, top, photograph.width, min(top + STRIP, photograph.height))
-        values = levels.crop(strip)
-        below = photograph.crop(strip).convert("RGB")
-        picture.paste(Image.composite(colors.colored(values), below, colors.opacity(values)), strip)
-    if contour:
-        _draw_contour(picture, prediction)
-    if boxes:
-        _draw_boxes(picture, prediction)
+    colors = Colors.of(prediction, colormap, alpha, scale)
+    draw_over(picture, photograph, prediction, colors, contour=contour, boxes=boxes)
     return picture
+
+
+def draw_over(
+    canvas: Image.Image,
+    photograph: Image.Image,
+    prediction: Prediction,
+    colors: Colors,
+    *,
+    contour: bool,
+    boxes: bool,
+    left: int = 0,
+) -> None:
+    """Draw an overlay on a canvas, from its top and `left` on; see `overlay`.
+
+    Parameters
+    ----------
+    canvas : PIL.Image.Image
+        RGB, with room for the photograph.
+    photograph, prediction, colors, contour, boxes
+        As for `overlay`; the photograph stands upright.
+    left : int
+        Columns of the canvas before the photograph.
+    """
+    if not 0 <= colors.alpha <= 1:
+        raise AnomalyCLIPError(
+            f"alpha is {colors.alpha}; expected a number from 0 (photograph only) to 1 (colour only)."
+        )
+    _color(canvas, left, photograph, prediction, colors)
+    if contour:
+        _draw_contour(canvas, left, photograph.size, prediction)
+    if boxes:
+        inside = canvas.crop((left, 0, left + photograph.width, photograph.height))
+        _draw_boxes(inside, prediction)
+        canvas.paste(inside, (left, 0))
+
+
+def _color(
+    canvas: Image.Image, left: int, photograph: Image.Image, prediction: Prediction, colors: Colors
+) -> None:
+    """Draw the photograph under the colours of the map, in blocks of columns that the cores share.
+
+    Pillow enlarges first across, then down, so a block of columns has exactly the values of the whole enlarged map.
+    """
+    width, height = photograph.size
+    across = resized(prediction.anomaly_map, (width, len(prediction.anomaly_map)))
+
+    def draw(start: int) -> None:
+        stop = min(start + _COLUMNS, width)
+        values = resized(np.asarray(across.crop((start, 0, stop, across.height))), (stop - start, height))
+        layer = colors.layer(colors.levels(np.asarray(values).clip(0, 1)))
+        below = photograph.crop((start, 0, stop, height)).convert("RGB")
+        below.paste(layer, mask=layer)
+        canvas.paste(below, (left + start, 0))
+
+    blocks = range(0, width, _COLUMNS)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(blocks))) as pool:
+        for _ in pool.map(draw, blocks):  # raises what a block raised
+            pass
 
 
 def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -93,9 +142,9 @@ def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return width, height
 
 
-def _draw_contour(picture: Image.Image, prediction: Prediction) -> None:
+def _draw_contour(canvas: Image.Image, left: int, size: tuple[int, int], prediction: Prediction) -> None:
     """Outline the mask in white on a wider dark line, so that it is visible on any background."""
-    mask = prediction.mask_at(fitted(picture.size, _CONTOUR_SIDE))
+    mask = prediction.mask_at(fitted(size, _CONTOUR_SIDE))
     if mask is None or mask.all() or not mask.any():
         return
     from scipy import ndimage  # imported here because it takes longer than all other imports together
@@ -105,11 +154,11 @@ def _draw_contour(picture: Image.Image, prediction: Prediction) -> None:
         np.where(mask, ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)) - 0.5
     )
     # At least one pixel of the picture: otherwise lines on small pictures fade when they are scaled down.
-    finest = _CONTOUR_SIDE / max(picture.size)
+    finest = _CONTOUR_SIDE / max(size)
     for width, color, opacity in ((_CASING, "black", 0.55), (_LINE, "white", 1.0)):
         coverage = np.clip(max(width * math.sqrt(mask.size), finest) / 2 + 0.5 - distance, 0, 1)
         stencil = Image.fromarray(np.rint(255 * opacity * coverage).astype(np.uint8))
-        picture.paste(color, (0, 0), stencil.resize(picture.size, Image.Resampling.BILINEAR))
+        canvas.paste(color, (left, 0), stencil.resize(size, Image.Resampling.BILINEAR))
 
 
 def _draw_boxes(picture: Image.Image, prediction: Prediction) -> None:

@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 _LEVEL = 1
 """Of zlib: a third of the usual level's time, and files that are hardly larger."""
 
 _STRIP = 1 << 21
-"""Bytes of rows that are compressed at once."""
+"""Bytes of rows that are compressed at once.
+
+Pictures of several strips are compressed by runs alone (``Z_RLE``): a fifth faster, and of large photographs, whose
+noise never repeats, the file is even smaller. Of small ones it would be up to a half larger.
+"""
 
 _COLOUR_TYPES = {"L": 0, "RGB": 2}
 _UP = 2  # the filter by which each byte is the difference to the one above it
@@ -44,10 +47,9 @@ def write_png(image: Image.Image, file: IO[bytes]) -> None:
     if image.mode not in _COLOUR_TYPES:
         image.save(file, "png", compress_level=_LEVEL)
         return
-    rows = np.asarray(image).reshape(image.height, -1)
     header = struct.pack(">IIBBBBB", image.width, image.height, 8, _COLOUR_TYPES[image.mode], 0, 0, 0)
     file.write(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header))
-    for part in _compressed(rows):
+    for part in _compressed(image):
         file.write(_chunk(b"IDAT", part))
     file.write(_chunk(b"IEND", b""))
 
@@ -56,15 +58,15 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _compressed(rows: NDArray[np.uint8]) -> Iterator[bytes]:
-    """Yield the parts of one zlib stream of all rows (H, W), filtered."""
-    height, width = rows.shape
-    step = max(_STRIP // max(width, 1), 1)
-    starts = range(0, height, step)
+def _compressed(image: Image.Image) -> Iterator[bytes]:
+    """Yield the parts of one zlib stream of all rows, filtered."""
+    step = max(_STRIP // (image.width * len(image.getbands())), 1)
+    starts = range(0, image.height, step)
+    strategy = zlib.Z_RLE if len(starts) > 1 else zlib.Z_DEFAULT_STRATEGY
 
-    def strip(start: int) -> tuple[bytes, bytes]:
-        filtered = _filtered(rows, start, min(start + step, height))
-        deflate = zlib.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS)
+    def strip(start: int) -> tuple[memoryview, bytes]:
+        filtered = _filtered(image, start, min(start + step, image.height))
+        deflate = zlib.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS, strategy=strategy)
         part = deflate.compress(filtered)
         return filtered, part + deflate.flush(zlib.Z_FINISH if start == starts[-1] else zlib.Z_SYNC_FLUSH)
 
@@ -77,12 +79,12 @@ def _compressed(rows: NDArray[np.uint8]) -> Iterator[bytes]:
     yield struct.pack(">I", check)
 
 
-def _filtered(rows: NDArray[np.uint8], start: int, stop: int) -> bytes:
+def _filtered(image: Image.Image, start: int, stop: int) -> memoryview:
+    """Return rows as PNG stores them, (H, 1 + bytes per row): the filter, and the differences to the row above."""
+    above = min(start, 1)
+    rows = np.asarray(image.crop((0, start - above, image.width, stop))).reshape(stop - start + above, -1)
     found = np.empty((stop - start, 1 + rows.shape[1]), np.uint8)
     found[:, 0] = _UP
-    found[:, 1:] = rows[start:stop]
-    if start:
-        found[:, 1:] -= rows[start - 1 : stop - 1]
-    else:
-        found[1:, 1:] -= rows[: stop - 1]
-    return found.tobytes()
+    found[0, 1:] = rows[0]  # the first row of a picture has none above it
+    np.subtract(rows[1:], rows[:-1], out=found[1 - above :, 1:])
+    return found.data
