@@ -7,10 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from anomalyclip import Detector
 from anomalyclip.backbones.config import ViTConfig, periods
@@ -144,6 +147,19 @@ def test_packing_changes_neither_fingerprint_nor_identity(paper_case, tiny_state
     assert first.core.is_packed
     assert second.identity() == first.identity()
     assert second.identity()["weights_sha256"] == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_a_packed_tower_keeps_nothing_of_the_file_that_it_was_read_from(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file(tower().state_dict(), file)
+    with safe_open(file, framework="pt") as archive:
+        weights = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    visual = CLIP.frozen(ROOM, weights).visual
+    del archive, weights
+    assert str(file) in Path("/proc/self/maps").read_text()
+    packed.pack(visual, tokens=290)
+    assert str(file) not in Path("/proc/self/maps").read_text()
 
 
 def test_an_export_is_made_of_plain_weights(paper_case, tiny_state, fast_machine):

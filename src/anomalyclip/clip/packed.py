@@ -318,6 +318,9 @@ def pack(visual: VisionTransformer, *, tokens: int) -> None:
             mlp = block.mlp
             packed = PackedGatedMLP(mlp, tokens) if isinstance(mlp, GatedMLP) else PackedMLP(mlp, tokens)
             block.mlp = packed.train(block.training)
+    # One tensor of a mapped file would keep all of the file in memory.
+    for tensor in (*visual.parameters(), *visual.buffers()):
+        tensor.data = tensor.data.clone()
     visual.linear = linear  # type: ignore[assignment]
 
 
