@@ -164,12 +164,13 @@ def test_a_stream_reads_only_as_far_ahead_as_it_must(detector, paper_case):
             taken += 1
             yield str(paper_case.images[taken % 2])
 
+    before = set(threading.enumerate())
     stream = detector.stream(endless(), batch_size=2)
     paths = [next(stream).image_path for _ in range(3)]
     stream.close()
     assert paths == [str(paper_case.images[i % 2]) for i in (1, 2, 3)]
     assert taken <= 4 + 2 * 2 + 2
-    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("decode") for thread in set(threading.enumerate()) - before)
 
 
 def test_a_slow_source_gets_each_prediction_before_its_next_image(detector, paper_case):

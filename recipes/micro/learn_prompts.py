@@ -28,6 +28,10 @@ from anomalyclip.training.learning import Losses, Optimizer
 from anomalyclip.training.of_prompts import PromptTask
 from anomalyclip.training.start import prompt_ids, prompt_tokens
 
+_SURFACES = "generated images of the training families"
+
+_PHOTOGRAPHS = ", and photographs with drawn defects"
+
 
 def frozen_features(clip: CLIP, settings: dict[str, Any], scenes: Mixture) -> TensorDataset:
     """Return image features, patch features, masks and labels; one scene in `flawless_every` has no defect."""
@@ -52,7 +56,14 @@ def frozen_features(clip: CLIP, settings: dict[str, Any], scenes: Mixture) -> Te
     )
 
 
-def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict[str, Any]) -> Prompts:
+def learn(
+    clip: CLIP,
+    features: TensorDataset,
+    token_ids: Tensor,
+    settings: dict[str, Any],
+    *,
+    trained_on: str = _SURFACES,
+) -> Prompts:
     """Learn the prompts as `anomalyclip train` does, from features in memory; all randomness comes from the seed."""
     generator = torch.Generator().manual_seed(settings["seed"])
     start = Prompts.initial(
@@ -78,9 +89,7 @@ def learn(clip: CLIP, features: TensorDataset, token_ids: Tensor, settings: dict
             total += optimizer.step(batch, moment=f"epoch {epoch}")
         means = Losses(*(total / len(loader)).round(4).tolist())
         print(json.dumps({"epoch": epoch, **means._asdict()}), flush=True)
-    return task.learner.value(
-        {"backbone": "micro", "trained_on": "generated images of the training families"}
-    )
+    return task.learner.value({"backbone": "micro", "trained_on": trained_on})
 
 
 def main() -> None:
@@ -98,11 +107,12 @@ def main() -> None:
     tokens, context = prompt_tokens(clip, ASSETS), clip.config.context_length
     token_ids = prompt_ids(tokens, length=settings["length"], context_length=context)
     seed, share = settings["data_seed"], config["photographs"]["share"]
-    scenes = Mixture(seed, config["data"]["objects"])
+    scenes, trained_on = Mixture(seed, config["data"]["objects"]), _SURFACES
     if options.photographs:
+        trained_on += _PHOTOGRAPHS
         scenes = Mixture(seed, config["photographs"]["objects"], share, options.photographs / ALBUM)
     features = frozen_features(clip, settings, scenes)
-    learn(clip, features, token_ids, settings).save(ASSETS / "prompts.safetensors")
+    learn(clip, features, token_ids, settings, trained_on=trained_on).save(ASSETS / "prompts.safetensors")
 
 
 if __name__ == "__main__":

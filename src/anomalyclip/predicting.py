@@ -56,8 +56,8 @@ _ONLY_QUERY = (
 )
 
 _KNOWN = {
-    "micro": "the micro backbone knows generated surfaces and little else: on photographs its scores say little. The "
-    "default backbone is for those"
+    "micro": "the micro backbone is small, and has only seen defects that were drawn: on photographs it misses much. "
+    "The default backbone is for those"
 }
 """What the user of a small backbone should know."""
 

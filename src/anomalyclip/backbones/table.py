@@ -121,7 +121,7 @@ _B16_PLUS = CLIPConfig(640, 240, 16, 896, 12, 14, 640, 12, 10, 77, 49408)
 _gelu = partial(replace, quick_gelu=False)
 
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
-_MICRO = CLIPConfig(128, 120, 12, 128, 6, 2, 128, 4, 2, 24, 69)
+_MICRO = CLIPConfig(128, 120, 12, 128, 6, 2, 128, 4, 2, 24, 178)
 
 
 def _openai(name: str, config: CLIPConfig, hub: str, sha256: str, file: str) -> KnownBackbone:
@@ -197,7 +197,7 @@ TABLE: tuple[KnownBackbone, ...] = (
         "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
         "ViT-B-32",
     ),
-    KnownBackbone("micro", _MICRO, "MIT", "generated surfaces", folder=ASSETS / "micro"),
+    KnownBackbone("micro", _MICRO, "MIT", "generated images, Caltech-101", folder=ASSETS / "micro"),
     _open_clip("ViT-B-32-laion2b", _gelu(_B32), "MIT", "LAION-2B", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
     _open_clip("ViT-B-16-laion2b", _gelu(_B16), "MIT", "LAION-2B", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
     _open_clip(

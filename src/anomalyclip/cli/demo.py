@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from anomalyclip.prediction import Prediction
 
 _ABOUT = """\
-This was the embedded micro backbone (4 MB), which knows generated surfaces and little else; the real one, ViT-L-14-336
-(0.9 GB), is downloaded on its first use.
+This was the embedded micro backbone (4 MB), which is small and makes mistakes; the real one, ViT-L-14-336 (0.9 GB), is
+downloaded on its first use.
 
 Your own pictures:  anomalyclip predict YOUR_FOLDER --save heatmap --output RESULTS
 without a download: anomalyclip predict YOUR_FOLDER --backbone micro --save heatmap --output RESULTS"""

@@ -65,7 +65,7 @@ export function showModels() {
   if (model.references?.length) said.push(`compared with ${listOf(model.references)}`);
   if (model.normal) said.push(`normal: ${model.normal.join(", ")}; abnormal: ${(model.abnormal ?? []).join(", ")}`);
   said.push(model.threshold?.score != null ? `threshold ${shown(model.threshold.score)}${model.threshold.origin === "given" ? "" : ` (${model.threshold.origin})`}` : "no threshold of its own");
-  if (model.backbone === "micro") said.push("knows generated surfaces and little else");
+  if (model.backbone === "micro") said.push("small: it misses much on photographs");
   $("model-about").textContent = printable(`${said.join(" · ")}.`);
 }
 
