@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from anomalyclip.backbones.config import HALF, IMAGENET_MEAN, ViTConfig, periods, tensor_shapes
 from anomalyclip.backbones.forms import timm
-from anomalyclip.backbones.forms.common import IMAGENET, Settings
+from anomalyclip.backbones.forms.common import IMAGENET, Settings, normalisation_by_name
 from anomalyclip.backbones.load import load_tower
 from anomalyclip.backbones.rotary import form_of
 from anomalyclip.backbones.vit import PlainViT
@@ -277,6 +277,15 @@ def test_a_transformers_folder_without_a_normalisation_has_its_kinds_own(kind, m
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.1, 0.1]}')
     with pytest.raises(AnomalyCLIPError, match=r"preprocessor_config\.json has no image_std; expected"):
         read(folder)
+
+
+@pytest.mark.parametrize("name", ["dinov2-vit-base-patch14", "DINOv2-small"])
+def test_a_dinov2_is_known_by_its_name_whatever_else_is_in_it(name, tmp_path):
+    file = tmp_path / name / "model.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert normalisation_by_name(file) == IMAGENET
+    assert timm.settings_beside(file, []).dinov2
 
 
 def test_a_note_about_a_clip_is_said_once(tmp_path):

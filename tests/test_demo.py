@@ -26,9 +26,9 @@ def test_the_demo_tells_most_flawless_pictures_from_most_defective_ones(done, tm
     defective = [line for line in lines if "good" not in line["image_path"]]
     assert (len(flawless), len(defective)) == (5, 7)
     alarms = {Path(line["image_path"]).stem for line in flawless if line["pred_label"]}
-    assert alarms == {"honeycomb_good"}  # a false alarm, which the README's picture shows too
+    assert alarms <= {"honeycomb_good"}, "no other false alarm than the one in the README's picture"
     found = {Path(line["image_path"]).stem for line in defective if line["pred_label"]}
-    assert found == {
+    assert found >= {
         "chipboard_hole",
         "corduroy_stain",
         "linen_cut",

@@ -1,12 +1,16 @@
 """The prompts: text features as published, both checkpoint formats, errors that name the file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from anomalyclip import DetectorSpec
+from anomalyclip.backbones.table import ASSETS
 from anomalyclip.benchmark import ARCHITECTURES
+from anomalyclip.clip.backbone import load_backbone
 from anomalyclip.clip.model import CLIP
 from anomalyclip.detector import Detector
 from anomalyclip.engines.export import export
@@ -211,3 +215,18 @@ def test_published_prompts_say_what_they_were_trained_on_and_an_export_keeps_it(
     described = ExportedScorer(report.files[0]).describe()
     assert (described.facts["trained_on"], described.facts["prompts"]) == ("mvtec", "mvtec")
     assert described.training["trained_on"] == "mvtec"
+
+
+def test_prompts_that_were_learned_on_other_weights_are_refused_where_they_say_so(tmp_path):
+    learned, weights = (
+        load_prompts(ASSETS / "micro" / "prompts.safetensors"),
+        load_backbone("micro").fingerprint(),
+    )
+    for name, fingerprint in (("same", weights), ("other", "ab" * 32)):
+        info = {**learned.info, "backbone_fingerprint": fingerprint}
+        replace(learned, info=info).save(tmp_path / f"{name}.safetensors")
+    DetectorSpec("micro", prompts=str(tmp_path / "same.safetensors")).load()
+    with pytest.raises(
+        AnomalyCLIPError, match=r"other\.safetensors: was trained on other weights \(SHA-256 abababab"
+    ):
+        DetectorSpec("micro", prompts=str(tmp_path / "other.safetensors")).load()

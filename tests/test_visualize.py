@@ -55,6 +55,13 @@ def test_a_flawless_image_does_not_glow():
     assert np.asarray(faint.convert("L")).max() < 20
 
 
+def test_a_map_of_whole_numbers_is_drawn_like_one_of_fractions():
+    whole = np.eye(4, dtype=np.uint8)
+    assert (
+        heat_map(whole, scale=(0, 1)).tobytes() == heat_map(whole.astype(np.float32), scale=(0, 1)).tobytes()
+    )
+
+
 def test_values_beyond_the_scale_get_the_colours_of_its_ends():
     values = np.array([[0, 0.25, 0.5, 0.75]], np.float32)
     assert lightness(heat_map(values, colormap="gray", scale=(0.25, 0.5))).tolist() == [0, 0, 255, 255]

@@ -505,9 +505,9 @@ def _file(source: Source, number: int) -> tuple[str, bytes]:
                 f"{name}: expected a path, bytes, a file, a PIL image or an array, not {source!r}"
             )
         content = source.read()
-        if not isinstance(content, bytes):
+        if isinstance(content, str):
             raise InputError(f"{name}: the file is open as text; open it with mode 'rb'")
-        return os.path.basename(str(getattr(source, "name", name))), content
+        return os.path.basename(str(getattr(source, "name", name))), bytes(content)
 
 
 def _form(boundary: str, files: Sequence[tuple[str, bytes]], fields: Mapping[str, Any]) -> bytes:

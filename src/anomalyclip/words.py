@@ -4,6 +4,7 @@ The words and sentences of the published methods are data (`anomalyclip/assets/w
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,12 +164,12 @@ def templates_named(name: str) -> tuple[str, ...]:
     if name in TEMPLATES:
         return tuple(_published()["templates"][name]["sentences"])
     path = Path(name)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (FileNotFoundError, IsADirectoryError):
+    if os.path.isdir(name) or not os.path.exists(name):
         raise AnomalyCLIPError(
             f"templates {name!r}: neither a known name ({', '.join(TEMPLATES)}) nor a file"
-        ) from None
+        )
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise AnomalyCLIPError(f"{path}: not a readable text file ({error})") from None
     sentences = tuple(line for line in lines if line)

@@ -18,6 +18,7 @@ from anomalyclip.prompts import load_prompts_for
 from anomalyclip.scorer import Description
 from anomalyclip.spec import DetectorSpec
 from anomalyclip.texts import Texts
+from anomalyclip.trained import check_backbone
 
 SIGMA = 4.0
 """Published smoothing of the map, in pixels."""
@@ -36,6 +37,8 @@ def build(spec: DetectorSpec) -> TorchScorer:
     check_runnable(spec.device, spec.precision)  # before downloading a gigabyte
     backbone = load_backbone(spec.backbone)
     prompts = load_prompts_for(backbone.clip, spec.backbone, spec.prompts)
+    if "backbone_fingerprint" in prompts.info:  # it takes time to compute the backbone's
+        check_backbone(prompts.info, backbone.fingerprint(), Path(str(spec.prompts)))
     return assemble(backbone.clip, prompts, spec, weights_sha256=backbone.fingerprint)
 
 

@@ -77,8 +77,7 @@ class Colors:
         levels = np.empty(anomaly_map.shape, np.uint8)
         for top in range(0, len(levels), _STRIP):
             values = anomaly_map[top : top + _STRIP]
-            strip = values - low
-            strip /= max(high - low, 1e-9)
+            strip = (values - low) / max(high - low, 1e-9)
             np.rint(np.multiply(255, strip.clip(0, 1, out=strip), out=strip), out=strip)
             levels[top : top + _STRIP] = (
                 np.where(values >= low, np.maximum(strip, 1), 0) if self.marked else strip

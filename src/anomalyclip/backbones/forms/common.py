@@ -67,12 +67,12 @@ def normalisation_by_name(file: Path, missing: str = "", usual: Normalisation = 
         What it is for another name; a note says so.
     """
     for part in names_of(file):
-        if re.search("augreg|vit-(tiny|small|base|large)-patch", part.lower()):
-            return HALVES
         if "sat493m" in part.lower():
             return SATELLITE
         if re.search("dino|deit", part.lower()):
             return IMAGENET
+        if re.search("augreg|vit-(tiny|small|base|large)-patch", part.lower()):
+            return HALVES
     what = (
         "ImageNet's mean and standard deviation" if usual == IMAGENET else "mean and standard deviation 0.5"
     )

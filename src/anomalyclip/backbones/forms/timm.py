@@ -97,7 +97,7 @@ def settings_beside(file: Path, names: Collection[str]) -> Settings:
         IMAGENET if unsaid else normalisation_of(file, content),
         heads=heads,
         stated=stated_by(content),
-        dinov2="dinov2" in (content.get("architecture") or " ".join(names_of(file))),
+        dinov2="dinov2" in (content.get("architecture") or " ".join(names_of(file.absolute()))).lower(),
     )
 
 

@@ -8,8 +8,7 @@ import { Zip } from "./zip.js";
 
 const HEATMAP_SIDE = 2048;
 
-let onlyShown = false;
-const done = () => (onlyShown ? state.view : state.items).filter((item) => item.status === "done").sort((a, b) => a.id - b.id);
+const doneOf = (items) => items.filter((item) => item.status === "done").sort((a, b) => a.id - b.id);
 
 // One picture as a line of predictions.jsonl, with the thresholds of the page, and marks.
 export async function recordOf(item, map = null) {
@@ -22,8 +21,8 @@ export async function recordOf(item, map = null) {
   };
 }
 
-async function records(tell) {
-  const items = done(), found = [];
+async function records(items, tell) {
+  const found = [];
   for (const [i, item] of items.entries()) {
     tell(`${i + 1} of ${items.length}`);
     found.push(await recordOf(item));
@@ -141,8 +140,8 @@ function nameIn(taken, title) {
   return name;
 }
 
-async function zipOf(tell) {
-  const zip = new Zip(), items = done(), found = [], taken = new Set();
+async function zipOf(items, tell) {
+  const zip = new Zip(), found = [], taken = new Set();
   for (const [i, item] of items.entries()) {
     tell(`${i + 1} of ${items.length}`);
     const map = await mapOf(item), name = nameIn(taken, titleOf(item)), files = {};
@@ -162,18 +161,18 @@ async function zipOf(tell) {
 }
 
 const MADE = {
-  csv: ["predictions.csv", "text/csv", async (tell) => csvOf(await records(tell))],
-  jsonl: ["predictions.jsonl", "application/x-ndjson", async (tell) => jsonlOf(await records(tell))],
-  coco: ["coco.json", "application/json", async (tell) => cocoOf(await records(tell), done())],
-  labelstudio: ["label_studio.json", "application/json", async (tell) => labelStudioOf(await records(tell), done())],
+  csv: ["predictions.csv", "text/csv", async (items, tell) => csvOf(await records(items, tell))],
+  jsonl: ["predictions.jsonl", "application/x-ndjson", async (items, tell) => jsonlOf(await records(items, tell))],
+  coco: ["coco.json", "application/json", async (items, tell) => cocoOf(await records(items, tell), items)],
+  labelstudio: ["label_studio.json", "application/json", async (items, tell) => labelStudioOf(await records(items, tell), items)],
   zip: ["anomalyclip.zip", "application/zip", zipOf],
 };
 
 // Make a file and have the browser save it; `tell` is called with how far it is. `filtered`: only of what the filters show.
 export async function download(kind, tell, { filtered = false } = {}) {
   const [name, type, content] = MADE[kind];
-  onlyShown = filtered;
-  const made = await content(tell);
+  // Chosen once: filters may change and pictures be scored while the file is made.
+  const made = await content(doneOf(filtered ? state.view : state.items), tell);
   const url = URL.createObjectURL(made instanceof Blob ? made : new Blob([made], { type }));
   const link = Object.assign(document.createElement("a"), { href: url, download: name });
   link.click();
