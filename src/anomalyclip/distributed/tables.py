@@ -257,7 +257,8 @@ def _check_mark(path: Path | Address, found: "pyarrow.Schema") -> None:
     _number(path)
     if not _MARK.items() <= (found.metadata or {}).items():
         raise AnomalyCLIPError(
-            f"{path} is not from `{_COMMAND}`, and may not be deleted: move it to another folder"
+            f"{path} does not say that it is from `{_COMMAND}` of this version, so it is not touched: move it to "
+            "another folder, or delete it yourself"
         )
 
 
