@@ -196,9 +196,9 @@ def test_a_person_drops_moves_thresholds_marks_and_downloads(browser, running, d
         page.click(f"#cards button[aria-label^='{STAIN.name}']")
         page.wait_for_selector("#regions li")
         page.focus("#pixel")
-        page.fill("#pixel", "0.7")
-        page.wait_for_selector("#pixel-says:text('0.7000')")
-        expected = predictions[STAIN.name].with_threshold(Threshold(score=limit, pixel=0.7)).regions
+        page.fill("#pixel", "0.65")
+        page.wait_for_selector("#pixel-says:text('0.6500')")
+        expected = predictions[STAIN.name].with_threshold(Threshold(score=limit, pixel=0.65)).regions
         assert page.locator("#regions b").all_inner_texts() == [
             f"{region.peak_score:.4f}" for region in expected
         ]
@@ -215,7 +215,7 @@ def test_a_person_drops_moves_thresholds_marks_and_downloads(browser, running, d
 
 
 def check_downloads(page, predictions, limit):
-    limits = Threshold(score=limit, pixel=0.7)
+    limits = Threshold(score=limit, pixel=0.65)
     expected = {name: prediction.with_threshold(limits) for name, prediction in predictions.items()}
 
     rows = list(csv.DictReader(io.StringIO(downloaded(page, "csv").decode())))

@@ -71,10 +71,10 @@ def test_learned_prompts_beat_the_untrained_start_and_localise_better_than_words
         print(name, {key: round(float(value), 4) for key, value in values.items()})
     learned, untrained, handwritten = figures["learned"], figures["untrained"], figures["handwritten"]
     for metric in ("image_auroc", "pixel_auroc", "image_ap", "pixel_ap"):
-        assert learned[metric] > untrained[metric] + 0.25, metric
-    assert learned["pixel_auroc"] > 0.9
-    assert learned["pixel_ap"] > handwritten["pixel_ap"] + 0.02
-    assert learned["f1"] > max(untrained["f1"] + 0.05, handwritten["f1"] + 0.2)
+        assert learned[metric] > untrained[metric] + 0.2, metric
+    assert learned["pixel_auroc"] > max(0.95, handwritten["pixel_auroc"] + 0.05)
+    assert learned["pixel_ap"] > handwritten["pixel_ap"] + 0.09
+    assert learned["f1"] > max(untrained["f1"], handwritten["f1"]) + 0.04
     # The captions used "damaged" of most defects: as a word it ranks images as well as prompts from 300 images do.
     assert learned["image_auroc"] > handwritten["image_auroc"] - 0.04
     assert learned["text_cosine"] < min(untrained["text_cosine"], handwritten["text_cosine"])
