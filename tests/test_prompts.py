@@ -1,5 +1,6 @@
 """The prompts: text features as published, both checkpoint formats, errors that name the file."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,3 +231,7 @@ def test_prompts_that_were_learned_on_other_weights_are_refused_where_they_say_s
         AnomalyCLIPError, match=r"other\.safetensors: was trained on other weights \(SHA-256 abababab"
     ):
         DetectorSpec("micro", prompts=str(tmp_path / "other.safetensors")).load()
+    folder = shutil.copytree(ASSETS / "micro", tmp_path / "mine")
+    shutil.copy(tmp_path / "other.safetensors", folder / "prompts.safetensors")
+    with pytest.raises(AnomalyCLIPError, match=r"mine.prompts\.safetensors: was trained on other weights"):
+        DetectorSpec(str(folder)).load()

@@ -38,7 +38,8 @@ def build(spec: DetectorSpec) -> TorchScorer:
     backbone = load_backbone(spec.backbone)
     prompts = load_prompts_for(backbone.clip, spec.backbone, spec.prompts)
     if "backbone_fingerprint" in prompts.info:  # it takes time to compute the backbone's
-        check_backbone(prompts.info, backbone.fingerprint(), Path(str(spec.prompts)))
+        file = spec.prompts or Path(spec.backbone, "prompts.safetensors")
+        check_backbone(prompts.info, backbone.fingerprint(), Path(file))
     return assemble(backbone.clip, prompts, spec, weights_sha256=backbone.fingerprint)
 
 
